@@ -1,0 +1,48 @@
+# How this project declares libraries, programs and tests.
+
+# Everything of ours links this, nothing third-party does.
+add_library(dd2_flags INTERFACE)
+target_compile_options(dd2_flags INTERFACE
+  -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wnon-virtual-dtor -Wold-style-cast
+  -Woverloaded-virtual -Wimplicit-fallthrough $<$<BOOL:${DD2_WERROR}>:-Werror>)
+if(DD2_SANITIZE)
+  target_compile_options(dd2_flags INTERFACE -fsanitize=${DD2_SANITIZE} -fno-omit-frame-pointer)
+  target_link_options(dd2_flags INTERFACE -fsanitize=${DD2_SANITIZE})
+  if(DD2_SANITIZE MATCHES thread)
+    target_compile_definitions(dd2_flags INTERFACE BOOST_ASIO_DISABLE_FENCED_BLOCK)
+  endif()
+endif()
+
+# Files with LibTorch headers: their warnings are not ours, and conversions between int and int64
+# are everywhere in that interface.
+add_library(dd2_torch_flags INTERFACE)
+target_link_libraries(dd2_torch_flags INTERFACE dd2_flags)
+target_compile_options(dd2_torch_flags INTERFACE -Wno-conversion -Wno-shadow -Wno-pedantic -Wno-old-style-cast)
+
+# dd2_library(NAME SRCS ... DEPS ... [TORCH]): a static library dd2_NAME. DEPS is the layer order made
+# real: name left neighbours only. Sources are listed by hand.
+function(dd2_library name)
+  cmake_parse_arguments(ARG "TORCH" "" "SRCS;DEPS;PRIVATE_DEPS" ${ARGN})
+  add_library(dd2_${name} STATIC ${ARG_SRCS})
+  target_include_directories(dd2_${name} PUBLIC ${PROJECT_SOURCE_DIR})
+  target_link_libraries(dd2_${name} PUBLIC ${ARG_DEPS})
+  if(ARG_TORCH)
+    target_link_libraries(dd2_${name} PUBLIC dd2_torch PRIVATE dd2_torch_flags ${ARG_PRIVATE_DEPS})
+  else()
+    target_link_libraries(dd2_${name} PRIVATE dd2_flags ${ARG_PRIVATE_DEPS})
+  endif()
+endfunction()
+
+# dd2_executable(NAME SRCS ... DEPS ... [TORCH])
+function(dd2_executable name)
+  cmake_parse_arguments(ARG "TORCH" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SRCS})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
+  if(ARG_TORCH)
+    target_link_libraries(${name} PRIVATE ${ARG_DEPS} dd2_torch dd2_torch_flags)
+  else()
+    target_link_libraries(${name} PRIVATE ${ARG_DEPS} dd2_flags)
+  endif()
+  # Symbols of the static protobuf stay inside this program: LibTorch carries another version.
+  target_link_options(${name} PRIVATE "LINKER:--exclude-libs,ALL")
+endfunction()

@@ -1,0 +1,108 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace dd2 {
+
+// The settings of a run, immutable once loaded. common/config.h reads it from YAML, where each
+// setting is declared once with unit, default, bounds and one sentence; this file is only the shape.
+
+// The phases a run is made of, in the order of design 4. Stored in journals: never renumber.
+enum class PhaseKind : std::uint8_t {
+  kTeacherCheck = 1,  // load the teacher, compare digest and quality with its card
+  kSample = 2,        // teacher sequences in fixed blocks, score cache filled
+  kGts = 3,           // AR-diffusion tuning with the ground truth score (method 4)
+  kCsd = 4,           // K guidance updates + 1 generator update, repeated (method 5)
+  kAlign = 5,         // EMA into generator, generator frozen, guidance only (method 3)
+  kEval = 6,          // FD, FDr, class accuracy, speed
+  kExport = 7,        // one safetensors file + JSON that `dd2 sample` and `dd2 eval` take
+};
+
+struct TeacherConfig {
+  std::string path = "models/fashion-mnist";  // folder: tokenizer, teacher, classifier, card
+  double cfg_scale = 1.5;     // w of logits = u + w (c - u)
+  int top_k = 0;              // 0: no top-k filter
+  double top_p = 1.0;         // 1: no top-p filter
+  double temperature = 1.0;
+};
+
+struct ModelConfig {
+  int head_width = 128;       // MAR head: width of the residual stream
+  int head_depth = 3;         // residual blocks
+  int time_features = 64;     // sinusoid features of 1000 t
+};
+
+struct BatchConfig {
+  int shards = 4;             // G: virtual shards (micro-batches) of every global batch; power of two
+};
+
+struct CacheConfig {
+  std::string path;           // empty: $XDG_CACHE_HOME/dd2/scores
+  std::int64_t quota_bytes = std::int64_t{20} << 30;
+  bool enabled = true;        // false: GTS recomputes the teacher at every step
+};
+
+struct CheckpointConfig {
+  int keep_last = 3;          // committed checkpoints kept; older ones are deleted
+  int every_seconds = 0;      // reserved for the interval by measured cost; 0: by steps only
+};
+
+struct EvalConfig {
+  int samples = 5000;         // of the final evaluation, stratified over classes
+  int curve_samples = 2000;   // of each point of the FDr curve during csd
+};
+
+// Adam with linear warm-up, then cosine from the peak to final_ratio of it over the phase.
+struct ScheduleConfig {
+  double peak = 0;            // learning rate after warm-up
+  int warmup = 0;             // steps of the phase
+  double final_ratio = 1.0;   // 1: constant after warm-up
+};
+
+// One phase. Fields that a kind does not use keep their defaults and are refused in YAML.
+struct PhaseConfig {
+  PhaseKind kind = PhaseKind::kEval;
+  std::int64_t steps = 1;     // sample: sequences / block; gts, align: updates; csd: outer cycles
+  int batch = 32;             // global batch: sequences per update (divisible by shards)
+  int draws = 2;              // m: (t, eps) draws per token sharing one backbone pass
+  int sequences = 0;          // sample: teacher sequences in all (a multiple of block)
+  int block = 250;            // sample: sequences computed together, always with the same shapes
+  int validation = 0;         // gts: the last n sequences are held out
+  int guidance_updates = 4;   // csd: K
+  int generator_draws = 2;    // csd: draws in the generator's loss
+  ScheduleConfig generator;   // csd
+  ScheduleConfig guidance;    // csd, align; gts: the backbone's rate
+  double head_lr_ratio = 1.0; // gts: rate of the head / rate of the backbone
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double clip_norm = 1.0;     // gradient norm limit; 0: none
+  double ema_max = 0.995;     // decay = min(ema_max, (k+1)/(k+10)), k = updates in this phase
+  double t_min = 0.03;        // guidance and gts: t ~ U(t_min, t_max) per token
+  double t_max = 1.0;
+  double generator_t_min = 0.05;
+  double generator_t_max = 0.98;
+  double sid_alpha = 1.0;     // alpha of the SiD loss
+  int eval_every = 0;         // csd: cycles between points of the FDr curve; 0: none
+  int checkpoint_every = 0;   // steps between checkpoints inside the phase; 0: only at its end
+};
+
+struct RunConfig {
+  std::string name;           // default run folder: runs/<name>
+  std::uint64_t seed = 1;
+  int ranks = 2;              // worker processes on this machine
+  int threads_per_rank = 1;   // part of the numeric mode
+  TeacherConfig teacher;
+  ModelConfig model;
+  BatchConfig batch;
+  CacheConfig cache;
+  CheckpointConfig checkpoint;
+  EvalConfig eval;
+  std::vector<PhaseConfig> phases;  // teacher check first (added when absent), export last
+};
+
+// "sample", "gts", ...: the words of the YAML files, logs and the API.
+const char* PhaseKindName(PhaseKind kind);
+
+}  // namespace dd2

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/file.h"
+#include "common/hash.h"
+#include "common/result.h"
+
+namespace dd2 {
+
+// The safetensors file format (u64 header length, JSON header, data), fp32 written, fp32/fp16/bf16/
+// i64/u8 read as raw bytes. See FORMAT.md.
+
+enum class Dtype : std::uint8_t { kF32, kF16, kBf16, kF64, kI64, kI32, kU8 };
+std::size_t DtypeBytes(Dtype dtype);
+
+struct TensorInfo {
+  Dtype dtype = Dtype::kF32;
+  std::vector<std::int64_t> shape;
+  std::uint64_t offset = 0;  // of the first byte, from the start of the file
+  std::uint64_t bytes = 0;
+};
+
+// A tensor to write: `data` must stay alive until the write returns.
+struct TensorToWrite {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  std::span<const float> data;
+};
+
+struct WrittenFile {
+  std::uint64_t size_bytes = 0;
+  Digest128 hash;  // of the whole file
+};
+
+// Writes and syncs `path` (not atomically: a partial file has no manifest). Data of each tensor
+// starts at a multiple of 64 bytes. Tensors keep the order given. `metadata` becomes __metadata__.
+Result<WrittenFile> WriteSafetensors(FileSystem& files, const std::filesystem::path& path,
+                                     std::span<const TensorToWrite> tensors,
+                                     const std::map<std::string, std::string>& metadata);
+
+// A parsed file, held in memory (files of a run are at most a few GB per shard; mapped read-only).
+// Immutable after Open, so safe to read from several threads.
+class SafetensorsFile {
+ public:
+  // kNotFound: no such file. kCorruption: truncated, malformed or overlapping header; the message
+  // names the file and what is wrong, and nothing of it is used.
+  static Result<SafetensorsFile> Open(const std::filesystem::path& path);
+  SafetensorsFile(SafetensorsFile&&) noexcept;
+  SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
+  ~SafetensorsFile();
+
+  const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  // Copies an fp32 tensor. kNotFound: no such tensor; kInvalidArgument: another dtype or shape than
+  // `shape` (message with both).
+  Result<std::vector<float>> ReadF32(std::string_view name,
+                                     std::span<const std::int64_t> shape) const;
+  // The raw bytes of a tensor, valid while this object lives.
+  Result<std::span<const std::byte>> Bytes(std::string_view name) const;
+  // Hash of the whole file as it is on disk now.
+  Digest128 FileHash() const;
+  std::uint64_t size_bytes() const { return size_; }
+
+ private:
+  SafetensorsFile() = default;
+  std::filesystem::path path_;
+  const std::byte* data_ = nullptr;  // mapping
+  std::uint64_t size_ = 0;
+  std::map<std::string, TensorInfo> tensors_;
+  std::map<std::string, std::string> metadata_;
+};
+
+}  // namespace dd2

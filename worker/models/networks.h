@@ -1,0 +1,118 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "worker/models/param_buffer.h"
+#include "worker/torch.h"
+
+namespace dd2 {
+
+// Shapes in comments: B sequences, n tokens of a sequence, C channels of a code, V codes, d width of
+// the backbone, w width of the head, m (t, eps) draws. All tensors fp32, labels int64.
+
+// The raster AR transformer that teacher, generator and guidance network share: pre-LN blocks with
+// GELU MLP (x4), learned positions and start vector, class embedding added at every position, an
+// input MLP on continuous codes instead of an embedding table (recipe 2).
+struct BackboneSpec {
+  std::int64_t channels = 4;   // C
+  std::int64_t width = 128;    // d
+  std::int64_t layers = 4;
+  std::int64_t heads = 4;
+  std::int64_t tokens = 49;    // n
+  std::int64_t classes = 10;   // label `classes` is the null class of classifier-free guidance
+};
+
+// Keys and values of the tokens seen so far: per layer [B, heads, tokens so far, d / heads].
+struct KvCache {
+  std::vector<at::Tensor> keys;
+  std::vector<at::Tensor> values;
+};
+
+class Backbone {
+ public:
+  static void Declare(const BackboneSpec& spec, const std::string& prefix, ParamLayout& layout);
+  // Takes the tensors named prefix + "..." of `params` (shared storage).
+  Backbone(const BackboneSpec& spec, const ParamBuffer& params, const std::string& prefix);
+
+  // q [B, n, C], labels [B] -> features [B, n, d]; feature i sees q_<i and the class only.
+  at::Tensor Forward(const at::Tensor& q, const at::Tensor& labels) const;
+  // One token of sampling: q_previous [B, C] (ignored at position 0) -> feature [B, d].
+  at::Tensor Step(const at::Tensor& q_previous, std::int64_t position, const at::Tensor& labels,
+                  KvCache& cache) const;
+  const BackboneSpec& spec() const { return spec_; }
+
+ private:
+  struct Block {
+    at::Tensor norm1_weight, norm1_bias, qkv_weight, qkv_bias, out_weight, out_bias;
+    at::Tensor norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
+  };
+  at::Tensor RunBlock(const Block& block, const at::Tensor& x, std::int64_t layer,
+                      KvCache* cache) const;
+  BackboneSpec spec_;
+  at::Tensor in1_weight_, in1_bias_, in2_weight_, in2_bias_, positions_, classes_, start_;
+  at::Tensor norm_weight_, norm_bias_;
+  std::vector<Block> blocks_;
+};
+
+// MAR's SimpleMLPAdaLN (models.md 3) with the names of the released files: time_embed, cond_embed,
+// input_proj, res_blocks, final_layer. Rows are independent.
+struct HeadSpec {
+  std::int64_t channels = 4;        // C in and out (velocity, no variance)
+  std::int64_t condition = 128;     // d
+  std::int64_t width = 128;         // w
+  std::int64_t depth = 3;
+  std::int64_t time_features = 64;  // sinusoids: cos first, then sin
+};
+
+class MlpHead {
+ public:
+  static void Declare(const HeadSpec& spec, const std::string& prefix, ParamLayout& layout);
+  MlpHead(const HeadSpec& spec, const ParamBuffer& params, const std::string& prefix);
+
+  // x [..., C], t [..., 1] as fed to the sinusoid (1000 t for t in [0, 1]), f [..., d] broadcastable
+  // over leading dimensions -> velocity [..., C].
+  at::Tensor Forward(const at::Tensor& x, const at::Tensor& t, const at::Tensor& f) const;
+  const HeadSpec& spec() const { return spec_; }
+
+ private:
+  struct ResBlock {
+    at::Tensor norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
+    at::Tensor modulation_weight, modulation_bias;
+  };
+  HeadSpec spec_;
+  at::Tensor time1_weight_, time1_bias_, time2_weight_, time2_bias_, condition_weight_,
+      condition_bias_, input_weight_, input_bias_;
+  at::Tensor final_weight_, final_bias_, final_modulation_weight_, final_modulation_bias_;
+  std::vector<ResBlock> blocks_;
+};
+
+// The AR-diffusion network: generator = guidance network = backbone + MLP head (method 2, 3).
+struct NetworkSpec {
+  BackboneSpec backbone;
+  HeadSpec head;
+};
+
+class Network {
+ public:
+  static ParamLayout Layout(const NetworkSpec& spec);  // "backbone.*", then "head.*"
+  Network(const NetworkSpec& spec, const ParamBuffer& params);
+
+  // f_i from q_<i: [B, n, C], [B] -> [B, n, d].
+  at::Tensor Features(const at::Tensor& q, const at::Tensor& labels) const;
+  // v(x_t, t | f): x [m, B, n, C], t [m, B, n, 1] in [0, 1], f [B, n, d] -> [m, B, n, C].
+  at::Tensor Velocity(const at::Tensor& x, const at::Tensor& t, const at::Tensor& f) const;
+  // One-step generation q = eps - v(eps, 1 | f(eps)) (paper 3.3, E.1): [B, n, C] -> [B, n, C].
+  at::Tensor Generate(const at::Tensor& noise, const at::Tensor& labels) const;
+  const NetworkSpec& spec() const { return spec_; }
+  const ParamBuffer& params() const { return params_; }
+
+ private:
+  NetworkSpec spec_;
+  ParamBuffer params_;
+  Backbone backbone_;
+  MlpHead head_;
+};
+
+}  // namespace dd2
