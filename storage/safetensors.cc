@@ -1,0 +1,382 @@
+#include "storage/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <set>
+#include <system_error>
+#include <utility>
+
+#include "common/check.h"
+#include "common/json.h"
+
+namespace dd2 {
+namespace {
+
+namespace json = boost::json;
+
+static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian");
+
+constexpr std::uint64_t kAlignment = 64;                // a tensor that enters a GEMM needs it
+constexpr std::uint64_t kLengthBytes = 8;               // the u64 in front of the header
+constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // the reference implementation's limit
+
+struct DtypeName {
+  Dtype dtype;
+  std::string_view name;
+  std::size_t bytes;
+};
+constexpr DtypeName kDtypes[] = {{Dtype::kF32, "F32", 4},   {Dtype::kF16, "F16", 2},
+                                 {Dtype::kBf16, "BF16", 2}, {Dtype::kF64, "F64", 8},
+                                 {Dtype::kI64, "I64", 8},   {Dtype::kI32, "I32", 4},
+                                 {Dtype::kU8, "U8", 1}};
+
+std::string_view NameOf(Dtype dtype) {
+  for (const DtypeName& known : kDtypes) {
+    if (known.dtype == dtype) return known.name;
+  }
+  return "unknown";
+}
+
+std::string ShapeText(std::span<const std::int64_t> shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+// Elements of `shape`; nothing when a size is negative or the product does not fit.
+std::optional<std::uint64_t> CountElements(std::span<const std::int64_t> shape) {
+  std::uint64_t count = 1;
+  for (const std::int64_t size : shape) {
+    if (size < 0) return std::nullopt;
+    const auto factor = static_cast<std::uint64_t>(size);
+    if (factor != 0 && count > std::numeric_limits<std::uint64_t>::max() / factor) {
+      return std::nullopt;
+    }
+    count *= factor;
+  }
+  return count;
+}
+
+std::uint64_t RoundUp(std::uint64_t value) {
+  return (value + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// An unsigned integer of a JSON value, however Boost.JSON typed it.
+std::optional<std::uint64_t> AsUnsigned(const json::value& value) {
+  if (value.is_uint64()) return value.get_uint64();
+  if (value.is_int64() && value.get_int64() >= 0) {
+    return static_cast<std::uint64_t>(value.get_int64());
+  }
+  return std::nullopt;
+}
+
+// Where each tensor goes, from the start of the data section. The gaps that alignment leaves are
+// not allowed by readers of the format, so each is a u8 tensor of its own.
+struct Placed {
+  std::string name;
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  const TensorToWrite* tensor = nullptr;  // null: padding
+};
+
+std::vector<Placed> PlaceTensors(std::span<const TensorToWrite> tensors) {
+  std::vector<Placed> placed;
+  std::uint64_t at = 0;
+  for (const TensorToWrite& tensor : tensors) {
+    if (const std::uint64_t aligned = RoundUp(at); aligned != at) {
+      placed.push_back({"__pad__." + std::to_string(placed.size()), at, aligned, nullptr});
+      at = aligned;
+    }
+    placed.push_back({tensor.name, at, at + tensor.data.size_bytes(), &tensor});
+    at += tensor.data.size_bytes();
+  }
+  return placed;
+}
+
+std::string HeaderText(const std::vector<Placed>& placed,
+                       const std::map<std::string, std::string>& metadata) {
+  json::object header;
+  if (!metadata.empty()) {
+    json::object& strings = header["__metadata__"].emplace_object();
+    for (const auto& [key, value] : metadata) strings[key] = value;
+  }
+  for (const Placed& part : placed) {
+    json::object& entry = header[part.name].emplace_object();
+    entry["dtype"] = part.tensor == nullptr ? "U8" : "F32";
+    json::array& shape = entry["shape"].emplace_array();
+    if (part.tensor == nullptr) {
+      shape.emplace_back(part.end - part.begin);
+    } else {
+      for (const std::int64_t size : part.tensor->shape) shape.emplace_back(size);
+    }
+    entry["data_offsets"] = json::array{part.begin, part.end};
+  }
+  std::string text = json::serialize(header);
+  // Spaces, as the format asks, until the data starts at a multiple of the alignment.
+  text.resize(RoundUp(kLengthBytes + text.size()) - kLengthBytes, ' ');
+  return text;
+}
+
+bool IsPadding(std::string_view name) { return name.starts_with("__pad__."); }
+
+Status CheckTensors(std::span<const TensorToWrite> tensors) {
+  std::set<std::string_view> names;
+  for (const TensorToWrite& tensor : tensors) {
+    if (tensor.name.empty() || tensor.name == "__metadata__" || IsPadding(tensor.name) ||
+        !names.insert(tensor.name).second) {
+      return Error(Code::kInvalidArgument,
+                   "tensor name '" + tensor.name + "' is empty, reserved or given twice");
+    }
+    const auto count = CountElements(tensor.shape);
+    if (!count || *count != tensor.data.size()) {
+      return Error(Code::kInvalidArgument, "tensor " + tensor.name + " has shape " +
+                                               ShapeText(tensor.shape) + " but " +
+                                               std::to_string(tensor.data.size()) + " elements");
+    }
+  }
+  return {};
+}
+
+Result<TensorInfo> ParseTensor(const json::value& value) {
+  const auto bad = [](std::string what) { return Error(Code::kCorruption, std::move(what)); };
+  const json::object* entry = value.if_object();
+  if (entry == nullptr) return bad("is not an object");
+  const json::value* dtype = entry->if_contains("dtype");
+  const json::value* shape = entry->if_contains("shape");
+  const json::value* offsets = entry->if_contains("data_offsets");
+  if (dtype == nullptr || !dtype->is_string()) return bad("has no dtype");
+  if (shape == nullptr || !shape->is_array()) return bad("has no shape");
+  if (offsets == nullptr || !offsets->is_array() || offsets->get_array().size() != 2) {
+    return bad("has no data_offsets [begin, end]");
+  }
+  TensorInfo info;
+  const std::string_view dtype_name(dtype->get_string());
+  const auto* known = std::find_if(std::begin(kDtypes), std::end(kDtypes),
+                                   [&](const DtypeName& each) { return each.name == dtype_name; });
+  if (known == std::end(kDtypes)) return bad("has unknown dtype " + std::string(dtype_name));
+  info.dtype = known->dtype;
+  for (const json::value& each : shape->get_array()) {
+    const auto size = AsUnsigned(each);
+    if (!size || *size > std::numeric_limits<std::int64_t>::max()) return bad("has a bad shape");
+    info.shape.push_back(static_cast<std::int64_t>(*size));
+  }
+  const auto begin = AsUnsigned(offsets->get_array()[0]);
+  const auto end = AsUnsigned(offsets->get_array()[1]);
+  if (!begin || !end || *end < *begin) return bad("has bad data_offsets");
+  const auto count = CountElements(info.shape);
+  if (!count || *count > std::numeric_limits<std::uint64_t>::max() / known->bytes ||
+      *count * known->bytes != *end - *begin) {
+    return bad("has shape " + ShapeText(info.shape) + " and dtype " + std::string(dtype_name) +
+               " but " + std::to_string(*end - *begin) + " bytes");
+  }
+  info.offset = *begin;  // from the start of the data section until the caller moves it
+  info.bytes = *end - *begin;
+  return info;
+}
+
+// The data section must be covered exactly: no overlap, no hole, nothing behind the last tensor.
+Status CheckCoverage(const std::map<std::string, TensorInfo>& tensors, std::uint64_t data_bytes) {
+  std::vector<std::pair<const std::string*, const TensorInfo*>> order;
+  for (const auto& [name, info] : tensors) order.emplace_back(&name, &info);
+  std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.second->offset, a.second->bytes) <
+           std::pair(b.second->offset, b.second->bytes);
+  });
+  std::uint64_t at = 0;
+  for (const auto& [name, info] : order) {
+    if (info->offset != at) {
+      return Error(Code::kCorruption, "tensor " + *name + " starts at " +
+                                          std::to_string(info->offset) +
+                                          " but the one before it ends at " + std::to_string(at) +
+                                          " (overlap or hole)");
+    }
+    if (info->bytes > data_bytes - at) {
+      return Error(Code::kCorruption, "tensor " + *name + " ends at " +
+                                          std::to_string(at + info->bytes) +
+                                          " but there are only " + std::to_string(data_bytes) +
+                                          " bytes of data (truncated?)");
+    }
+    at += info->bytes;
+  }
+  if (at != data_bytes) {
+    return Error(Code::kCorruption,
+                 std::to_string(data_bytes - at) + " bytes behind the last tensor");
+  }
+  return {};
+}
+
+struct Header {
+  std::map<std::string, TensorInfo> tensors;  // offsets from the start of the file
+  std::map<std::string, std::string> metadata;
+};
+
+Result<Header> ParseHeader(std::span<const std::byte> file) {
+  if (file.size() < kLengthBytes) {
+    return Error(Code::kCorruption, "only " + std::to_string(file.size()) +
+                                        " bytes, too short for a safetensors file");
+  }
+  std::uint64_t length = 0;
+  std::memcpy(&length, file.data(), sizeof(length));
+  if (length > kMaxHeaderBytes || length > file.size() - kLengthBytes) {
+    return Error(Code::kCorruption, "header length " + std::to_string(length) +
+                                        " but the file has " + std::to_string(file.size()) +
+                                        " bytes: truncated, or not a safetensors file");
+  }
+  const std::string_view text(reinterpret_cast<const char*>(file.data()) + kLengthBytes, length);
+  if (!text.starts_with('{')) return Error(Code::kCorruption, "the header is not a JSON object");
+  boost::system::error_code code;
+  const json::value parsed = json::parse(text, code);
+  if (code || !parsed.is_object()) {
+    return Error(Code::kCorruption, "the header is not JSON: " + code.message());
+  }
+  Header header;
+  for (const auto& [key, value] : parsed.get_object()) {
+    const std::string name(key);
+    if (name == "__metadata__") {
+      if (!value.is_object()) return Error(Code::kCorruption, "__metadata__ is not an object");
+      for (const auto& [entry, string] : value.get_object()) {
+        if (!string.is_string()) {
+          return Error(Code::kCorruption, "metadata " + std::string(entry) + " is not a string");
+        }
+        header.metadata.emplace(std::string(entry), std::string(string.get_string()));
+      }
+      continue;
+    }
+    auto info = ParseTensor(value);
+    if (!info) return Error(Code::kCorruption, "tensor " + name + " " + info.error().message());
+    header.tensors.emplace(name, *std::move(info));
+  }
+  const std::uint64_t data_begin = kLengthBytes + length;
+  DD2_TRY(CheckCoverage(header.tensors, file.size() - data_begin));
+  for (auto& [name, info] : header.tensors) info.offset += data_begin;
+  std::erase_if(header.tensors, [](const auto& each) { return IsPadding(each.first); });
+  return header;
+}
+
+}  // namespace
+
+std::size_t DtypeBytes(Dtype dtype) {
+  for (const DtypeName& known : kDtypes) {
+    if (known.dtype == dtype) return known.bytes;
+  }
+  DD2_CHECK_MSG(false, "a Dtype without a size");
+}
+
+Result<WrittenFile> WriteSafetensors(FileSystem& files, const std::filesystem::path& path,
+                                     std::span<const TensorToWrite> tensors,
+                                     const std::map<std::string, std::string>& metadata) {
+  if (auto checked = CheckTensors(tensors); !checked) return checked.error().Wrap(path.string());
+  const std::vector<Placed> placed = PlaceTensors(tensors);
+  const std::string text = HeaderText(placed, metadata);
+  DD2_TRY_ASSIGN(const auto file, files.Create(path));
+  WrittenFile written;
+  Hasher128 hasher;
+  const auto append = [&](std::span<const std::byte> bytes) -> Status {
+    hasher.Update(bytes);
+    written.size_bytes += bytes.size();
+    return file->Append(bytes);
+  };
+  const std::uint64_t length = text.size();
+  DD2_TRY(append(std::as_bytes(std::span(&length, 1))));
+  DD2_TRY(append(std::as_bytes(std::span(text))));
+  constexpr std::byte kZeros[kAlignment] = {};
+  for (const Placed& part : placed) {
+    DD2_TRY(append(part.tensor != nullptr ? std::as_bytes(part.tensor->data)
+                                          : std::span(kZeros).first(part.end - part.begin)));
+  }
+  DD2_TRY(file->Sync());
+  DD2_TRY(file->Close());
+  written.hash = hasher.Finish();
+  return written;
+}
+
+Result<SafetensorsFile> SafetensorsFile::Open(const std::filesystem::path& path) {
+  const auto failed = [&path](std::string_view what, int number) {
+    const Code code = number == ENOENT || number == ENOTDIR ? Code::kNotFound : Code::kUnavailable;
+    return Error(code, std::string(what) + " " + path.string() + ": " +
+                           std::generic_category().message(number));
+  };
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return failed("cannot open", errno);
+  struct stat status = {};
+  if (::fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode)) {
+    ::close(descriptor);
+    return Error(Code::kCorruption, path.string() + ": not a regular file");
+  }
+  SafetensorsFile file;
+  file.path_ = path;
+  file.size_ = static_cast<std::uint64_t>(status.st_size);
+  if (file.size_ > 0) {
+    void* mapping = ::mmap(nullptr, file.size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    const int number = errno;
+    ::close(descriptor);
+    if (mapping == MAP_FAILED) return failed("cannot map", number);
+    file.data_ = static_cast<const std::byte*>(mapping);
+  } else {
+    ::close(descriptor);
+  }
+  auto header = ParseHeader({file.data_, file.size_});
+  if (!header) return header.error().Wrap(path.string());
+  file.tensors_ = std::move(header->tensors);
+  file.metadata_ = std::move(header->metadata);
+  return file;
+}
+
+SafetensorsFile::SafetensorsFile(SafetensorsFile&& other) noexcept { *this = std::move(other); }
+
+SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(tensors_, other.tensors_);
+  std::swap(metadata_, other.metadata_);
+  return *this;
+}
+
+SafetensorsFile::~SafetensorsFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+Result<std::vector<float>> SafetensorsFile::ReadF32(std::string_view name,
+                                                    std::span<const std::int64_t> shape) const {
+  const auto found = tensors_.find(std::string(name));
+  if (found == tensors_.end()) {
+    return Error(Code::kNotFound, path_.string() + " has no tensor " + std::string(name));
+  }
+  const TensorInfo& info = found->second;
+  if (info.dtype != Dtype::kF32 ||
+      !std::equal(shape.begin(), shape.end(), info.shape.begin(), info.shape.end())) {
+    return Error(Code::kInvalidArgument, path_.string() + ": tensor " + std::string(name) + " is " +
+                                             std::string(NameOf(info.dtype)) + " " +
+                                             ShapeText(info.shape) + ", expected F32 " +
+                                             ShapeText(shape));
+  }
+  std::vector<float> values(info.bytes / sizeof(float));
+  if (!values.empty()) std::memcpy(values.data(), data_ + info.offset, info.bytes);
+  return values;
+}
+
+Result<std::span<const std::byte>> SafetensorsFile::Bytes(std::string_view name) const {
+  const auto found = tensors_.find(std::string(name));
+  if (found == tensors_.end()) {
+    return Error(Code::kNotFound, path_.string() + " has no tensor " + std::string(name));
+  }
+  return std::span<const std::byte>(data_ + found->second.offset, found->second.bytes);
+}
+
+Digest128 SafetensorsFile::FileHash() const {
+  return Hash128(std::span<const std::byte>(data_, size_));
+}
+
+}  // namespace dd2
