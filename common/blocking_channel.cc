@@ -128,10 +128,10 @@ BlockingChannel::~BlockingChannel() {
 }
 
 Status BlockingChannel::Send(std::string_view frame, std::chrono::milliseconds timeout) {
-  if (frame.size() > frame_bytes_max) {
+  if (frame.size() > kFrameBytesMax) {
     return Error(Code::kInvalidArgument, "frame of " + std::to_string(frame.size()) +
                                              " bytes is larger than the limit of " +
-                                             std::to_string(frame_bytes_max));
+                                             std::to_string(kFrameBytesMax));
   }
   const SteadyTime deadline = DeadlineAfter(timeout);
   std::string bytes(4, '\0');
@@ -148,7 +148,7 @@ Result<std::string> BlockingChannel::Receive(std::chrono::milliseconds timeout) 
   char header[sizeof length];
   DD2_TRY(ReceiveAll(descriptor_, header, sizeof header, deadline));
   std::memcpy(&length, header, sizeof length);
-  if (length > frame_bytes_max) {
+  if (length > kFrameBytesMax) {
     return Error(Code::kCorruption, "the peer announced a frame of " + std::to_string(length) +
                                         " bytes: not a DD2 connection?");
   }

@@ -21,7 +21,7 @@ class BlockingChannel {
   BlockingChannel& operator=(BlockingChannel&& other) noexcept;
   ~BlockingChannel();
 
-  // kUnavailable: the peer is gone. kInvalidArgument: larger than frame_bytes_max.
+  // kUnavailable: the peer is gone. kInvalidArgument: larger than kFrameBytesMax.
   Status Send(std::string_view frame, std::chrono::milliseconds timeout);
   // kDeadlineExceeded: no whole frame within `timeout` (the connection can be used on when not even
   // its first byte had come). kUnavailable: closed by the peer. kCorruption: an impossible length.

@@ -1,12 +1,37 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace dd2 {
 
-// Every limit of the system in one place. A full queue or an oversized message is an error with a
-// name, never growth.
+// Every limit of a buffer, a queue or a message, in one place. Durations are in timeouts.h.
 
-inline constexpr std::size_t frame_bytes_max = std::size_t{16} << 20;  // one control message
+// Longest frame of the control connection. The largest message is a PartReport: one entry per piece
+// of a tensor (~100 bytes), a few thousand pieces for the largest network.
+inline constexpr std::size_t kFrameBytesMax = std::size_t{16} << 20;
+// First frame of a connection whose sender has not shown the secret yet.
+inline constexpr std::size_t kHelloBytesMax = std::size_t{16} << 10;
+// Bytes waiting to be written to one peer; a peer that does not read is dropped beyond it.
+inline constexpr std::size_t kSendQueueBytesMax = std::size_t{64} << 20;
+// Control connections (workers, agents, store clients) that may be open at once.
+inline constexpr std::size_t kConnectionsMax = 4096;
+// Value of one key of the rendezvous store (addresses and small exchanges), and number of keys.
+inline constexpr std::size_t kStoreValueBytesMax = std::size_t{1} << 20;
+inline constexpr std::size_t kStoreKeysMax = std::size_t{1} << 20;
+// Events kept for readers that connect later.
+inline constexpr std::size_t kEventRingMax = 1024;
+// What is kept of a log when a process dies.
+inline constexpr std::size_t kLogTailBytesMax = std::size_t{8} << 10;
+
+// Steps of one lease, and how many granted steps may be left when the next lease is handed out:
+// enough that no rank ever waits for the coordinator.
+inline constexpr std::int64_t kLeaseSteps = 64;
+inline constexpr std::int64_t kLeaseLowWater = 32;
+
+static_assert(kHelloBytesMax < kFrameBytesMax);
+static_assert(kStoreValueBytesMax < kFrameBytesMax);
+static_assert(kFrameBytesMax < kSendQueueBytesMax, "one frame must always fit the queue");
+static_assert(kLeaseLowWater < kLeaseSteps);
 
 }  // namespace dd2
