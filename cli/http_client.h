@@ -1,0 +1,70 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "common/result.h"
+
+namespace dd2 {
+
+// An answer of the coordinator, whatever its status: a 4xx or 5xx is not an Error of the client.
+struct HttpResponse {
+  int status = 0;
+  std::string body;
+};
+
+// One server-sent event: `id` counts the events of the run, `type` names the kind ("progress",
+// "phase", ...), `data` is one JSON object.
+struct StreamedEvent {
+  std::uint64_t id = 0;
+  std::string type;
+  std::string data;
+};
+
+// Where a coordinator listens and the secret it asks for.
+struct HttpTarget {
+  std::string host = "127.0.0.1";
+  std::uint16_t port = 0;
+  std::string token;
+};
+
+// Talks to the coordinator of a run over HTTP, blocking, each call on a connection of its own.
+//
+// A value; use one from one thread at a time. It sets a deadline on every wait and never retries:
+// kUnavailable says that a retry may help.
+class HttpClient {
+ public:
+  explicit HttpClient(HttpTarget target,
+                      std::chrono::milliseconds deadline = std::chrono::seconds(10));
+
+  // The client for the coordinator that works on `run_folder`, from its coordinator.json and token
+  // files. kUnavailable: no coordinator is alive there; kNotFound: no such run folder; kCorruption:
+  // a file there is not what a coordinator writes.
+  static Result<HttpClient> ForRun(const std::filesystem::path& run_folder);
+
+  // kUnavailable: nobody listens, or the connection broke before the answer was complete;
+  // kDeadlineExceeded: no answer in time (a Post may have had its effect).
+  Result<HttpResponse> Get(std::string_view path);
+  Result<HttpResponse> Post(std::string_view path);
+
+  // Calls `on_event` for each event of the run after number `after` (0: from the oldest one kept),
+  // as they happen. Returns success when `stop` says so (asked at least every 250 ms) or when the
+  // coordinator ended the stream because the run is over; kUnavailable when the connection broke:
+  // call again with the last id seen. Any answer other than 200 is an error that carries its text.
+  Status StreamEvents(const std::function<void(const StreamedEvent&)>& on_event,
+                      const std::function<bool()>& stop, std::uint64_t after = 0);
+
+  const HttpTarget& target() const { return target_; }
+
+ private:
+  Result<HttpResponse> Send(std::string_view method, std::string_view path);
+
+  HttpTarget target_;
+  std::chrono::milliseconds deadline_;
+};
+
+}  // namespace dd2
