@@ -1,0 +1,57 @@
+"""Pause, resume, checkpoint and cancel through the command line reach all ranks; Ctrl-C checkpoints;
+no process is left behind, whoever is killed; and the final bits stay the same."""
+
+import signal
+import time
+
+from dd2 import Workspace, dd2, expect, expect_same
+
+CONFIG = "tests/configs/tiny.yaml"
+LONG = ["phases.3.cycles=40", "phases.3.checkpoint_every=0", "phases.3.eval_every=0"]
+
+
+def checkpoints(run):
+    return [c["id"] for c in run.status()["checkpoints"]]
+
+
+with Workspace() as work:
+    calm = work.run(CONFIG, "calm", set=LONG)
+    run = work.start(CONFIG, "controlled", set=LONG)
+    run.wait_for(phase="csd", step=2)
+    expect(dd2("pause", run.folder).returncode == 0, "pause failed")
+    run.wait_for(state="paused")
+    time.sleep(1.0)
+    at = run.status()["phases"][3]["done"]
+    time.sleep(2.0)
+    expect(run.status()["phases"][3]["done"] == at, "a paused run went on")
+    expect(dd2("resume", run.folder).returncode == 0, "resume failed")
+    run.wait_for(phase="csd", step=at + 2)
+    before = len(checkpoints(run))
+    expect(dd2("checkpoint", run.folder).returncode == 0, "checkpoint failed")
+    deadline = time.monotonic() + 30
+    while len(checkpoints(run)) == before:
+        expect(time.monotonic() < deadline, "no checkpoint within 30 s of the request")
+        time.sleep(0.1)
+    expect(dd2("cancel", run.folder).returncode == 0, "cancel failed")
+    run.finish(exit_code=6)
+    run.wait_gone()
+
+    # Ctrl-C: checkpoint, clean stop, a hint how to go on.
+    run.start(resume=True)
+    run.wait_for(phase="csd", step=20)
+    run.process.send_signal(signal.SIGINT)
+    run.finish(exit_code=6)
+    expect("--resume" in run.tail(), f"no hint how to resume:\n{run.tail()}")
+    run.wait_gone()
+
+    # kill -9 of each program in turn leaves nothing behind.
+    for program in ("dd2", "dd2-agent", "dd2-coordinator", "dd2-worker"):
+        done = run.start(resume=True).wait_for(phase="gts", step=0)["phases"][3]["done"]
+        if done < 40:
+            run.wait_for(phase="csd", step=min(done + 1, 40))
+        expect(run.kill(program), f"no {program} to kill")
+        run.process.wait(60)
+        run.wait_gone()
+    run.resume()
+    run.wait_gone()
+    expect_same(calm.digest(), run.digest())

@@ -1,0 +1,38 @@
+"""kill -9 of every process at many moments, then --resume: the final state is bitwise that of the
+undisturbed run. One killed run after another goes on from where the last kill left it."""
+
+import random
+import sys
+import time
+
+from dd2 import Workspace, expect_same
+
+seed = int(sys.argv[1])
+# Where to kill: phase, finished steps, and how much later (s), so that borders and commits are hit.
+MOMENTS = [("sample", 0), ("gts", 1), ("gts", 4), ("csd", 1), ("csd", 3), ("align", 1), ("csd-2", 1),
+           ("eval", 0)]
+
+rng = random.Random(seed)
+with Workspace() as work:
+    calm = work.run("tests/configs/tiny.yaml", "calm", seed=seed)
+    victim = work.start("tests/configs/tiny.yaml", "victim", seed=seed, cache=work.path / "cache-2")
+    for number, (phase, step) in enumerate(MOMENTS):
+        victim.wait_for(phase=phase, step=step)
+        time.sleep(rng.random() * 0.3)
+        if victim.process.poll() is not None:
+            break  # so fast a machine that the run was over before the kill
+        victim.kill_all()
+        # On another number of ranks each time: the bits do not care.
+        victim.start(resume=True, ranks=1 + (number + seed) % 3)
+    victim.finish()
+    victim.wait_gone()
+    expect_same(calm.digest(), victim.digest())
+    assert calm.result()["fdr_end"] == victim.result()["fdr_end"], "the evaluation differs"
+    # The record was rewound exactly: the same steps once each, with the same numbers.
+    def record(run):
+        lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+        import json
+        skip = ("time", "step_seconds")
+        return [{k: v for k, v in json.loads(line).items()
+                 if k not in skip and "hits" not in k and "misses" not in k} for line in lines]
+    assert record(calm) == record(victim), "metrics.jsonl of the two runs differ"

@@ -1,0 +1,116 @@
+// dd2-worker: everything of DD2 that links LibTorch. `run` is a rank of a training run, started by
+// dd2-agent through mpirun; the other commands are what `dd2 teacher train | sample | eval | export`
+// hand over.
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/config.h"
+#include "common/exit_codes.h"
+#include "common/hash.h"
+#include "worker/engine/commands.h"
+#include "worker/engine/teacher_training.h"
+#include "worker/engine/worker_loop.h"
+#include "worker/parallel/mpi_domain.h"
+
+namespace dd2 {
+namespace {
+
+using Arguments = std::vector<std::string>;
+
+int Fail(const Error& error) {
+  std::fprintf(stderr, "dd2-worker: %s\n", error.message().c_str());
+  return ExitCodeFor(error.code());
+}
+
+// "--name value" pairs.
+std::optional<std::map<std::string, std::string>> ParsePairs(const Arguments& arguments) {
+  std::map<std::string, std::string> pairs;
+  for (std::size_t i = 0; i < arguments.size(); i += 2) {
+    if (!arguments[i].starts_with("--") || i + 1 == arguments.size()) return std::nullopt;
+    pairs[arguments[i].substr(2)] = arguments[i + 1];
+  }
+  return pairs;
+}
+
+std::optional<WorkerOptions> ParseWorkerOptions(const Arguments& arguments) {
+  const auto pairs = ParsePairs(arguments);
+  if (!pairs || !pairs->contains("run") || !pairs->contains("coordinator")) return std::nullopt;
+  WorkerOptions options;
+  options.run = pairs->at("run");
+  const std::string& address = pairs->at("coordinator");
+  const std::size_t colon = address.rfind(':');
+  const long port = colon == std::string::npos ? 0 : std::atol(address.c_str() + colon + 1);
+  if (port <= 0 || port > 65535) return std::nullopt;
+  options.coordinator_host = address.substr(0, colon);
+  options.coordinator_port = static_cast<std::uint16_t>(port);
+  options.domain = pairs->contains("domain") ? pairs->at("domain") : "local";
+  return options;
+}
+
+// Dies with mpirun, however that dies; a signal asks the coordinator, not the single rank.
+void TieToParent() {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() == 1) _exit(kExitRunFailed);  // mpirun was gone before the line above
+}
+
+int RunCommand(const Arguments& arguments) {
+  std::optional<WorkerOptions> options = ParseWorkerOptions(arguments);
+  if (!options) {
+    std::fputs("usage: dd2-worker run --run DIR --coordinator HOST:PORT [--domain NAME]\n", stderr);
+    return kExitUsage;
+  }
+  TieToParent();
+  Result<MpiDomain> domain = MpiDomain::Start();
+  if (!domain) return Fail(domain.error());
+  options->local_rank = domain->rank();
+  options->local_size = domain->size();
+  const Result<std::string> config = RealFileSystem().Read(options->run / "config.yaml");
+  if (!config) return Fail(config.error());
+  Status status = domain->AgreeOn("config.yaml", Hash128(*config).low);
+  if (status) {
+    const Result<WorkerOutcome> outcome = RunWorker(*options);
+    if (outcome) return kExitOk;
+    status = outcome.error();
+  }
+  std::fflush(stdout);
+  // Without MPI_Finalize: mpirun then ends the whole domain, which dies as one.
+  _exit(Fail(status.error()));
+}
+
+int TrainTeacherCommand(const Arguments& arguments) {
+  if (arguments.empty()) {
+    std::fputs("usage: dd2-worker teacher-train CONFIG [--set KEY=VALUE ...]\n", stderr);
+    return kExitUsage;
+  }
+  std::vector<std::string> overrides;
+  for (std::size_t i = 1; i + 1 < arguments.size(); i += 2) overrides.push_back(arguments[i + 1]);
+  const Result<TeacherTrainConfig> config = LoadTeacherTrainConfig(arguments[0], overrides);
+  if (!config) return Fail(config.error());
+  const Status status = TrainTeacher(*config);
+  return status ? kExitOk : Fail(status.error());
+}
+
+}  // namespace
+}  // namespace dd2
+
+int main(int argc, char** argv) {
+  // c10d and the profiler log to standard error on their own.
+  setenv("TORCH_CPP_LOG_LEVEL", "ERROR", 0);
+  const std::string command = argc > 1 ? argv[1] : "";
+  const std::vector<std::string> arguments(argv + std::min(argc, 2), argv + argc);
+  if (command == "run") return dd2::RunCommand(arguments);
+  if (command == "teacher-train") return dd2::TrainTeacherCommand(arguments);
+  if (command == "sample") return dd2::SampleCommand(arguments);
+  if (command == "eval") return dd2::EvalCommand(arguments);
+  if (command == "export") return dd2::ExportCommand(arguments);
+  std::fputs("usage: dd2-worker run|teacher-train|sample|eval|export ...\n", stderr);
+  return dd2::kExitUsage;
+}

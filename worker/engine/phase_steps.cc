@@ -1,0 +1,278 @@
+#include "worker/engine/phase_steps.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "common/config.h"
+#include "common/json.h"
+#include "worker/engine/dataset.h"
+#include "worker/engine/evaluation.h"
+#include "worker/engine/export.h"
+#include "worker/models/codes.h"
+
+namespace dd2 {
+namespace {
+
+// The card's figures come from another program run on another day: equal up to noise of arithmetic.
+constexpr double kQualityTolerance = 0.02;  // nats per token
+constexpr std::int64_t kCheckImages = 1000;
+// Blocks between two exchanges of the sample phase: how long a pause or stop may have to wait.
+constexpr std::int64_t kBlocksPerStep = 8;
+
+// The last sample phase at or before `phase`.
+std::optional<std::int32_t> SamplePhaseFor(const RunConfig& config, std::int32_t phase) {
+  for (std::int32_t i = phase; i >= 0; --i) {
+    if (config.phases[static_cast<std::size_t>(i)].kind == PhaseKind::kSample) return i;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+PhaseSteps::PhaseSteps(const WorkerOptions& options, const RunConfig& config,
+                       const TeacherBundle& teacher, Collectives& collectives,
+                       TrainingState& state, std::string numeric_mode)
+    : options_(options),
+      config_(config),
+      teacher_(teacher),
+      collectives_(collectives),
+      state_(state),
+      numeric_mode_(std::move(numeric_mode)),
+      trainer_(config, teacher, collectives, state) {}
+
+PhaseSteps::~PhaseSteps() = default;
+
+const PhaseConfig& PhaseSteps::phase() const {
+  return config_.phases.at(static_cast<std::size_t>(state_.phase));
+}
+
+CacheStats PhaseSteps::cache_stats() const { return cache_ ? cache_->stats() : CacheStats(); }
+
+Status PhaseSteps::EnterPhase(std::int32_t index) {
+  DD2_TRY(trainer_.EnterPhase(index));
+  if (phase().kind == PhaseKind::kSample) {
+    data_.reset();
+    sequences_loaded_ = false;
+  }
+  if (phase().kind == PhaseKind::kCsd && state_.fdr_start < 0) DD2_TRY(EvaluateStart());
+  return {};
+}
+
+Result<PhaseStepResult> PhaseSteps::Run(std::int64_t lease_end, const Wish& wish) {
+  switch (phase().kind) {
+    case PhaseKind::kTeacherCheck: return TeacherCheck(wish);
+    case PhaseKind::kSample: return Sample(lease_end, wish);
+    case PhaseKind::kGts: return Gts(wish);
+    case PhaseKind::kCsd: return Csd(wish);
+    case PhaseKind::kAlign: {
+      PhaseStepResult result;
+      DD2_TRY_ASSIGN(result.outcome, trainer_.AlignStep(wish));
+      return result;
+    }
+    case PhaseKind::kEval: return Evaluate(wish);
+    case PhaseKind::kExport: return Export(wish);
+  }
+  return Error(Code::kInternal, "unknown phase kind");
+}
+
+Result<TeacherData*> PhaseSteps::Data() {
+  if (data_) return data_.get();
+  const std::optional<std::int32_t> index = SamplePhaseFor(config_, state_.phase);
+  if (!index) return Error(Code::kInvalidArgument, "no sample phase before " +
+                                                       std::string(PhaseKindName(phase().kind)));
+  const PhaseConfig& sample = config_.phases[static_cast<std::size_t>(*index)];
+  if (config_.cache.enabled && !cache_) {
+    DD2_TRY_ASSIGN(cache_, ScoreCache::Open(ScoreCacheFolder(config_), collectives_.rank()));
+  }
+  data_ = std::make_unique<TeacherData>(
+      TeacherDataSpec{.sampling = config_.teacher,
+                      .seed = config_.seed,
+                      .phase = static_cast<std::uint32_t>(*index),
+                      .sequences = sample.sequences,
+                      .block = sample.block,
+                      .use_cache = config_.cache.enabled,
+                      .numeric_mode = numeric_mode_},
+      teacher_, cache_.get());
+  sequences_loaded_ = false;
+  return data_.get();
+}
+
+Result<PhaseStepResult> PhaseSteps::TeacherCheck(const Wish& wish) {
+  DD2_TRY_ASSIGN(const EvalContext* reference, Reference());
+  const at::NoGradGuard no_grad;
+  const std::int64_t count = std::min(kCheckImages, reference->images().size(0));
+  const at::Tensor ids = reference->ids().narrow(0, 0, count);
+  const at::Tensor codes = CodesOf(teacher_.tokenizer->codebook(), ids);
+  const at::Tensor logits = teacher_.teacher->Logits(
+      teacher_.teacher->Hidden(codes, reference->labels().narrow(0, 0, count)));
+  const double nats = at::log_softmax(logits, -1)
+                          .gather(-1, ids.unsqueeze(-1))
+                          .mean()
+                          .neg()
+                          .item<double>();
+  boost::system::error_code failure;
+  const boost::json::value card = boost::json::parse(teacher_.card_json, failure);
+  const boost::json::value* stated =
+      failure ? nullptr : card.find_pointer("/teacher/validation_nats_per_token", failure);
+  if (stated == nullptr || !stated->is_number()) {
+    return Error(Code::kCorruption, "card.json of the teacher states no validation_nats_per_token: "
+                                    "train it again with `dd2 teacher train`");
+  }
+  const double promised = stated->to_number<double>();
+  if (!(std::abs(nats - promised) < kQualityTolerance)) {
+    return Error(Code::kFailedPrecondition,
+                 "the teacher gives " + std::to_string(nats) + " nats/token on the test images, its "
+                 "card says " + std::to_string(promised) + ": weights and card do not belong together");
+  }
+  PhaseStepResult result;
+  DD2_TRY_ASSIGN(result.outcome, trainer_.Agree(wish));
+  result.outcome.metrics = {{"teacher_check/nats_per_token", nats}};
+  result.result_json = boost::json::serialize(boost::json::object{
+      {"teacher_digest", teacher_.teacher_digest.Hex()}, {"nats_per_token", nats}});
+  return result;
+}
+
+Result<PhaseStepResult> PhaseSteps::Sample(std::int64_t lease_end, const Wish& wish) {
+  DD2_TRY_ASSIGN(TeacherData * data, Data());
+  const std::int64_t end = std::min(lease_end, state_.step + kBlocksPerStep);
+  PhaseStepResult result;
+  result.steps_done = end - state_.step;
+  for (std::int64_t block = state_.step; block < end; ++block) {
+    const int owner = OwnerOfBlock(data->settings(), static_cast<std::uint64_t>(block),
+                                   collectives_.world_size());
+    if (owner == collectives_.rank()) DD2_TRY(data->EnsureBlock(static_cast<int>(block)));
+  }
+  DD2_TRY_ASSIGN(result.outcome, trainer_.Agree(wish));
+  if (end < phase().steps) return result;
+  // All ranks together: what the cache gave and what the teacher had to compute.
+  const CacheStats mine = data->stats();
+  std::vector<CacheStats> all(static_cast<std::size_t>(collectives_.world_size()));
+  DD2_TRY(collectives_.AllGather(std::as_bytes(std::span(&mine, 1)),
+                                 std::as_writable_bytes(std::span(all))));
+  CacheStats sum;
+  for (const CacheStats& stats : all) {
+    sum.hits += stats.hits;
+    sum.misses += stats.misses;
+    sum.corrupt += stats.corrupt;
+    sum.entries_written += stats.entries_written;
+  }
+  boost::json::object cache{{"hits", sum.hits},
+                            {"misses", sum.misses},
+                            {"corrupt", sum.corrupt},
+                            {"written", sum.entries_written}};
+  result.result_json = boost::json::serialize(boost::json::object{{"cache", std::move(cache)}});
+  return result;
+}
+
+Result<PhaseStepResult> PhaseSteps::Gts(const Wish& wish) {
+  DD2_TRY_ASSIGN(TeacherData * data, Data());
+  if (!sequences_loaded_) {
+    DD2_TRY(data->LoadSequences());
+    sequences_loaded_ = true;
+  }
+  PhaseStepResult result;
+  DD2_TRY_ASSIGN(result.outcome, trainer_.GtsStep(*data, wish));
+  return result;
+}
+
+Result<PhaseStepResult> PhaseSteps::Csd(const Wish& wish) {
+  PhaseStepResult result;
+  DD2_TRY_ASSIGN(result.outcome, trainer_.CsdCycle(wish));
+  const std::int64_t done = state_.step + 1;
+  if (phase().eval_every > 0 && done % phase().eval_every == 0) {
+    DD2_TRY_ASSIGN(const ParamBuffer ema, trainer_.GatherGeneratorEma());
+    DD2_TRY_ASSIGN(const EvalPoint point, CurvePoint(Network(trainer_.spec(), ema)));
+    result.outcome.metrics.emplace_back("eval/fdr", point.fdr);
+    result.outcome.metrics.emplace_back("eval/fd", point.fd);
+    result.outcome.metrics.emplace_back("eval/accuracy", point.accuracy);
+  }
+  return result;
+}
+
+Result<const EvalContext*> PhaseSteps::Reference() {
+  if (!reference_) {
+    DD2_TRY_ASSIGN(const LabelledImages test, LoadFashionMnist(config_.dataset.path, Split::kTest));
+    const std::int64_t count =
+        std::min<std::int64_t>(config_.eval.reference_images, test.images.size(0));
+    DD2_TRY_ASSIGN(reference_,
+                   EvalContext::FromImages(teacher_, test.images.narrow(0, 0, count),
+                                           test.labels.narrow(0, 0, count), collectives_));
+  }
+  return &*reference_;
+}
+
+Result<EvalPoint> PhaseSteps::CurvePoint(const Network& generator) {
+  DD2_TRY_ASSIGN(const EvalContext* reference, Reference());
+  return EvaluateGenerator(generator, *reference, config_.eval.curve_samples, config_.seed,
+                           collectives_);
+}
+
+// The one-step quality of the tuned AR-diffusion network: where distillation starts from.
+Status PhaseSteps::EvaluateStart() {
+  DD2_TRY_ASSIGN(const ParamBuffer ema, trainer_.GatherGeneratorEma());
+  const Network start(trainer_.spec(), ema);
+  DD2_TRY_ASSIGN(const EvalPoint point, CurvePoint(start));
+  state_.fdr_start = point.fdr;
+  if (collectives_.rank() != 0) return {};
+  DD2_TRY(RealFileSystem().MakeDirectories(options_.run / "samples"));
+  return WriteGeneratorGrid(start, *teacher_.tokenizer, config_.seed,
+                            options_.run / "samples" / "start.png");
+}
+
+Result<PhaseStepResult> PhaseSteps::Evaluate(const Wish& wish) {
+  DD2_TRY_ASSIGN(const EvalContext* reference, Reference());
+  DD2_TRY_ASSIGN(const ParamBuffer ema, trainer_.GatherGeneratorEma());
+  const Network generator(trainer_.spec(), ema);
+  EvalInputs inputs;
+  inputs.context = reference;
+  inputs.generator = &generator;
+  inputs.teacher = config_.teacher;
+  inputs.samples = config_.eval.samples;
+  inputs.seed = config_.seed;
+  inputs.samples_folder = options_.run / "samples";
+  DD2_TRY(AddTeacherSequences(inputs));
+  PhaseStepResult result;
+  DD2_TRY_ASSIGN(const std::string text, RunEvaluation(inputs, collectives_));
+  boost::json::object fields = boost::json::parse(text).as_object();
+  if (state_.fdr_start >= 0) fields["fdr_start"] = state_.fdr_start;
+  for (const char* name : {"fdr", "fd"}) {
+    result.outcome.metrics.emplace_back(std::string("eval/") + name,
+                                        fields.at(std::string(name) + "_end").to_number<double>());
+  }
+  result.outcome.metrics.emplace_back("eval/accuracy", fields.at("accuracy").to_number<double>());
+  DD2_TRY_ASSIGN(const StepOutcome agreed, trainer_.Agree(wish));
+  result.outcome.wish = agreed.wish;
+  result.result_json = boost::json::serialize(fields);
+  return result;
+}
+
+// Sequences that the sample phase left are as good as new ones, where there are enough.
+Status PhaseSteps::AddTeacherSequences(EvalInputs& inputs) {
+  if (!SamplePhaseFor(config_, state_.phase)) return {};
+  DD2_TRY_ASSIGN(TeacherData * data, Data());
+  if (data->size() < inputs.samples) return {};
+  DD2_TRY(data->LoadSequences());
+  std::vector<std::uint64_t> samples(static_cast<std::size_t>(inputs.samples));
+  std::iota(samples.begin(), samples.end(), std::uint64_t{0});
+  DD2_TRY_ASSIGN(const auto tokens, data->Tokens(samples));
+  inputs.teacher_tokens = tokens.first;
+  inputs.teacher_labels = tokens.second;
+  return {};
+}
+
+Result<PhaseStepResult> PhaseSteps::Export(const Wish& wish) {
+  DD2_TRY_ASSIGN(const ParamBuffer ema, trainer_.GatherGeneratorEma());
+  if (collectives_.rank() == 0) {
+    DD2_TRY(WriteExport(options_.run / "export", trainer_.spec(), ema, config_, teacher_));
+  }
+  PhaseStepResult result;
+  DD2_TRY_ASSIGN(result.outcome, trainer_.Agree(wish));
+  result.result_json = boost::json::serialize(boost::json::object{{"export", "export"}});
+  return result;
+}
+
+}  // namespace dd2

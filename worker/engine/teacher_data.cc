@@ -1,0 +1,217 @@
+#include "worker/engine/teacher_data.h"
+
+#include <cstring>
+#include <utility>
+
+#include "common/check.h"
+#include "common/rng.h"
+
+namespace dd2 {
+namespace {
+
+Digest128 SettingsDigest(const TeacherDataSpec& spec, const Digest128& teacher) {
+  Hasher128 hash;
+  hash.UpdateField("dd2 teacher data 1");
+  hash.UpdateField(teacher.Hex());
+  hash.UpdateField(std::to_string(spec.sampling.cfg_scale));
+  hash.UpdateField(std::to_string(spec.sampling.top_p));
+  hash.UpdateField(std::to_string(spec.sampling.temperature));
+  hash.UpdateInt(static_cast<std::uint64_t>(spec.sampling.top_k));
+  hash.UpdateField(spec.numeric_mode);
+  hash.UpdateInt(spec.seed);
+  hash.UpdateInt(spec.phase);
+  hash.UpdateInt(static_cast<std::uint64_t>(spec.block));
+  return hash.Finish();
+}
+
+}  // namespace
+
+TeacherData::TeacherData(TeacherDataSpec spec, const TeacherBundle& teacher, ScoreCache* cache)
+    : spec_(std::move(spec)),
+      teacher_(teacher),
+      cache_(spec_.use_cache ? cache : nullptr),
+      settings_(SettingsDigest(spec_, teacher.teacher_digest)),
+      sequences_(static_cast<std::size_t>(spec_.sequences)) {
+  DD2_CHECK(spec_.block > 0 && spec_.sequences % spec_.block == 0);
+  DD2_CHECK(!spec_.use_cache || cache_ != nullptr);
+}
+
+TeacherData::Block TeacherData::Compute(int block) const {
+  const at::NoGradGuard no_grad;
+  const BackboneSpec& shape = teacher_.teacher->backbone().spec();
+  const std::int64_t size = spec_.block;
+  at::Tensor labels = at::empty({size}, at::kLong);
+  at::Tensor uniforms = at::empty({size, shape.tokens}, at::kFloat);
+  for (std::int64_t i = 0; i < size; ++i) {
+    RngKey key{.seed = spec_.seed,
+               .phase = spec_.phase,
+               .use = RngUse::kLabel,
+               .update = 0,
+               .sample = static_cast<std::uint64_t>(block * size + i)};
+    labels.data_ptr<std::int64_t>()[i] =
+        static_cast<std::int64_t>(UniformInt(key, static_cast<std::uint64_t>(shape.classes)));
+    key.use = RngUse::kTeacherToken;
+    FillUniform(key, {uniforms.data_ptr<float>() + i * shape.tokens,
+                      static_cast<std::size_t>(shape.tokens)});
+  }
+  const SampledBlock sampled = SampleTeacher(*teacher_.teacher, teacher_.tokenizer->codebook(),
+                                             labels, uniforms, spec_.sampling);
+  const at::Tensor half = sampled.hidden.to(at::kHalf).contiguous();
+  // The threshold comes from the rounded vectors, so that who reads them keeps the same codes.
+  const at::Tensor threshold =
+      FilterThreshold(teacher_.teacher->Logits(half.to(at::kFloat)), spec_.sampling).contiguous();
+  const at::Tensor tokens = sampled.tokens.contiguous();
+  Block result;
+  for (std::int64_t i = 0; i < size; ++i) {
+    TeacherSequence sequence;
+    sequence.label = static_cast<std::int32_t>(labels.const_data_ptr<std::int64_t>()[i]);
+    for (std::int64_t j = 0; j < shape.tokens; ++j) {
+      sequence.tokens.push_back(
+          static_cast<std::uint16_t>(tokens.const_data_ptr<std::int64_t>()[i * shape.tokens + j]));
+    }
+    TeacherScore score;
+    score.tokens = static_cast<std::int32_t>(shape.tokens);
+    score.width = static_cast<std::int32_t>(shape.width);
+    score.hidden.resize(static_cast<std::size_t>(shape.tokens * shape.width));
+    std::memcpy(score.hidden.data(),
+                half.const_data_ptr<at::Half>() + i * shape.tokens * shape.width,
+                score.hidden.size() * sizeof(std::uint16_t));
+    const float* kept = threshold.const_data_ptr<float>() + i * shape.tokens;
+    score.threshold.assign(kept, kept + shape.tokens);
+    result.sequences.push_back(std::move(sequence));
+    result.scores.push_back(std::move(score));
+  }
+  return result;
+}
+
+Status TeacherData::Recompute(int block) {
+  Block computed = Compute(block);
+  const std::size_t first = static_cast<std::size_t>(block) * static_cast<std::size_t>(spec_.block);
+  if (cache_ != nullptr) {
+    DD2_TRY(cache_->StoreBlock(settings_, first, computed.sequences, computed.scores));
+  }
+  for (std::size_t i = 0; i < computed.sequences.size(); ++i) {
+    sequences_[first + i] = std::move(computed.sequences[i]);
+  }
+  return {};
+}
+
+Status TeacherData::EnsureBlock(int block) {
+  const std::size_t first = static_cast<std::size_t>(block) * static_cast<std::size_t>(spec_.block);
+  if (cache_ == nullptr) {
+    return sequences_[first].tokens.empty() ? Recompute(block) : Status();
+  }
+  for (std::size_t i = first; i < first + static_cast<std::size_t>(spec_.block); ++i) {
+    Result<TeacherSequence> sequence = cache_->FindSequence(settings_, i);
+    if (!sequence && sequence.error().code() == Code::kNotFound) return Recompute(block);
+    if (!sequence) return sequence.error();
+    const Result<TeacherScore> score = cache_->FindScore(ScoreKey(settings_, *sequence));
+    if (!score && score.error().code() == Code::kNotFound) return Recompute(block);
+    if (!score) return score.error();
+    sequences_[i] = std::move(*sequence);
+  }
+  return {};
+}
+
+Status TeacherData::LoadSequences() {
+  if (cache_ != nullptr) DD2_TRY(cache_->Refresh());
+  for (std::size_t i = 0; i < sequences_.size(); ++i) {
+    if (!sequences_[i].tokens.empty()) continue;
+    const int block = static_cast<int>(i) / spec_.block;
+    if (cache_ == nullptr) {
+      DD2_TRY(Recompute(block));
+      continue;
+    }
+    Result<TeacherSequence> sequence = cache_->FindSequence(settings_, i);
+    if (sequence) {
+      sequences_[i] = std::move(*sequence);
+    } else if (sequence.error().code() == Code::kNotFound) {
+      DD2_TRY(Recompute(block));
+    } else {
+      return sequence.error();
+    }
+  }
+  return {};
+}
+
+Result<TeacherScore> TeacherData::Score(std::uint64_t sample) {
+  const Digest128 key = ScoreKey(settings_, sequences_[sample]);
+  Result<TeacherScore> score = cache_->FindScore(key);
+  if (score || score.error().code() != Code::kNotFound) return score;
+  DD2_TRY(Recompute(static_cast<int>(sample) / spec_.block));
+  return cache_->FindScore(key);
+}
+
+Result<std::pair<at::Tensor, at::Tensor>> TeacherData::Tokens(
+    const std::vector<std::uint64_t>& samples) {
+  const std::int64_t length = teacher_.teacher->backbone().spec().tokens;
+  const auto count = static_cast<std::int64_t>(samples.size());
+  at::Tensor tokens = at::empty({count, length}, at::kLong);
+  at::Tensor labels = at::empty({count}, at::kLong);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const TeacherSequence& sequence = sequences_.at(samples[static_cast<std::size_t>(i)]);
+    DD2_CHECK_MSG(!sequence.tokens.empty(), "LoadSequences() was not called");
+    labels.data_ptr<std::int64_t>()[i] = sequence.label;
+    for (std::int64_t j = 0; j < length; ++j) {
+      const std::uint16_t token = sequence.tokens[static_cast<std::size_t>(j)];
+      if (token >= teacher_.teacher->codes()) {
+        return Error(Code::kCorruption, "a stored sequence names code " + std::to_string(token) +
+                                            " of a teacher with " +
+                                            std::to_string(teacher_.teacher->codes()));
+      }
+      tokens.data_ptr<std::int64_t>()[i * length + j] = token;
+    }
+  }
+  return std::pair(tokens, labels);
+}
+
+at::Tensor TeacherData::LogitsOf(const std::vector<TeacherScore>& scores) const {
+  const BackboneSpec& shape = teacher_.teacher->backbone().spec();
+  const auto count = static_cast<std::int64_t>(scores.size());
+  at::Tensor half = at::empty({count, shape.tokens, shape.width}, at::kHalf);
+  at::Tensor threshold = at::empty({count, shape.tokens, 1}, at::kFloat);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const TeacherScore& score = scores[static_cast<std::size_t>(i)];
+    std::memcpy(half.data_ptr<at::Half>() + i * shape.tokens * shape.width, score.hidden.data(),
+                score.hidden.size() * sizeof(std::uint16_t));
+    std::memcpy(threshold.data_ptr<float>() + i * shape.tokens, score.threshold.data(),
+                score.threshold.size() * sizeof(float));
+  }
+  at::Tensor logits = teacher_.teacher->Logits(half.to(at::kFloat)) / spec_.sampling.temperature;
+  if (spec_.sampling.top_k > 0 || spec_.sampling.top_p < 1) {
+    logits.masked_fill_(logits < threshold, -std::numeric_limits<float>::infinity());
+  }
+  return logits;
+}
+
+Result<TeacherData::Batch> TeacherData::Load(const std::vector<std::uint64_t>& samples) {
+  const at::NoGradGuard no_grad;
+  DD2_TRY_ASSIGN(const auto tokens_labels, Tokens(samples));
+  const auto& [tokens, labels] = tokens_labels;
+  Batch batch;
+  batch.labels = labels;
+  batch.codes = teacher_.tokenizer->codebook()
+                    .index_select(0, tokens.flatten())
+                    .view({tokens.size(0), tokens.size(1), -1});
+  if (cache_ == nullptr) {
+    const at::Tensor hidden =
+        teacher_.teacher->GuidedHidden(batch.codes, labels, spec_.sampling.cfg_scale);
+    batch.logp = FilterLogits(teacher_.teacher->Logits(hidden), spec_.sampling);
+    return batch;
+  }
+  std::vector<TeacherScore> scores;
+  for (const std::uint64_t sample : samples) {
+    DD2_TRY_ASSIGN(TeacherScore score, Score(sample));
+    const BackboneSpec& shape = teacher_.teacher->backbone().spec();
+    if (score.tokens != shape.tokens || score.width != shape.width) {
+      return Error(Code::kCorruption, "a stored score has another shape than the teacher");
+    }
+    scores.push_back(std::move(score));
+  }
+  batch.logp = LogitsOf(scores);
+  return batch;
+}
+
+CacheStats TeacherData::stats() const { return cache_ == nullptr ? CacheStats() : cache_->stats(); }
+
+}  // namespace dd2

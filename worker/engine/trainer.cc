@@ -1,0 +1,336 @@
+#include "worker/engine/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "common/check.h"
+#include "worker/distill/losses.h"
+
+namespace dd2 {
+namespace {
+
+UpdateScalars ScalarsFor(const Wish& wish, int width) {
+  UpdateScalars scalars;
+  scalars.width = width;
+  scalars.desired_version = wish.version;
+  scalars.checkpoint_requests = wish.checkpoint_requests;
+  scalars.paused = wish.paused;
+  scalars.stop = wish.stop;
+  return scalars;
+}
+
+Wish WishOf(const UpdateResult& result) {
+  return Wish{.version = result.desired_version,
+              .checkpoint_requests = result.checkpoint_requests,
+              .paused = result.paused,
+              .stop = result.stop};
+}
+
+// decay = min(limit, (k+1)/(k+10)), k updates so far in this phase (method 3).
+double EmaDecay(double limit, std::int64_t k) {
+  return std::min(limit, static_cast<double>(k + 1) / static_cast<double>(k + 10));
+}
+
+}  // namespace
+
+double LearningRate(const ScheduleConfig& schedule, std::int64_t step, std::int64_t total) {
+  const auto at = static_cast<double>(step);
+  double rate = schedule.peak;
+  if (schedule.final_ratio < 1) {
+    const double turn = std::numbers::pi * at / static_cast<double>(std::max<std::int64_t>(total, 1));
+    rate *= schedule.final_ratio + (1 - schedule.final_ratio) * 0.5 * (1 + std::cos(turn));
+  }
+  if (step < schedule.warmup) rate *= (at + 1) / static_cast<double>(schedule.warmup);
+  return rate;
+}
+
+NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher) {
+  NetworkSpec spec;
+  spec.backbone = teacher.backbone().spec();
+  spec.head = HeadSpec{.channels = spec.backbone.channels,
+                       .condition = spec.backbone.width,
+                       .width = model.head_width,
+                       .depth = model.head_depth,
+                       .time_features = model.time_features};
+  return spec;
+}
+
+Trainer::Trainer(const RunConfig& config, const TeacherBundle& teacher, Collectives& collectives,
+                 TrainingState& state)
+    : config_(config),
+      teacher_(teacher),
+      collectives_(collectives),
+      state_(state),
+      spec_(SpecFor(config.model, *teacher.teacher)),
+      plan_(MakeShardPlan(config.batch.shards, collectives.world_size())),
+      updater_(collectives, plan_, state.guidance.params.flat().numel()),
+      guidance_(spec_, state.guidance.params),
+      generator_(spec_, state.generator.params) {
+  head_begin_ = state.guidance.params.layout().size();
+  for (const ParamSpec& spec : state.guidance.params.layout().specs()) {
+    if (spec.name.starts_with("head.")) head_begin_ = std::min(head_begin_, spec.offset);
+  }
+}
+
+const PhaseConfig& Trainer::phase() const {
+  return config_.phases.at(static_cast<std::size_t>(state_.phase));
+}
+
+RngKey Trainer::Key(RngUse use, std::int64_t update) const {
+  return RngKey{.seed = config_.seed,
+                .phase = static_cast<std::uint32_t>(state_.phase),
+                .use = use,
+                .update = static_cast<std::uint64_t>(update),
+                .sample = 0};
+}
+
+std::vector<ShardRange> Trainer::LocalShards(std::int64_t batch) const {
+  const std::int64_t size = batch / plan_.shards;
+  const auto rank = static_cast<std::size_t>(collectives_.rank());
+  std::vector<ShardRange> ranges;
+  for (int shard = plan_.first[rank]; shard < plan_.first[rank + 1]; ++shard) {
+    ranges.push_back({.first = shard * size, .count = size});
+  }
+  return ranges;
+}
+
+AdamStep Trainer::Adam(const ScheduleConfig& schedule, std::int64_t step) const {
+  AdamStep adam;
+  adam.learning_rate = LearningRate(schedule, step, phase().steps);
+  adam.beta1 = phase().beta1;
+  adam.beta2 = phase().beta2;
+  adam.clip_norm = phase().clip_norm;
+  return adam;
+}
+
+void Trainer::ResetOptimiser(NetworkState& network) {
+  network.adam_m.zero_();
+  network.adam_v.zero_();
+  network.adam_steps = 0;
+  network.ema.copy_(network.params.flat().narrow(0, network.begin, network.slice));
+}
+
+Status Trainer::CopyFromEma(const NetworkState& source, NetworkState& target) {
+  DD2_TRY_ASSIGN(const at::Tensor full, updater_.Gather(source.ema));
+  target.params.flat().copy_(full);
+  return {};
+}
+
+Status Trainer::EnterPhase(std::int32_t index) {
+  const at::NoGradGuard no_grad;
+  state_.phase = index;
+  state_.step = 0;
+  state_.counters.set_phase_generator_updates(0);
+  state_.counters.set_phase_guidance_updates(0);
+  const auto end = config_.phases.begin() + index;
+  const bool distilled_before =
+      std::any_of(config_.phases.begin(), end,
+                  [](const PhaseConfig& phase) { return phase.kind == PhaseKind::kCsd; });
+  switch (phase().kind) {
+    case PhaseKind::kGts:
+      // psi <- teacher backbone + fresh head (method 5.2, stage 1).
+      InitHead(state_.guidance.params, "head.", config_.seed, static_cast<std::uint32_t>(index));
+      CopyParams(teacher_.teacher->params(), state_.guidance.params, "backbone.");
+      ResetOptimiser(state_.guidance);
+      return {};
+    case PhaseKind::kCsd:
+      if (distilled_before) {
+        ResetOptimiser(state_.generator);
+        return {};
+      }
+      // Both networks start from the tuned AR-diffusion network, its EMA.
+      DD2_TRY(CopyFromEma(state_.guidance, state_.guidance));
+      state_.generator.params.flat().copy_(state_.guidance.params.flat());
+      ResetOptimiser(state_.guidance);
+      ResetOptimiser(state_.generator);
+      return {};
+    case PhaseKind::kAlign:
+      // theta <- EMA, then frozen while the guidance network catches up (method 3).
+      DD2_TRY(CopyFromEma(state_.generator, state_.generator));
+      ResetOptimiser(state_.generator);
+      return {};
+    case PhaseKind::kTeacherCheck:
+    case PhaseKind::kSample:
+    case PhaseKind::kEval:
+    case PhaseKind::kExport: return {};
+  }
+  return Error(Code::kInternal, "unknown phase kind");
+}
+
+Result<StepOutcome> Trainer::GtsStep(TeacherData& data, const Wish& wish) {
+  const PhaseConfig& settings = phase();
+  const std::int64_t update = state_.step;
+  const auto usable = static_cast<std::uint64_t>(data.size() - settings.validation);
+  const at::Tensor& codebook = teacher_.tokenizer->codebook();
+  UpdateScalars scalars = ScalarsFor(wish, 1);
+  int local = 0;
+  for (const ShardRange& range : LocalShards(settings.batch)) {
+    std::vector<std::uint64_t> samples;
+    RngKey order = Key(RngUse::kDataOrder, update);
+    for (std::int64_t i = 0; i < range.count; ++i) {
+      order.sample = static_cast<std::uint64_t>(range.first + i);
+      samples.push_back(static_cast<std::uint64_t>(settings.validation) +
+                        UniformInt(order, usable));
+    }
+    DD2_TRY_ASSIGN(const TeacherData::Batch batch, data.Load(samples));
+    const at::Tensor t = RandomTimes(Key(RngUse::kTime, update), range, settings.draws,
+                                     spec_.backbone.tokens, settings.t_min, settings.t_max);
+    const at::Tensor noise = RandomDraws(Key(RngUse::kForwardNoise, update), range, settings.draws,
+                                         spec_.backbone.tokens, spec_.backbone.channels);
+    state_.guidance.params.BindGradient(updater_.GradientOfShard(local++));
+    const at::Tensor loss =
+        GtsLoss(guidance_, batch.codes, batch.labels, batch.logp, codebook, t, noise);
+    loss.backward();
+    scalars.per_shard.push_back(loss.item<double>());
+  }
+  AdamStep adam = Adam(settings.guidance, state_.counters.phase_guidance_updates());
+  adam.ema_decay = EmaDecay(settings.ema_max, state_.counters.phase_guidance_updates());
+  adam.boosted_begin = head_begin_;
+  adam.boosted_end = state_.guidance.params.flat().numel();
+  adam.boost = settings.head_lr_ratio;
+  DD2_TRY_ASSIGN(const UpdateResult result, updater_.Apply(state_.guidance, adam, scalars));
+  if (result.applied) {
+    state_.counters.set_guidance_updates(state_.counters.guidance_updates() + 1);
+    state_.counters.set_phase_guidance_updates(state_.counters.phase_guidance_updates() + 1);
+  } else {
+    state_.counters.set_skipped_updates(state_.counters.skipped_updates() + 1);
+  }
+  StepOutcome outcome;
+  outcome.metrics = {{"gts/loss", result.mean.at(0)},
+                     {"gts/gradient_norm", result.gradient_norm},
+                     {"gts/learning_rate", adam.learning_rate}};
+  outcome.wish = WishOf(result);
+  return outcome;
+}
+
+Result<UpdateResult> Trainer::GuidanceUpdate(std::int64_t update, std::int64_t schedule_step,
+                                             const Wish& wish) {
+  const PhaseConfig& settings = phase();
+  const BackboneSpec& shape = spec_.backbone;
+  UpdateScalars scalars = ScalarsFor(wish, 1);
+  int local = 0;
+  for (const ShardRange& range : LocalShards(settings.batch)) {
+    const at::Tensor labels = RandomLabels(Key(RngUse::kLabel, update), range, shape.classes);
+    const at::Tensor noise = RandomNoise(Key(RngUse::kGeneratorNoise, update), range, shape.tokens,
+                                         shape.channels);
+    at::Tensor q;
+    {
+      const at::NoGradGuard no_grad;
+      q = generator_.Generate(noise, labels);
+    }
+    const at::Tensor t = RandomTimes(Key(RngUse::kTime, update), range, settings.draws,
+                                     shape.tokens, settings.t_min, settings.t_max);
+    const at::Tensor draws = RandomDraws(Key(RngUse::kForwardNoise, update), range, settings.draws,
+                                         shape.tokens, shape.channels);
+    state_.guidance.params.BindGradient(updater_.GradientOfShard(local++));
+    const at::Tensor loss = FcsLoss(guidance_, q, labels, t, draws);
+    loss.backward();
+    scalars.per_shard.push_back(loss.item<double>());
+  }
+  const AdamStep adam = Adam(settings.guidance, schedule_step);
+  DD2_TRY_ASSIGN(UpdateResult result, updater_.Apply(state_.guidance, adam, scalars));
+  if (result.applied) {
+    state_.counters.set_guidance_updates(state_.counters.guidance_updates() + 1);
+    state_.counters.set_phase_guidance_updates(state_.counters.phase_guidance_updates() + 1);
+  } else {
+    state_.counters.set_skipped_updates(state_.counters.skipped_updates() + 1);
+  }
+  return result;
+}
+
+Result<UpdateResult> Trainer::GeneratorUpdate(std::int64_t update, const Wish& wish) {
+  const PhaseConfig& settings = phase();
+  const BackboneSpec& shape = spec_.backbone;
+  UpdateScalars scalars = ScalarsFor(wish, 2);
+  state_.guidance.params.SetRequiresGrad(false);
+  int local = 0;
+  for (const ShardRange& range : LocalShards(settings.batch)) {
+    const at::Tensor labels = RandomLabels(Key(RngUse::kLabel, update), range, shape.classes);
+    const at::Tensor noise = RandomNoise(Key(RngUse::kGeneratorNoise, update), range, shape.tokens,
+                                         shape.channels);
+    state_.generator.params.BindGradient(updater_.GradientOfShard(local++));
+    const at::Tensor q = generator_.Generate(noise, labels);
+    const at::Tensor prefix = q.detach();
+    at::Tensor logp;
+    at::Tensor features;
+    {
+      const at::NoGradGuard no_grad;
+      const at::Tensor hidden =
+          teacher_.teacher->GuidedHidden(prefix, labels, config_.teacher.cfg_scale);
+      logp = FilterLogits(teacher_.teacher->Logits(hidden), config_.teacher);
+      features = guidance_.Features(prefix, labels);
+    }
+    const at::Tensor t =
+        RandomTimes(Key(RngUse::kTime, update), range, settings.generator_draws, shape.tokens,
+                    settings.generator_t_min, settings.generator_t_max);
+    const at::Tensor draws = RandomDraws(Key(RngUse::kForwardNoise, update), range,
+                                         settings.generator_draws, shape.tokens, shape.channels);
+    const CsdLossResult loss = CsdLoss(guidance_, prefix, features, logp,
+                                       teacher_.tokenizer->codebook(), t, draws, settings.sid_alpha);
+    q.backward(loss.gradient);
+    scalars.per_shard.push_back(loss.loss);
+    scalars.per_shard.push_back(loss.mean_difference);
+  }
+  state_.guidance.params.SetRequiresGrad(true);
+  AdamStep adam = Adam(settings.generator, state_.counters.phase_generator_updates());
+  adam.ema_decay = EmaDecay(settings.ema_max, state_.counters.phase_generator_updates());
+  DD2_TRY_ASSIGN(UpdateResult result, updater_.Apply(state_.generator, adam, scalars));
+  if (result.applied) {
+    state_.counters.set_generator_updates(state_.counters.generator_updates() + 1);
+    state_.counters.set_phase_generator_updates(state_.counters.phase_generator_updates() + 1);
+  } else {
+    state_.counters.set_skipped_updates(state_.counters.skipped_updates() + 1);
+  }
+  return result;
+}
+
+Result<StepOutcome> Trainer::CsdCycle(const Wish& wish) {
+  const std::int64_t guidance_updates = phase().guidance_updates;
+  const std::int64_t first = state_.step * (guidance_updates + 1);
+  double fcs = 0;
+  double guidance_norm = 0;
+  for (std::int64_t k = 0; k < guidance_updates; ++k) {
+    const std::int64_t cycle = state_.counters.phase_guidance_updates() / guidance_updates;
+    DD2_TRY_ASSIGN(const UpdateResult result, GuidanceUpdate(first + k, cycle, wish));
+    fcs += result.mean.at(0) / static_cast<double>(guidance_updates);
+    guidance_norm = result.gradient_norm;
+  }
+  DD2_TRY_ASSIGN(const UpdateResult result, GeneratorUpdate(first + guidance_updates, wish));
+  state_.counters.set_outer_cycles(state_.counters.outer_cycles() + 1);
+  StepOutcome outcome;
+  outcome.metrics = {{"csd/fcs", fcs},
+                     {"csd/sid", result.mean.at(0)},
+                     {"csd/dmu", result.mean.at(1)},
+                     {"csd/generator_norm", result.gradient_norm},
+                     {"csd/guidance_norm", guidance_norm}};
+  outcome.wish = WishOf(result);
+  return outcome;
+}
+
+Result<StepOutcome> Trainer::AlignStep(const Wish& wish) {
+  DD2_TRY_ASSIGN(
+      const UpdateResult result,
+      GuidanceUpdate(state_.step, state_.counters.phase_guidance_updates(), wish));
+  StepOutcome outcome;
+  outcome.metrics = {{"align/fcs", result.mean.at(0)},
+                     {"align/guidance_norm", result.gradient_norm}};
+  outcome.wish = WishOf(result);
+  return outcome;
+}
+
+Result<StepOutcome> Trainer::Agree(const Wish& wish) {
+  DD2_TRY_ASSIGN(const UpdateResult result, updater_.ExchangeScalars(ScalarsFor(wish, 0)));
+  StepOutcome outcome;
+  outcome.wish = WishOf(result);
+  return outcome;
+}
+
+Result<ParamBuffer> Trainer::GatherGeneratorEma() {
+  DD2_TRY_ASSIGN(const at::Tensor full, updater_.Gather(state_.generator.ema));
+  ParamBuffer copy(state_.generator.params.layout(), false, full.numel());
+  copy.flat().copy_(full);
+  return copy;
+}
+
+}  // namespace dd2

@@ -1,0 +1,91 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/result.h"
+#include "common/run_config.h"
+#include "worker/engine/random_batch.h"
+#include "worker/engine/teacher_data.h"
+#include "worker/engine/training_state.h"
+#include "worker/models/teacher.h"
+#include "worker/parallel/collectives.h"
+#include "worker/parallel/exact_update.h"
+
+namespace dd2 {
+
+// What a rank knows of the coordinator's wish (proto Desired), carried by the collectives of a step.
+struct Wish {
+  std::uint64_t version = 0;
+  std::uint64_t checkpoint_requests = 0;
+  bool paused = false;
+  bool stop = false;
+};
+
+using Metrics = std::vector<std::pair<std::string, double>>;
+
+// The outcome of one step, the same on every rank: scalars for the record, and the newest wish that
+// any rank knew.
+struct StepOutcome {
+  Metrics metrics;
+  Wish wish;
+};
+
+// Trains both networks: the steps of the phases gts, csd and align (method 4, 5). Knows no
+// coordinator, checkpoint or clock. Every random number comes from (seed, phase, step, sample).
+// Compute thread only; every rank calls the same steps in the same order.
+class Trainer {
+ public:
+  // Keeps references to all of them. `state` is of this rank and world size.
+  Trainer(const RunConfig& config, const TeacherBundle& teacher, Collectives& collectives,
+          TrainingState& state);
+
+  // Runs once before step 0 of a phase: initial weights, copies between networks, fresh optimisers.
+  Status EnterPhase(std::int32_t phase);
+  // One step of the current phase (state.phase, state.step); advances the counters, not state.step.
+  Result<StepOutcome> GtsStep(TeacherData& data, const Wish& wish);
+  Result<StepOutcome> CsdCycle(const Wish& wish);
+  Result<StepOutcome> AlignStep(const Wish& wish);
+  // Exchanges wishes alone.
+  Result<StepOutcome> Agree(const Wish& wish);
+
+  // The generator's EMA as a network of its own (a copy; collective: every rank calls it).
+  Result<ParamBuffer> GatherGeneratorEma();
+  const NetworkSpec& spec() const { return spec_; }
+
+ private:
+  struct Shard;
+  const PhaseConfig& phase() const;
+  // The position in the random field: update `update` of the current phase.
+  RngKey Key(RngUse use, std::int64_t update) const;
+  std::vector<ShardRange> LocalShards(std::int64_t batch) const;
+  Status CopyFromEma(const NetworkState& source, NetworkState& target);
+  // Zero moments, EMA equal to the parameters.
+  void ResetOptimiser(NetworkState& network);
+  Result<UpdateResult> GuidanceUpdate(std::int64_t update, std::int64_t schedule_step,
+                                      const Wish& wish);
+  Result<UpdateResult> GeneratorUpdate(std::int64_t update, const Wish& wish);
+  AdamStep Adam(const ScheduleConfig& schedule, std::int64_t step) const;
+
+  const RunConfig& config_;
+  const TeacherBundle& teacher_;
+  Collectives& collectives_;
+  TrainingState& state_;
+  const NetworkSpec spec_;
+  const ShardPlan plan_;
+  ExactUpdater updater_;
+  Network guidance_;
+  Network generator_;
+  std::int64_t head_begin_ = 0;  // first element of the head in the flat buffer
+};
+
+// The shape of generator and guidance network for this teacher.
+NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher);
+
+// Linear warm-up to the peak, then cosine to final_ratio of it at `total` (design 4).
+double LearningRate(const ScheduleConfig& schedule, std::int64_t step, std::int64_t total);
+
+}  // namespace dd2

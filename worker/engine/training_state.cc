@@ -1,0 +1,177 @@
+#include "worker/engine/training_state.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <vector>
+
+#include "common/json.h"
+#include "storage/checkpoint_store.h"
+
+namespace dd2 {
+namespace {
+
+// One tensor kind of one network: where its elements [begin, begin + size) of the flat buffer are.
+struct Group {
+  std::string name;
+  const ParamLayout* layout = nullptr;
+  at::Tensor data;         // fp32, contiguous
+  std::int64_t begin = 0;  // flat position of data[0]
+};
+
+std::vector<Group> GroupsOf(const TrainingState& state) {
+  std::vector<Group> groups;
+  const std::array<std::pair<const char*, const NetworkState*>, 2> networks{
+      {{"generator", &state.generator}, {"guidance", &state.guidance}}};
+  for (const auto& [name, network] : networks) {
+    const ParamLayout* layout = &network->params.layout();
+    const std::string prefix = name;
+    groups.push_back({prefix + ".param", layout, network->params.flat(), 0});
+    groups.push_back({prefix + ".adam_m", layout, network->adam_m, network->begin});
+    groups.push_back({prefix + ".adam_v", layout, network->adam_v, network->begin});
+    groups.push_back({prefix + ".ema", layout, network->ema, network->begin});
+  }
+  return groups;
+}
+
+// Calls visit(spec, first, last) for each parameter that meets flat range [begin, end): elements
+// [first, last) of that parameter.
+template <class Visit>
+void ForEachOverlap(const ParamLayout& layout, std::int64_t begin, std::int64_t end,
+                    const Visit& visit) {
+  for (const ParamSpec& spec : layout.specs()) {
+    const std::int64_t first = std::max(begin, spec.offset) - spec.offset;
+    const std::int64_t last = std::min(end, spec.offset + spec.numel) - spec.offset;
+    if (first < last) visit(spec, first, last);
+  }
+}
+
+std::string ExtraJson(const TrainingState& state) {
+  boost::json::object extra;
+  extra["generator_adam_steps"] = state.generator.adam_steps;
+  extra["guidance_adam_steps"] = state.guidance.adam_steps;
+  extra["fdr_start"] = state.fdr_start;
+  return boost::json::serialize(extra);
+}
+
+Status ReadExtra(const std::string& text, TrainingState& state) {
+  boost::system::error_code failure;
+  const boost::json::value value = boost::json::parse(text, failure);
+  const boost::json::object* extra = failure ? nullptr : value.if_object();
+  if (extra == nullptr) return Error(Code::kCorruption, "the manifest's extra state is no JSON");
+  for (const char* key : {"generator_adam_steps", "guidance_adam_steps", "fdr_start"}) {
+    if (!extra->contains(key)) {
+      return Error(Code::kCorruption, std::string("the manifest's extra state lacks ") + key);
+    }
+  }
+  state.generator.adam_steps = extra->at("generator_adam_steps").to_number<std::int64_t>();
+  state.guidance.adam_steps = extra->at("guidance_adam_steps").to_number<std::int64_t>();
+  state.fdr_start = extra->at("fdr_start").to_number<double>();
+  return {};
+}
+
+proto::CheckpointHeader HeaderOf(const TrainingState& state, const CheckpointIdentity& identity,
+                                 int world_size) {
+  proto::CheckpointHeader header;
+  header.set_phase(state.phase);
+  header.set_step(state.step);
+  *header.mutable_counters() = state.counters;
+  header.set_config_digest(identity.config_digest);
+  header.set_teacher_digest(identity.teacher_digest);
+  header.set_numeric_mode(identity.numeric_mode);
+  header.set_code_version(identity.code_version);
+  header.set_seed(identity.seed);
+  header.set_world_size(world_size);
+  header.set_extra_json(ExtraJson(state));
+  for (const Group& group : GroupsOf(state)) {
+    for (const ParamSpec& spec : group.layout->specs()) {
+      proto::LogicalTensor* tensor = header.add_tensors();
+      tensor->set_name(group.name + "/" + spec.name);
+      for (const std::int64_t extent : spec.shape) tensor->add_shape(extent);
+    }
+  }
+  return header;
+}
+
+// A checkpoint of another configuration or teacher would load and then train something else.
+Status CheckIdentity(const proto::CheckpointHeader& header, const CheckpointIdentity& identity) {
+  const std::array<std::tuple<const char*, std::string, std::string>, 3> fields{{
+      {"configuration", header.config_digest(), identity.config_digest},
+      {"teacher", header.teacher_digest(), identity.teacher_digest},
+      {"numeric mode", header.numeric_mode(), identity.numeric_mode},
+  }};
+  for (const auto& [what, stored, ours] : fields) {
+    if (stored != ours) {
+      return Error(Code::kFailedPrecondition,
+                   std::string("it was made with another ") + what + " (" + stored + ", this run has " +
+                       ours + "): continuing would not give the same result");
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+TrainingState MakeTrainingState(const ParamLayout& layout, int rank, int world_size) {
+  TrainingState state;
+  state.guidance = MakeNetworkState(layout, rank, world_size, true);
+  state.generator = MakeNetworkState(layout, rank, world_size, true);
+  return state;
+}
+
+Result<proto::PartReport> SaveState(FileSystem& files, const std::filesystem::path& checkpoints,
+                                    const TrainingState& state, const CheckpointIdentity& identity,
+                                    int rank, int world_size) {
+  std::vector<PieceToWrite> pieces;
+  const std::int64_t begin = state.guidance.begin;
+  const std::int64_t end = begin + state.guidance.slice;
+  for (const Group& group : GroupsOf(state)) {
+    const float* data = group.data.const_data_ptr<float>();
+    ForEachOverlap(*group.layout, begin, end,
+                   [&](const ParamSpec& spec, std::int64_t first, std::int64_t last) {
+                     pieces.push_back({.tensor = group.name + "/" + spec.name,
+                                       .shape = spec.shape,
+                                       .begin = first,
+                                       .end = last,
+                                       .data = {data + (spec.offset + first - group.begin),
+                                                static_cast<std::size_t>(last - first)}});
+                   });
+  }
+  proto::PartReport report;
+  report.set_checkpoint_id(CheckpointId(state.phase, state.step));
+  report.set_rank(rank);
+  const std::filesystem::path folder = checkpoints / report.checkpoint_id();
+  DD2_TRY_ASSIGN(*report.mutable_part(),
+                 WriteCheckpointPart(files, folder, rank, world_size, pieces));
+  *report.mutable_header() = HeaderOf(state, identity, world_size);
+  return report;
+}
+
+Status RestoreState(FileSystem& files, const std::filesystem::path& checkpoints,
+                    const std::string& id, const CheckpointIdentity& identity,
+                    TrainingState& state) {
+  Result<CheckpointReader> reader = CheckpointReader::Open(files, checkpoints, id);
+  if (!reader) return reader.error().Wrap("checkpoint " + id);
+  const proto::CheckpointHeader& header = reader->manifest().header();
+  if (const Status same = CheckIdentity(header, identity); !same) {
+    return same.error().Wrap("checkpoint " + id);
+  }
+  for (const Group& group : GroupsOf(state)) {
+    float* data = group.data.data_ptr<float>();
+    Status status;
+    ForEachOverlap(*group.layout, group.begin, group.begin + group.data.numel(),
+                   [&](const ParamSpec& spec, std::int64_t first, std::int64_t last) {
+                     if (!status) return;
+                     status = reader->Read(group.name + "/" + spec.name, first,
+                                           {data + (spec.offset + first - group.begin),
+                                            static_cast<std::size_t>(last - first)});
+                   });
+    if (!status) return status.error().Wrap("checkpoint " + id);
+  }
+  state.counters = header.counters();
+  state.phase = header.phase();
+  state.step = header.step();
+  return ReadExtra(header.extra_json(), state);
+}
+
+}  // namespace dd2

@@ -1,0 +1,258 @@
+#include "worker/engine/worker_loop.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "common/config.h"
+#include "common/file.h"
+#include "common/log.h"
+#include "common/timeouts.h"
+#include "common/version.h"
+#include "storage/checkpoint_store.h"
+#include "storage/score_cache.h"
+#include "worker/engine/control_client.h"
+#include "worker/engine/phase_steps.h"
+#include "worker/engine/trainer.h"
+#include "worker/engine/training_state.h"
+#include "worker/parallel/gloo_collectives.h"
+
+namespace dd2 {
+namespace {
+
+using Seconds = std::chrono::duration<double>;
+
+double SecondsSince(std::chrono::steady_clock::time_point start) {
+  return Seconds(std::chrono::steady_clock::now() - start).count();
+}
+
+// Threads, precision and libraries decide bits; ranks that differ in them must not train together.
+std::string NumericMode(const RunConfig& config) {
+  return "cpu-fp32 threads=" + std::to_string(config.threads_per_rank) + " shards=" +
+         std::to_string(config.batch.shards) + " " + TorchBuild();
+}
+
+Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
+                                               const std::string& numeric_mode) {
+  DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
+  ControlOptions control;
+  control.host = options.coordinator_host;
+  control.port = options.coordinator_port;
+  char host[256] = "";
+  gethostname(host, sizeof host - 1);
+  control.hello.set_secret(std::move(secret));
+  control.hello.set_domain(options.domain);
+  control.hello.set_local_rank(options.local_rank);
+  control.hello.set_local_size(options.local_size);
+  control.hello.set_pid(getpid());
+  control.hello.set_host(host);
+  control.hello.set_numeric_mode(numeric_mode);
+  return ControlClient::Join(control);
+}
+
+Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
+                                                  const ControlClient& control) {
+  const proto::Assignment& assignment = control.assignment();
+  if (assignment.world_size() == 1) return NewLocalCollectives();
+  DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
+  GlooOptions gloo;
+  gloo.store = StoreAddress{.host = options.coordinator_host,
+                            .port = options.coordinator_port,
+                            .run_id = control.run_id(),
+                            .generation = control.generation(),
+                            .secret = std::move(secret)};
+  gloo.prefix = assignment.store_prefix();
+  gloo.rank = assignment.rank();
+  gloo.world_size = assignment.world_size();
+  if (!assignment.host().empty()) gloo.interface_host = assignment.host();
+  gloo.timeout = timeouts::kCollective;
+  return ConnectGloo(gloo);
+}
+
+// One rank of a run: takes leases, runs their steps, checkpoints, and obeys the coordinator's wish
+// at the step on which all ranks agree.
+class WorkerLoop {
+ public:
+  WorkerLoop(const WorkerOptions& options, const RunConfig& config, ControlClient& control,
+             Collectives& collectives, PhaseSteps& steps, TrainingState& state,
+             CheckpointIdentity identity)
+      : checkpoints_(options.run / "checkpoints"),
+        config_(config),
+        control_(control),
+        collectives_(collectives),
+        steps_(steps),
+        state_(state),
+        identity_(std::move(identity)) {}
+
+  Result<WorkerOutcome> Run() {
+    for (;;) {
+      DD2_TRY_ASSIGN(const std::optional<proto::Lease> lease, control_.NextLease());
+      if (!lease) return WorkerOutcome::kFinished;
+      DD2_TRY_ASSIGN(const bool stopped, RunLease(*lease));
+      if (stopped) return WorkerOutcome::kStopped;
+    }
+  }
+
+ private:
+  const PhaseConfig& phase() const {
+    return config_.phases.at(static_cast<std::size_t>(state_.phase));
+  }
+
+  // True when the run is to stop.
+  Result<bool> RunLease(const proto::Lease& lease) {
+    if (lease.first_step() == 0) {
+      DD2_TRY(steps_.EnterPhase(lease.phase()));
+    } else if (lease.phase() != state_.phase || lease.first_step() != state_.step) {
+      return Error(Code::kInternal, "lease for step " + std::to_string(lease.first_step()) +
+                                        " of phase " + std::to_string(lease.phase()) +
+                                        ", but this rank is at step " +
+                                        std::to_string(state_.step) + " of phase " +
+                                        std::to_string(state_.phase));
+    }
+    const std::int64_t end = lease.first_step() + lease.count();
+    while (state_.step < end) {
+      const auto start = std::chrono::steady_clock::now();
+      control_.SetPosition(state_.phase, state_.step);
+      DD2_TRY_ASSIGN(PhaseStepResult result, steps_.Run(end, CurrentWish()));
+      state_.step += result.steps_done;
+      DD2_TRY(Report(result, SecondsSince(start)));
+      DD2_TRY(CheckpointIfDue(result.outcome.wish));
+      if (result.outcome.wish.stop) return true;
+      if (result.outcome.wish.paused) {
+        DD2_TRY_ASSIGN(const bool stop, WaitWhilePaused(result.outcome.wish));
+        if (stop) return true;
+      }
+    }
+    return false;
+  }
+
+  Wish CurrentWish() {
+    const proto::Desired desired = control_.desired();
+    return Wish{.version = desired.version(),
+                .checkpoint_requests = desired.checkpoint_requests(),
+                .paused = desired.paused(),
+                .stop = desired.stop()};
+  }
+
+  Status Report(PhaseStepResult& result, double seconds) {
+    const bool finished = state_.step == phase().steps;
+    proto::Progress progress;
+    progress.set_phase(state_.phase);
+    progress.set_step(state_.step);
+    progress.set_step_seconds(seconds / static_cast<double>(result.steps_done));
+    progress.set_phase_finished(finished);
+    progress.set_result_json(std::move(result.result_json));
+    const CacheStats cache = steps_.cache_stats();
+    state_.counters.set_cache_hits(cache.hits);
+    state_.counters.set_cache_misses(cache.misses);
+    *progress.mutable_counters() = state_.counters;
+    if (collectives_.rank() == 0) {
+      for (const auto& [name, value] : result.outcome.metrics) {
+        proto::Metric* metric = progress.add_metrics();
+        metric->set_name(name);
+        metric->set_value(value);
+      }
+    }
+    return control_.Send(std::move(progress));
+  }
+
+  // At borders that the configuration sets, on request, and before a stop. Every rank decides from
+  // the same facts.
+  Status CheckpointIfDue(const Wish& wish) {
+    const bool requested = wish.checkpoint_requests > requests_served_;
+    requests_served_ = std::max(requests_served_, wish.checkpoint_requests);
+    const PhaseKind kind = phase().kind;
+    // Evaluation and export change nothing that a checkpoint holds.
+    const bool changes_state = kind != PhaseKind::kEval && kind != PhaseKind::kExport;
+    const std::int64_t every = phase().checkpoint_every;
+    const bool border = changes_state && (state_.step == phase().steps ||
+                                          (every > 0 && state_.step % every == 0));
+    if (!border && !requested && !wish.stop) return {};
+    return Checkpoint();
+  }
+
+  Status Checkpoint() {
+    const auto start = std::chrono::steady_clock::now();
+    // Counters of the cache differ between ranks; the manifest's header must not.
+    TrainingState& state = state_;
+    state.counters.set_cache_hits(0);
+    state.counters.set_cache_misses(0);
+    DD2_TRY_ASSIGN(proto::PartReport report,
+                   SaveState(RealFileSystem(), checkpoints_, state, identity_, collectives_.rank(),
+                             collectives_.world_size()));
+    report.set_seconds(SecondsSince(start));
+    const std::string id = report.checkpoint_id();
+    DD2_TRY(control_.Send(std::move(report)));
+    return control_.WaitForCommit(id, timeouts::kCheckpointParts);
+  }
+
+  // Every newer wish is agreed on by all ranks before anybody acts on it; true: stop.
+  Result<bool> WaitWhilePaused(Wish wish) {
+    while (wish.paused && !wish.stop) {
+      DD2_TRY(control_.WaitForDesiredAfter(wish.version));
+      DD2_TRY_ASSIGN(const StepOutcome agreed, steps_.Agree(CurrentWish()));
+      wish = agreed.wish;
+      if (wish.stop || wish.checkpoint_requests > requests_served_) DD2_TRY(CheckpointIfDue(wish));
+    }
+    return wish.stop;
+  }
+
+  const std::filesystem::path checkpoints_;
+  const RunConfig& config_;
+  ControlClient& control_;
+  Collectives& collectives_;
+  PhaseSteps& steps_;
+  TrainingState& state_;
+  const CheckpointIdentity identity_;
+  std::uint64_t requests_served_ = 0;
+};
+
+Result<WorkerOutcome> WorkAsMember(const WorkerOptions& options, const RunConfig& config,
+                                   ControlClient& control, const std::string& numeric_mode) {
+  DD2_TRY_ASSIGN(const std::unique_ptr<Collectives> collectives, ConnectRanks(options, control));
+  DD2_TRY_ASSIGN(const TeacherBundle teacher, LoadTeacherBundle(config.teacher.path));
+  const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
+  TrainingState state =
+      MakeTrainingState(layout, collectives->rank(), collectives->world_size());
+  CheckpointIdentity identity{.config_digest = ConfigDigest(config).Hex(),
+                              .teacher_digest = teacher.teacher_digest.Hex(),
+                              .numeric_mode = numeric_mode,
+                              .code_version = std::string(CodeVersion()),
+                              .seed = config.seed};
+  if (const std::string& id = control.assignment().restore_checkpoint(); !id.empty()) {
+    DD2_TRY(RestoreState(RealFileSystem(), options.run / "checkpoints", id, identity, state));
+  }
+  PhaseSteps steps(options, config, teacher, *collectives, state, numeric_mode);
+  WorkerLoop loop(options, config, control, *collectives, steps, state, std::move(identity));
+  return loop.Run();
+}
+
+}  // namespace
+
+Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
+  DD2_TRY_ASSIGN(const RunConfig config, LoadRunConfig(options.run / "config.yaml"));
+  SetComputeThreads(config.threads_per_rank);
+  const std::string numeric_mode = NumericMode(config);
+  DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control, JoinRun(options, numeric_mode));
+  Result<WorkerOutcome> outcome = WorkAsMember(options, config, *control, numeric_mode);
+  if (!outcome) {
+    proto::WorkerFailed failed;
+    failed.set_rank(control->assignment().rank());
+    failed.set_code(std::string(CodeName(outcome.error().code())));
+    failed.set_message(outcome.error().message());
+    (void)control->Send(std::move(failed));  // it may be the connection that failed
+    return outcome;
+  }
+  if (*outcome == WorkerOutcome::kStopped) {
+    proto::WorkerDone done;
+    done.set_rank(control->assignment().rank());
+    done.set_stopped(true);
+    DD2_TRY(control->Send(std::move(done)));
+  }
+  return outcome;
+}
+
+}  // namespace dd2
