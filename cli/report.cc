@@ -1,0 +1,414 @@
+#include "cli/report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cli/report_charts.h"
+#include "cli/report_data.h"
+#include "cli/report_html.h"
+#include "common/file.h"
+
+namespace dd2 {
+namespace {
+
+namespace json = boost::json;
+
+// An optional figure as text: "–" when the run does not have it.
+template <class Format>
+std::string Cell(const std::optional<double>& value, Format format) {
+  return value ? format(*value) : "–";
+}
+
+std::string RunName(const ReportData& data) {
+  return FindText(data.result, "name").value_or(data.folder_name);
+}
+
+std::string Tile(const std::string& label, const std::string& value, const std::string& below) {
+  return "<div class=\"tile\"><small>" + EscapeHtml(label) + "</small><b>" + EscapeHtml(value) +
+         "</b><small>" + EscapeHtml(below) + "</small></div>\n";
+}
+
+double TotalSeconds(const ReportData& data) {
+  double total = 0;
+  if (const json::object* seconds = FindObject(data.result, "seconds")) {
+    for (const auto& entry : *seconds) total += FindNumber(*seconds, entry.key()).value_or(0);
+  }
+  return total;
+}
+
+std::string SpeedTile(const ReportData& data, const std::string& batch, const std::string& label) {
+  const auto speedup = FindNumber(data.result, "speedup_" + batch);
+  if (!speedup) return {};
+  const auto teacher = FindNumber(data.result, "latency." + batch + ".teacher_ms");
+  const auto one_step = FindNumber(data.result, "latency." + batch + ".one_step_ms");
+  std::string below = "than the teacher, medians";
+  if (teacher && one_step) {
+    below = MillisecondsText(*teacher) + " → " + MillisecondsText(*one_step);
+  }
+  return Tile(label, RatioText(*speedup), below);
+}
+
+std::string Tiles(const ReportData& data) {
+  const json::object& result = data.result;
+  std::string tiles;
+  if (const auto end = FindNumber(result, "fdr_end")) {
+    std::string below;
+    if (const auto start = FindNumber(result, "fdr_start")) below = "from " + FigureText(*start);
+    if (const auto teacher = FindNumber(result, "fdr_teacher")) {
+      below += (below.empty() ? "teacher " : "; teacher ") + FigureText(*teacher);
+    }
+    tiles += Tile("FDr, one step", FigureText(*end), below);
+  }
+  if (const auto accuracy = FindNumber(result, "accuracy")) {
+    const auto teacher = FindNumber(result, "accuracy_teacher");
+    tiles +=
+        Tile("Class accuracy", PercentText(*accuracy),
+             teacher ? "teacher " + PercentText(*teacher) : std::string("of one-step samples"));
+  }
+  tiles += SpeedTile(data, "batch1", "Faster, one image");
+  tiles += SpeedTile(data, "batch64", "Faster, batch of 64");
+  if (const double total = TotalSeconds(data); total > 0) {
+    tiles += Tile("Run time", SecondsText(total), "all phases together");
+  }
+  return tiles.empty() ? tiles : "<div class=\"tiles\">\n" + tiles + "</div>\n";
+}
+
+std::string Header(const ReportData& data) {
+  std::string html = "<div class=\"eyebrow\">Distilled Decoding 2 · run report</div>\n<h1>" +
+                     EscapeHtml(RunName(data)) + "</h1>\n<p>";
+  const std::string outcome =
+      FindText(data.result, "outcome").value_or(data.finished ? "finished" : "not finished");
+  html += "<span class=\"state\">" + EscapeHtml(outcome) + "</span>";
+  if (const auto seed = FindNumber(data.result, "seed")) {
+    html +=
+        "<span class=\"state\">seed " + EscapeHtml(std::to_string(std::llround(*seed))) + "</span>";
+  }
+  html +=
+      "</p>\n<p>A one-step image generator, distilled from an auto-regressive teacher. The teacher "
+      "draws an image token by token; the generator makes all tokens in one network pass.</p>\n";
+  return html + Tiles(data);
+}
+
+struct PictureColumn {
+  std::string file, title, note;
+};
+
+// One block of pictures beside each other, class names at the left of the rows.
+std::string Pictures(const ReportData& data, const std::vector<PictureColumn>& wanted) {
+  std::vector<PictureColumn> columns;
+  int rows = 0;
+  for (const PictureColumn& column : wanted) {
+    const auto found = data.pictures.find(column.file);
+    if (found == data.pictures.end()) continue;
+    columns.push_back(column);
+    rows = std::max(rows, found->second.height / 30);  // 28 pixels and a margin on both sides
+  }
+  if (columns.empty()) return {};
+  std::string html = "<div class=\"pictures\" style=\"grid-template-columns:84px";
+  for (const PictureColumn& column : columns) {
+    html += " minmax(0," + std::to_string(data.pictures.at(column.file).width) + "px)";
+  }
+  html += "\">\n<div></div>\n";
+  for (const PictureColumn& column : columns) {
+    html +=
+        "<h4>" + EscapeHtml(column.title) + "<span>" + EscapeHtml(column.note) + "</span></h4>\n";
+  }
+  const json::value* names = data.result.if_contains("classes");
+  const json::array* list = names == nullptr ? nullptr : names->if_array();
+  html += "<ol style=\"grid-template-rows:repeat(" + std::to_string(std::max(rows, 1)) + ",1fr)\">";
+  for (int row = 0; row < rows; ++row) {
+    std::string name = "class " + std::to_string(row);
+    const auto at = static_cast<std::size_t>(row);
+    if (list != nullptr && at < list->size() && (*list)[at].is_string()) {
+      name = std::string((*list)[at].get_string());
+    }
+    html += "<li>" + EscapeHtml(name) + "</li>";
+  }
+  html += "</ol>\n";
+  for (const PictureColumn& column : columns) {
+    const ReportPicture& picture = data.pictures.at(column.file);
+    html += "<img alt=\"" + EscapeHtml(column.title) + "\" width=\"" +
+            std::to_string(picture.width) + "\" height=\"" + std::to_string(picture.height) +
+            "\" src=\"data:image/png;base64," + Base64(picture.bytes) + "\">\n";
+  }
+  return html + "</div>\n";
+}
+
+std::string Images(const ReportData& data) {
+  if (data.pictures.empty()) return {};
+  std::string html =
+      "<h2>Images</h2>\n<p class=\"soft\">Not selected: the first samples of every "
+      "class. Rows are classes.</p>\n";
+  html += Pictures(data, {{"teacher", "Teacher", "one pass per token, guided"},
+                          {"generator", "One step", "this run, a single pass"},
+                          {"real", "Real", "test images"}});
+  const std::string more = Pictures(
+      data,
+      {{"start", "One step, before distillation", "same noise as above"},
+       {"reconstruction", "Tokenizer reconstruction", "of the real images above: the ceiling"}});
+  if (!more.empty()) html += "<h3>Where it started, and what the tokenizer allows</h3>\n" + more;
+  return html;
+}
+
+std::string QualityRow(const ReportData& data, const std::string& name, const std::string& suffix,
+                       const std::string& accuracy_key, const std::string& samples_key, bool main) {
+  const json::object& result = data.result;
+  const auto fdr = FindNumber(result, "fdr_" + suffix);
+  const auto fd = FindNumber(result, "fd_" + suffix);
+  const auto accuracy = FindNumber(result, accuracy_key);
+  if (!fdr && !fd && !accuracy) return {};
+  const auto samples = FindNumber(result, samples_key);
+  return std::string(main ? "<tr class=\"main\">" : "<tr>") + "<th>" + EscapeHtml(name) +
+         "</th><td class=\"n\">" + Cell(fdr, FigureText) + "</td><td class=\"n\">" +
+         Cell(fd, FigureText) + "</td><td class=\"n\">" + Cell(accuracy, PercentText) +
+         "</td><td class=\"n\">" + Cell(samples, CountText) + "</td></tr>\n";
+}
+
+std::string Quality(const ReportData& data) {
+  // The start may have been measured with fewer samples than the end.
+  const bool own_count = FindNumber(data.result, "samples_start").has_value();
+  std::string rows =
+      QualityRow(data, "Tokenizer reconstructions of the test set", "reconstruction",
+                 "accuracy_reconstruction", "test_images", false) +
+      QualityRow(data, "Teacher", "teacher", "accuracy_teacher", "teacher_samples", false) +
+      QualityRow(data, "One step, start of distillation", "start", "accuracy_start",
+                 own_count ? "samples_start" : "samples", false) +
+      QualityRow(data, "One step, end", "end", "accuracy", "samples", true);
+  if (rows.empty()) return {};
+  return "<h2>Quality</h2>\n<div class=\"scroll\"><table><thead><tr><th></th><th "
+         "class=\"n\">FDr</th>"
+         "<th class=\"n\">FD</th><th class=\"n\">Class accuracy</th><th "
+         "class=\"n\">Samples</th></tr>"
+         "</thead><tbody>\n" +
+         rows +
+         "</tbody></table></div>\n<p class=\"note\">FD: Fréchet distance to the real test images, "
+         "on "
+         "64-d features of a small classifier. FDr: the same to the tokenizer’s "
+         "reconstructions of them, so without the tokenizer’s blur; the number to watch. Lower is "
+         "better; both fall with the number of samples. Class accuracy: share of samples that the "
+         "classifier gives the class they were asked for.</p>\n";
+}
+
+std::string Speed(const ReportData& data) {
+  std::string rows;
+  for (const auto& [key, label] : {std::pair<std::string, std::string>{"batch1", "1 image"},
+                                   std::pair<std::string, std::string>{"batch64", "64 images"}}) {
+    const auto speedup = FindNumber(data.result, "speedup_" + key);
+    if (!speedup) continue;
+    const std::string at = "latency." + key + ".";
+    rows += "<tr><th>" + label + "</th>";
+    for (const char* field : {"teacher_ms", "one_step_ms"}) {
+      rows += "<td class=\"n\">" + Cell(FindNumber(data.result, at + field), MillisecondsText) +
+              "</td>";
+    }
+    rows += "<td class=\"n\"><b>" + RatioText(*speedup) + "</b></td><td class=\"n\">" +
+            Cell(FindNumber(data.result, at + "decode_ms"), MillisecondsText) +
+            "</td><td class=\"n\">" +
+            Cell(FindNumber(data.result, at + "speedup_with_decode"), RatioText) + "</td></tr>\n";
+  }
+  if (rows.empty()) return {};
+  return "<h2>Sampling speed</h2>\n<div class=\"scroll\"><table><thead><tr><th>Batch</th>"
+         "<th class=\"n\">Teacher</th><th class=\"n\">One step</th><th class=\"n\">Speed-up</th>"
+         "<th class=\"n\">Decoder, both</th><th class=\"n\">Speed-up with decoder</th></tr></thead>"
+         "<tbody>\n" +
+         rows +
+         "</tbody></table></div>\n<p class=\"note\">Medians, one thread, the two timed "
+         "alternately; "
+         "the teacher with KV cache and guidance. The gain is largest for single images, where the "
+         "teacher waits on many small passes; read it together with the large batch.</p>\n";
+}
+
+// The points of a quantity over the phases in which it was recorded, steps counted on from phase to
+// phase.
+struct Track {
+  std::vector<std::pair<double, double>> points;
+  std::vector<std::pair<double, double>> smoothed;
+  std::vector<std::pair<double, std::string>> borders;
+};
+
+Track TrackOf(const ReportData& data, const std::vector<std::string>& metrics) {
+  std::vector<MetricPoint> all;
+  for (const std::string& metric : metrics) {
+    const auto found = data.metrics.find(metric);
+    if (found != data.metrics.end())
+      all.insert(all.end(), found->second.begin(), found->second.end());
+  }
+  std::stable_sort(all.begin(), all.end(), [](const MetricPoint& a, const MetricPoint& b) {
+    return std::pair(a.phase, a.step) < std::pair(b.phase, b.step);
+  });
+  Track track;
+  std::set<std::string> kinds;
+  double offset = 0;
+  for (std::size_t begin = 0; begin < all.size();) {
+    std::size_t end = begin;
+    std::vector<std::pair<double, double>> part;
+    for (; end < all.size() && all[end].phase == all[begin].phase; ++end) {
+      part.emplace_back(offset + static_cast<double>(all[end].step), all[end].value);
+    }
+    const auto found = data.phase_kinds.find(all[begin].phase);
+    const std::string kind = found == data.phase_kinds.end() ? "next phase" : found->second;
+    const bool again = !kinds.insert(kind).second;
+    if (begin > 0) track.borders.emplace_back(offset, again ? kind + " again" : kind);
+    // Each phase by itself: an average over a border would hide a jump.
+    const auto smoothed = Smoothed(part, std::max<std::size_t>(1, all.size() / 40));
+    track.smoothed.insert(track.smoothed.end(), smoothed.begin(), smoothed.end());
+    track.points.insert(track.points.end(), part.begin(), part.end());
+    offset = part.back().first;
+    begin = end;
+  }
+  return track;
+}
+
+std::string LossChart(const ReportData& data, const std::vector<std::string>& metrics,
+                      const std::string& title, const std::string& note, const std::string& x_label,
+                      bool log_y) {
+  const Track track = TrackOf(data, metrics);
+  Chart chart{.title = title,
+              .note = note,
+              .x_label = x_label,
+              .series = {},
+              .log_y = log_y,
+              .wide = false,
+              .levels = {},
+              .borders = track.borders};
+  chart.series.push_back({.points = track.points, .dots = false, .faint = true});
+  chart.series.push_back({.points = track.smoothed, .dots = false, .faint = false});
+  return RenderChart(chart);
+}
+
+std::string QualityCurve(const ReportData& data) {
+  const Track track = TrackOf(data, {"eval/fdr"});
+  Chart chart{
+      .title = "FDr of the one-step generator",
+      .note = "measured during distillation with fewer samples than the table: compare the shape",
+      .x_label = "distillation cycle",
+      .series = {},
+      .log_y = true,
+      .wide = true,
+      .levels = {},
+      .borders = track.borders};
+  chart.series.push_back({.points = track.points, .dots = true, .faint = false});
+  if (const auto teacher = FindNumber(data.result, "fdr_teacher")) {
+    chart.levels.emplace_back(*teacher, "teacher " + FigureText(*teacher));
+  }
+  return RenderChart(chart);
+}
+
+std::string Curves(const ReportData& data) {
+  const std::string charts =
+      QualityCurve(data) +
+      LossChart(data, {"gts/loss"}, "Tuning loss (GTS)",
+                "match to the teacher’s exact score, on teacher sequences", "update", true) +
+      LossChart(data, {"csd/dmu"}, "Distance of generator and teacher",
+                "mean |μ_teacher − μ_guidance|²: the progress of distillation", "cycle", true) +
+      LossChart(data, {"csd/fcs", "align/fcs"}, "Guidance loss (FCS)",
+                "rising over tens of cycles would mean divergence", "cycle", false) +
+      LossChart(data, {"csd/sid"}, "Generator loss (CSD, SiD form)",
+                "no progress metric: near zero while guidance keeps up", "cycle", false) +
+      LossChart(data, {"csd/generator_norm"}, "Gradient norm of the generator",
+                "before clipping; above 10 would mean trouble", "cycle", false) +
+      LossChart(data, {"csd/guidance_norm", "align/guidance_norm"},
+                "Gradient norm of the guidance network", "before clipping", "cycle", false);
+  if (charts.empty()) return {};
+  return "<h2>Training</h2>\n<p class=\"soft\">Thin lines are the recorded values, thick ones "
+         "their "
+         "running average.</p>\n<div class=\"charts\">\n" +
+         charts + "</div>\n";
+}
+
+std::string Fact(const std::string& name, const std::string& value) {
+  return "<tr><th>" + EscapeHtml(name) + "</th><td>" + EscapeHtml(value) + "</td></tr>\n";
+}
+
+std::string StorageFacts(const json::object& result) {
+  std::string facts;
+  const auto hits = FindNumber(result, "cache.hits");
+  const auto misses = FindNumber(result, "cache.misses");
+  if (hits && misses) {
+    facts += Fact("Teacher score cache: hits", CountText(*hits));
+    facts += Fact("Teacher score cache: misses", CountText(*misses));
+    if (*hits + *misses > 0)
+      facts += Fact("Found in the cache", PercentText(*hits / (*hits + *misses)));
+  }
+  if (const auto count = FindNumber(result, "checkpoints.count")) {
+    facts += Fact("Checkpoints written", CountText(*count));
+  }
+  if (const auto bytes = FindNumber(result, "checkpoints.bytes")) {
+    facts += Fact("Bytes of checkpoints", FigureText(*bytes / 1e6) + " MB");
+  }
+  if (const auto stall = FindNumber(result, "checkpoints.stall_seconds")) {
+    facts += Fact("Training waited for checkpoints", SecondsText(*stall));
+  }
+  return facts;
+}
+
+std::string TimeAndStorage(const ReportData& data) {
+  std::vector<Bar> bars;
+  if (const json::object* seconds = FindObject(data.result, "seconds")) {
+    for (const auto& entry : *seconds) {
+      const auto value = FindNumber(*seconds, entry.key());
+      if (value) bars.push_back({std::string(entry.key()), *value, SecondsText(*value)});
+    }
+  }
+  const std::string time = RenderBars(bars);
+  const std::string facts = StorageFacts(data.result);
+  if (time.empty() && facts.empty()) return {};
+  std::string html = "<h2>Time and storage</h2>\n<div class=\"columns\">\n";
+  if (!time.empty()) html += "<div><h3>Wall time by phase</h3>\n" + time + "</div>\n";
+  if (!facts.empty()) {
+    html +=
+        "<div><h3>Cache and checkpoints</h3>\n<table class=\"facts\">" + facts + "</table></div>\n";
+  }
+  return html + "</div>\n";
+}
+
+std::string Reproduce(const ReportData& data) {
+  std::string command = FindText(data.result, "command").value_or("");
+  if (command.empty()) {
+    command = "dd2 run config.yaml";
+    if (const auto seed = FindNumber(data.result, "seed")) {
+      command += " --seed " + std::to_string(std::llround(*seed));
+    }
+  }
+  std::string html =
+      "<h2>Reproduce</h2>\n<p>The same settings and seed give the same bits on any "
+      "number of ranks of the same kind of machine and the same library versions.</p>\n"
+      "<pre>" +
+      EscapeHtml(command) + "</pre>\n";
+  if (const json::object* versions = FindObject(data.result, "versions")) {
+    html += "<table class=\"facts\">";
+    for (const auto& entry : *versions) {
+      const json::value& value = entry.value();
+      html += Fact(std::string(entry.key()),
+                   value.is_string() ? std::string(value.get_string()) : json::serialize(value));
+    }
+    html += "</table>\n";
+  }
+  if (!data.config_yaml.empty()) {
+    html += "<details><summary>Settings as used (config.yaml)</summary>\n<pre>" +
+            EscapeHtml(data.config_yaml) + "</pre></details>\n";
+  }
+  return html;
+}
+
+}  // namespace
+
+Status WriteReport(const std::filesystem::path& run) {
+  DD2_TRY_ASSIGN(const ReportData data, LoadReportData(run));
+  std::string html =
+      "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>";
+  html += EscapeHtml(RunName(data)) + " · DD2 run report</title>\n<style>";
+  html += ReportStyle();
+  html += "</style>\n</head>\n<body>\n<main>\n";
+  html += Header(data) + Images(data) + Quality(data) + Speed(data) + Curves(data) +
+          TimeAndStorage(data) + Reproduce(data);
+  html += "</main>\n</body>\n</html>\n";
+  return WriteFileAtomically(RealFileSystem(), run / "report.html", html);
+}
+
+}  // namespace dd2
