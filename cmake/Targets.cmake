@@ -3,8 +3,13 @@
 # Everything of ours links this, nothing third-party does.
 add_library(dd2_flags INTERFACE)
 target_compile_options(dd2_flags INTERFACE
-  -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wnon-virtual-dtor -Wold-style-cast
-  -Woverloaded-virtual -Wimplicit-fallthrough $<$<BOOL:${DD2_WERROR}>:-Werror>)
+  -Wall -Wextra -Wnon-virtual-dtor -Woverloaded-virtual -Wimplicit-fallthrough
+  $<$<BOOL:${DD2_WERROR}>:-Werror>
+  $<$<NOT:$<BOOL:$<TARGET_PROPERTY:DD2_TORCH>>>:-Wpedantic;-Wconversion;-Wshadow;-Wold-style-cast>)
+# g++ 12 warns about "literal" + std::string (GCC bug 105651).
+if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  target_compile_options(dd2_flags INTERFACE -Wno-restrict)
+endif()
 if(DD2_SANITIZE)
   target_compile_options(dd2_flags INTERFACE -fsanitize=${DD2_SANITIZE} -fno-omit-frame-pointer)
   target_link_options(dd2_flags INTERFACE -fsanitize=${DD2_SANITIZE})
@@ -13,11 +18,10 @@ if(DD2_SANITIZE)
   endif()
 endif()
 
-# Files with LibTorch headers: their warnings are not ours, and conversions between int and int64
-# are everywhere in that interface.
+# Targets with LibTorch (property DD2_TORCH): conversions between int and int64 are everywhere in
+# that interface, so the warnings about them are off.
 add_library(dd2_torch_flags INTERFACE)
 target_link_libraries(dd2_torch_flags INTERFACE dd2_flags)
-target_compile_options(dd2_torch_flags INTERFACE -Wno-conversion -Wno-shadow -Wno-pedantic -Wno-old-style-cast)
 
 # dd2_library(NAME SRCS ... DEPS ... [TORCH]): a static library dd2_NAME. DEPS is the layer order made
 # real: name left neighbours only. Sources are listed by hand.
@@ -27,6 +31,7 @@ function(dd2_library name)
   target_include_directories(dd2_${name} PUBLIC ${PROJECT_SOURCE_DIR})
   target_link_libraries(dd2_${name} PUBLIC ${ARG_DEPS})
   if(ARG_TORCH)
+    set_target_properties(dd2_${name} PROPERTIES DD2_TORCH ON)
     target_link_libraries(dd2_${name} PUBLIC dd2_torch PRIVATE dd2_torch_flags ${ARG_PRIVATE_DEPS})
   else()
     target_link_libraries(dd2_${name} PRIVATE dd2_flags ${ARG_PRIVATE_DEPS})
@@ -39,6 +44,7 @@ function(dd2_executable name)
   add_executable(${name} ${ARG_SRCS})
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
   if(ARG_TORCH)
+    set_target_properties(${name} PROPERTIES DD2_TORCH ON)
     target_link_libraries(${name} PRIVATE ${ARG_DEPS} dd2_torch dd2_torch_flags)
   else()
     target_link_libraries(${name} PRIVATE ${ARG_DEPS} dd2_flags)

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace dd2 {
@@ -21,11 +23,15 @@ enum class PhaseKind : std::uint8_t {
 };
 
 struct TeacherConfig {
-  std::string path = "models/fashion-mnist";  // folder: tokenizer, teacher, classifier, card
+  std::string path;           // folder: tokenizer, teacher, classifier, card; required
   double cfg_scale = 1.5;     // w of logits = u + w (c - u)
   int top_k = 0;              // 0: no top-k filter
   double top_p = 1.0;         // 1: no top-p filter
   double temperature = 1.0;
+};
+
+struct DatasetConfig {
+  std::string path = "/usr/share/datasets/fashion-mnist";  // the four *-ubyte.gz files
 };
 
 struct ModelConfig {
@@ -52,6 +58,13 @@ struct CheckpointConfig {
 struct EvalConfig {
   int samples = 5000;         // of the final evaluation, stratified over classes
   int curve_samples = 2000;   // of each point of the FDr curve during csd
+  int reference_images = 10000;  // test images that distances are measured to
+};
+
+// Where the coordinator listens, for workers and agents as well as for HTTP.
+struct ApiConfig {
+  std::string host = "127.0.0.1";  // anything but loopback opens the API to the network
+  int port = 0;               // of HTTP; 0: any free port, written into the run folder
 };
 
 // Adam with linear warm-up, then cosine from the peak to final_ratio of it over the phase.
@@ -94,15 +107,21 @@ struct RunConfig {
   int ranks = 2;              // worker processes on this machine
   int threads_per_rank = 1;   // part of the numeric mode
   TeacherConfig teacher;
+  DatasetConfig dataset;
   ModelConfig model;
   BatchConfig batch;
   CacheConfig cache;
   CheckpointConfig checkpoint;
   EvalConfig eval;
+  ApiConfig api;
   std::vector<PhaseConfig> phases;  // teacher check first (added when absent), export last
 };
 
 // "sample", "gts", ...: the words of the YAML files, logs and the API.
 const char* PhaseKindName(PhaseKind kind);
+// The inverse; nothing when `name` is no phase kind.
+std::optional<PhaseKind> ParsePhaseKind(std::string_view name);
+// A phase with the defaults of its kind (they differ: gts takes larger batches than csd).
+PhaseConfig DefaultPhase(PhaseKind kind);
 
 }  // namespace dd2

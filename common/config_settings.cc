@@ -1,0 +1,143 @@
+#include "common/config_settings.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+
+namespace dd2 {
+namespace {
+
+constexpr unsigned kGts = KindBit(PhaseKind::kGts);
+constexpr unsigned kCsd = KindBit(PhaseKind::kCsd);
+constexpr unsigned kAlign = KindBit(PhaseKind::kAlign);
+constexpr unsigned kSample = KindBit(PhaseKind::kSample);
+constexpr double kUpdatesMax = 1e8;  // attempted updates of a phase must fit 32 bits
+
+// clang-format off
+constexpr Setting<RunConfig> kRunSettings[] = {
+    {{"name", "", 0, 0, kPlain, "Name of the run; its default folder is runs/NAME (default: the file's name)."},
+     [](RunConfig& c) -> SettingField { return &c.name; }},
+    {{"seed", "", 0, kNoLimit, kBits, "Every random number of the run follows from it."},
+     [](RunConfig& c) -> SettingField { return &c.seed; }},
+    {{"ranks", "processes", 1, 1024, kPlain, "Worker processes on this machine; the result does not depend on it."},
+     [](RunConfig& c) -> SettingField { return &c.ranks; }},
+    {{"threads_per_rank", "threads", 1, 256, kBits, "Compute threads of each worker; part of the numeric mode."},
+     [](RunConfig& c) -> SettingField { return &c.threads_per_rank; }},
+    {{"teacher.path", "", 0, 0, kPath | kRequired, "Folder with the tokenizer, teacher, classifier and their card."},
+     [](RunConfig& c) -> SettingField { return &c.teacher.path; }},
+    {{"teacher.cfg_scale", "", 0, 100, kBits, "Guidance scale w of logits = u + w (c - u); 1 is no guidance."},
+     [](RunConfig& c) -> SettingField { return &c.teacher.cfg_scale; }},
+    {{"teacher.top_k", "codes", 0, 1e6, kBits, "Keep only the k likeliest codes; 0 keeps all."},
+     [](RunConfig& c) -> SettingField { return &c.teacher.top_k; }},
+    {{"teacher.top_p", "", 0, 1, kBits | kAboveMin, "Keep the likeliest codes up to this probability; 1 keeps all."},
+     [](RunConfig& c) -> SettingField { return &c.teacher.top_p; }},
+    {{"teacher.temperature", "", 0, 100, kBits | kAboveMin, "Divides the guided logits."},
+     [](RunConfig& c) -> SettingField { return &c.teacher.temperature; }},
+    {{"dataset.path", "", 0, 0, kPath, "Folder with the real images (IDX, gzip) that evaluation compares with."},
+     [](RunConfig& c) -> SettingField { return &c.dataset.path; }},
+    {{"model.head_width", "", 8, 8192, kBits, "Width of the head's residual stream."},
+     [](RunConfig& c) -> SettingField { return &c.model.head_width; }},
+    {{"model.head_depth", "blocks", 1, 64, kBits, "Residual blocks of the head."},
+     [](RunConfig& c) -> SettingField { return &c.model.head_depth; }},
+    {{"model.time_features", "", 2, 4096, kBits, "Sinusoid features of the time (an even number)."},
+     [](RunConfig& c) -> SettingField { return &c.model.time_features; }},
+    {{"batch.shards", "", 1, 1024, kBits, "Virtual shards of every batch (a power of two); fixes the order of sums."},
+     [](RunConfig& c) -> SettingField { return &c.batch.shards; }},
+    {{"cache.path", "", 0, 0, kPath, "Folder of the teacher score cache; empty: dd2/scores in the user's cache folder."},
+     [](RunConfig& c) -> SettingField { return &c.cache.path; }},
+    {{"cache.quota_bytes", "bytes", 1 << 20, kNoLimit, kPlain, "Size that the score cache may grow to."},
+     [](RunConfig& c) -> SettingField { return &c.cache.quota_bytes; }},
+    {{"cache.enabled", "", 0, 0, kBits, "false: GTS asks the teacher again for every batch (other shapes, so other last bits)."},
+     [](RunConfig& c) -> SettingField { return &c.cache.enabled; }},
+    {{"checkpoint.keep_last", "checkpoints", 1, 10000, kPlain, "Committed checkpoints kept; older ones are deleted."},
+     [](RunConfig& c) -> SettingField { return &c.checkpoint.keep_last; }},
+    {{"checkpoint.every_seconds", "seconds", 0, 0, kPlain, "Reserved for checkpoints by time; must be 0 (see checkpoint_every of a phase)."},
+     [](RunConfig& c) -> SettingField { return &c.checkpoint.every_seconds; }},
+    {{"eval.samples", "images", 10, 1e6, kPlain, "Images of the final evaluation, equally many of each class."},
+     [](RunConfig& c) -> SettingField { return &c.eval.samples; }},
+    {{"eval.curve_samples", "images", 10, 1e6, kPlain, "Images of each point of the FDr curve."},
+     [](RunConfig& c) -> SettingField { return &c.eval.curve_samples; }},
+    {{"eval.reference_images", "images", 100, 1e6, kPlain, "Test images that distances are measured to (all, when there are fewer)."},
+     [](RunConfig& c) -> SettingField { return &c.eval.reference_images; }},
+    {{"api.host", "", 0, 0, kPlain, "Address the coordinator listens on; other than loopback opens it to the network."},
+     [](RunConfig& c) -> SettingField { return &c.api.host; }},
+    {{"api.port", "", 0, 65535, kPlain, "Port of the HTTP API; 0 takes a free one."},
+     [](RunConfig& c) -> SettingField { return &c.api.port; }},
+};
+
+constexpr Setting<PhaseConfig> kPhaseSettings[] = {
+    {{"sequences", "sequences", 1, 1e8, kBits, "Teacher sequences in all (a multiple of block)."},
+     [](PhaseConfig& p) -> SettingField { return &p.sequences; }, kSample},
+    {{"block", "sequences", 1, 65536, kBits, "Sequences computed together, always with the same shapes."},
+     [](PhaseConfig& p) -> SettingField { return &p.block; }, kSample},
+    {{"steps", "updates", 1, kUpdatesMax, kBits, "Updates of the phase."},
+     [](PhaseConfig& p) -> SettingField { return &p.steps; }, kGts | kAlign},
+    {{"cycles", "cycles", 1, kUpdatesMax, kBits, "Outer cycles: guidance_updates of the guidance network, then one of the generator."},
+     [](PhaseConfig& p) -> SettingField { return &p.steps; }, kCsd},
+    {{"batch", "sequences", 1, 1e6, kBits, "Global batch of one update (a multiple of batch.shards)."},
+     [](PhaseConfig& p) -> SettingField { return &p.batch; }, kGts | kCsd | kAlign},
+    {{"guidance_updates", "updates", 1, 1000, kBits, "K: guidance updates of each cycle; fewer than 3 tends to collapse at small batches."},
+     [](PhaseConfig& p) -> SettingField { return &p.guidance_updates; }, kCsd},
+    {{"draws", "draws", 1, 64, kBits, "Draws of (t, noise) for each token that share one pass of the backbone."},
+     [](PhaseConfig& p) -> SettingField { return &p.draws; }, kGts | kCsd | kAlign},
+    {{"generator_draws", "draws", 1, 64, kBits, "The same in the generator's loss."},
+     [](PhaseConfig& p) -> SettingField { return &p.generator_draws; }, kCsd},
+    {{"lr", "", 0, 1, kBits | kAboveMin, "Peak learning rate of the backbone."},
+     [](PhaseConfig& p) -> SettingField { return &p.guidance.peak; }, kGts},
+    {{"head_lr_ratio", "", 0, 1000, kBits | kAboveMin, "Learning rate of the head over that of the backbone."},
+     [](PhaseConfig& p) -> SettingField { return &p.head_lr_ratio; }, kGts},
+    {{"generator_lr", "", 0, 1, kBits | kAboveMin, "Peak learning rate of the generator."},
+     [](PhaseConfig& p) -> SettingField { return &p.generator.peak; }, kCsd},
+    {{"guidance_lr", "", 0, 1, kBits | kAboveMin, "Peak learning rate of the guidance network (3 to 4 times the generator's)."},
+     [](PhaseConfig& p) -> SettingField { return &p.guidance.peak; }, kCsd | kAlign},
+    {{"warmup", "steps", 0, kUpdatesMax, kBits, "Steps (csd: cycles) over which the learning rates rise from 0."},
+     [](PhaseConfig& p) -> SettingField { return &p.guidance.warmup; }, kGts | kCsd | kAlign},
+    {{"final_lr_ratio", "", 0, 1, kBits, "Share of the peak that the cosine ends at; 1: constant."},
+     [](PhaseConfig& p) -> SettingField { return &p.guidance.final_ratio; }, kGts},
+    {{"generator_final_lr_ratio", "", 0, 1, kBits, "Share of generator_lr that the cosine ends at; 1: constant."},
+     [](PhaseConfig& p) -> SettingField { return &p.generator.final_ratio; }, kCsd},
+    {{"guidance_final_lr_ratio", "", 0, 1, kBits, "Share of guidance_lr that the cosine ends at; 1: constant."},
+     [](PhaseConfig& p) -> SettingField { return &p.guidance.final_ratio; }, kCsd | kAlign},
+    {{"beta1", "", 0, 0.9999, kBits, "Adam's decay of the mean gradient."},
+     [](PhaseConfig& p) -> SettingField { return &p.beta1; }, kGts | kCsd | kAlign},
+    {{"beta2", "", 0, 0.999999, kBits, "Adam's decay of the mean squared gradient."},
+     [](PhaseConfig& p) -> SettingField { return &p.beta2; }, kGts | kCsd | kAlign},
+    {{"clip_norm", "", 0, 1e6, kBits, "Limit of the gradient's norm; 0: none."},
+     [](PhaseConfig& p) -> SettingField { return &p.clip_norm; }, kGts | kCsd | kAlign},
+    {{"ema_max", "", 0, 0.999999, kBits, "Largest decay of the moving average: min(ema_max, (k+1)/(k+10))."},
+     [](PhaseConfig& p) -> SettingField { return &p.ema_max; }, kGts | kCsd},
+    {{"t_min", "", 0, 1, kBits, "Smallest time of the tuned (gts) or guidance network's loss."},
+     [](PhaseConfig& p) -> SettingField { return &p.t_min; }, kGts | kCsd | kAlign},
+    {{"t_max", "", 0, 1, kBits, "Largest time of that loss."},
+     [](PhaseConfig& p) -> SettingField { return &p.t_max; }, kGts | kCsd | kAlign},
+    {{"generator_t_min", "", 0, 1, kBits | kAboveMin, "Smallest time of the generator's loss."},
+     [](PhaseConfig& p) -> SettingField { return &p.generator_t_min; }, kCsd},
+    {{"generator_t_max", "", 0, 1, kBits, "Largest time of the generator's loss."},
+     [](PhaseConfig& p) -> SettingField { return &p.generator_t_max; }, kCsd},
+    {{"sid_alpha", "", -10, 10, kBits, "Weight alpha of the score identity loss."},
+     [](PhaseConfig& p) -> SettingField { return &p.sid_alpha; }, kCsd},
+    {{"validation", "sequences", 0, 1e8, kBits, "The last n sequences are held out from training."},
+     [](PhaseConfig& p) -> SettingField { return &p.validation; }, kGts},
+    {{"eval_every", "cycles", 0, kUpdatesMax, kPlain, "Cycles between points of the FDr curve; 0: none."},
+     [](PhaseConfig& p) -> SettingField { return &p.eval_every; }, kCsd},
+    {{"checkpoint_every", "steps", 0, kUpdatesMax, kPlain, "Steps (csd: cycles) between checkpoints; 0: only at the end of the phase."},
+     [](PhaseConfig& p) -> SettingField { return &p.checkpoint_every; }, kSample | kGts | kCsd | kAlign},
+};
+// clang-format on
+
+}  // namespace
+
+std::span<const Setting<RunConfig>> RunSettings() { return kRunSettings; }
+std::span<const Setting<PhaseConfig>> PhaseSettings() { return kPhaseSettings; }
+
+std::vector<BoundSetting> BindPhase(PhaseConfig& phase) {
+  std::vector<BoundSetting> bound;
+  for (const Setting<PhaseConfig>& setting : kPhaseSettings) {
+    if ((setting.kinds & KindBit(phase.kind)) != 0) {
+      bound.push_back({&setting.info, setting.field(phase)});
+    }
+  }
+  return bound;
+}
+
+}  // namespace dd2

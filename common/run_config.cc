@@ -1,0 +1,75 @@
+#include "common/run_config.h"
+
+#include "common/check.h"
+
+namespace dd2 {
+namespace {
+
+PhaseConfig DefaultCsd() {
+  PhaseConfig phase;
+  phase.steps = 220;
+  phase.generator = {.peak = 2e-4, .warmup = 30, .final_ratio = 0.1};
+  phase.guidance = {.peak = 8e-4, .warmup = 30, .final_ratio = 1.0};
+  return phase;
+}
+
+PhaseConfig DefaultGts() {
+  PhaseConfig phase;
+  phase.steps = 400;
+  phase.batch = 64;
+  phase.draws = 4;
+  phase.head_lr_ratio = 2.0;
+  phase.guidance = {.peak = 6e-4, .warmup = 50, .final_ratio = 0.1};
+  return phase;
+}
+
+PhaseConfig DefaultAlign() {
+  PhaseConfig phase;
+  phase.steps = 120;
+  phase.guidance = {.peak = 8e-4, .warmup = 0, .final_ratio = 1.0};
+  return phase;
+}
+
+PhaseConfig DefaultSample() {
+  PhaseConfig phase;
+  phase.sequences = 4000;
+  phase.steps = phase.sequences / phase.block;
+  return phase;
+}
+
+}  // namespace
+
+const char* PhaseKindName(PhaseKind kind) {
+  switch (kind) {
+    case PhaseKind::kTeacherCheck: return "teacher_check";
+    case PhaseKind::kSample: return "sample";
+    case PhaseKind::kGts: return "gts";
+    case PhaseKind::kCsd: return "csd";
+    case PhaseKind::kAlign: return "align";
+    case PhaseKind::kEval: return "eval";
+    case PhaseKind::kExport: return "export";
+  }
+  DD2_CHECK_MSG(false, "phase kind out of range");
+  return "";
+}
+
+std::optional<PhaseKind> ParsePhaseKind(std::string_view name) {
+  for (const PhaseKind kind :
+       {PhaseKind::kTeacherCheck, PhaseKind::kSample, PhaseKind::kGts, PhaseKind::kCsd,
+        PhaseKind::kAlign, PhaseKind::kEval, PhaseKind::kExport}) {
+    if (name == PhaseKindName(kind)) return kind;
+  }
+  return std::nullopt;
+}
+
+PhaseConfig DefaultPhase(PhaseKind kind) {
+  PhaseConfig phase;
+  if (kind == PhaseKind::kSample) phase = DefaultSample();
+  if (kind == PhaseKind::kGts) phase = DefaultGts();
+  if (kind == PhaseKind::kCsd) phase = DefaultCsd();
+  if (kind == PhaseKind::kAlign) phase = DefaultAlign();
+  phase.kind = kind;
+  return phase;
+}
+
+}  // namespace dd2
