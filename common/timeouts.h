@@ -31,12 +31,26 @@ inline constexpr milliseconds kStop = seconds(600);
 inline constexpr milliseconds kFarewell = seconds(15);
 // An agent sends SIGTERM to its domain, and SIGKILL after this.
 inline constexpr milliseconds kDomainKill = seconds(5);
+// One collective among the ranks: the slowest rank's step lies inside it. A rank that hangs is noticed
+// by its missing heart-beats long before.
+inline constexpr milliseconds kCollective = seconds(300);
 // A checkpoint that some ranks have reported and others not.
 inline constexpr milliseconds kCheckpointParts = seconds(300);
 // Default of a rendezvous store request that names none (c10d's own default).
 inline constexpr milliseconds kStoreDefault = seconds(300);
 // Writing one frame to a peer that does not read.
 inline constexpr milliseconds kWrite = seconds(30);
+// HTTP API: a whole request, and the idle time of a kept connection; taking one answer or event;
+// a comment on a quiet event stream; distance of two state events to one subscriber; what is left
+// to read of a connection that is being closed.
+inline constexpr milliseconds kHttpRequest = seconds(30);
+inline constexpr milliseconds kHttpWrite = seconds(10);
+inline constexpr milliseconds kEventHeartbeat = seconds(10);
+inline constexpr milliseconds kEventState = milliseconds(250);
+inline constexpr milliseconds kHttpLinger = seconds(1);
+// What the command line grants the API for one answer, and the longest silence of an event stream.
+inline constexpr milliseconds kHttpClient = seconds(10);
+inline constexpr milliseconds kEventSilence = seconds(45);
 
 static_assert(kTick * 5 <= kHeartbeatInterval, "expiry must be looked at more often than beats");
 static_assert(kHeartbeatInterval * 5 <= kHeartbeatExpiry, "a few lost beats are not a lost peer");
@@ -44,6 +58,9 @@ static_assert(kHello < kWorkersJoin);
 static_assert(kLossReason < kHeartbeatExpiry);
 static_assert(kDomainKill < kFarewell, "a domain is killed before the coordinator stops waiting");
 static_assert(kCheckpointParts < kStop, "a stop may have to wait for a whole checkpoint");
+static_assert(kHeartbeatExpiry < kCollective, "the coordinator is the first to notice a hang");
+static_assert(kCollective < kStop);
 static_assert(kWrite <= kHeartbeatExpiry);
+static_assert(kEventHeartbeat * 4 <= kEventSilence, "a few late heartbeats are not a dead stream");
 
 }  // namespace dd2::timeouts

@@ -1,0 +1,148 @@
+#include "coordinator/checkpoint_ledger.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/check.h"
+
+namespace dd2 {
+
+namespace {
+
+constexpr std::int32_t kManifestFormat = 1;
+
+// An id becomes a folder's name.
+bool IsSafeName(const std::string& id) {
+  const auto allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
+  };
+  return !id.empty() && id.size() <= 64 && std::all_of(id.begin(), id.end(), allowed);
+}
+
+// The first thing in which two headers differ; empty when they are equal.
+std::string Difference(const proto::CheckpointHeader& a, const proto::CheckpointHeader& b) {
+  const auto differ = [](const char* what, const std::string& x, const std::string& y) {
+    return std::string(what) + " (" + x + " and " + y + ")";
+  };
+  if (a.SerializeAsString() == b.SerializeAsString()) return "";
+  if (a.phase() != b.phase() || a.step() != b.step()) {
+    return differ("the position", std::to_string(a.phase()) + "/" + std::to_string(a.step()),
+                  std::to_string(b.phase()) + "/" + std::to_string(b.step()));
+  }
+  if (a.counters().SerializeAsString() != b.counters().SerializeAsString()) {
+    return differ("the counters", a.counters().ShortDebugString(), b.counters().ShortDebugString());
+  }
+  if (a.config_digest() != b.config_digest()) {
+    return differ("the configuration", a.config_digest(), b.config_digest());
+  }
+  if (a.teacher_digest() != b.teacher_digest()) {
+    return differ("the teacher", a.teacher_digest(), b.teacher_digest());
+  }
+  if (a.numeric_mode() != b.numeric_mode()) {
+    return differ("the numeric mode", a.numeric_mode(), b.numeric_mode());
+  }
+  if (a.code_version() != b.code_version()) {
+    return differ("the code version", a.code_version(), b.code_version());
+  }
+  if (a.seed() != b.seed()) {
+    return differ("the seed", std::to_string(a.seed()), std::to_string(b.seed()));
+  }
+  if (a.extra_json() != b.extra_json()) return "the extra state";
+  return "the list of tensors";
+}
+
+}  // namespace
+
+CheckpointLedger::CheckpointLedger(std::string run_id, std::int32_t keep_last)
+    : run_id_(std::move(run_id)), keep_last_(keep_last) {
+  DD2_CHECK(keep_last >= 1);
+}
+
+void CheckpointLedger::Restore(const proto::CheckpointManifest& manifest) {
+  const Position at{manifest.header().phase(), manifest.header().step()};
+  committed_[at] = manifest.checkpoint_id();
+}
+
+void CheckpointLedger::StartGeneration(std::int32_t world_size) {
+  DD2_CHECK(world_size >= 1);
+  world_size_ = world_size;
+  pending_.clear();
+}
+
+Result<CheckpointLedger::Outcome> CheckpointLedger::OnPart(const proto::PartReport& report,
+                                                           std::int64_t unix_ms) {
+  const std::string& id = report.checkpoint_id();
+  const std::string who = "rank " + std::to_string(report.rank()) + ", checkpoint '" + id + "': ";
+  if (!IsSafeName(id)) {
+    return Error(Code::kInvalidArgument, who + "the id may only hold a-z, 0-9 and '-'");
+  }
+  if (report.rank() < 0 || report.rank() >= world_size_) {
+    return Error(Code::kInvalidArgument,
+                 who + "there are " + std::to_string(world_size_) + " ranks");
+  }
+  if (report.header().world_size() != world_size_) {
+    return Error(Code::kInvalidArgument, who + "written for " +
+                                             std::to_string(report.header().world_size()) +
+                                             " ranks, there are " + std::to_string(world_size_));
+  }
+  Outcome outcome;
+  if (IsCommitted(id)) {
+    outcome.already_committed = true;
+    return outcome;
+  }
+  auto [entry, first] = pending_.try_emplace(id);
+  Pending& pending = entry->second;
+  if (first) pending.header = report.header();
+  const std::string difference = Difference(pending.header, report.header());
+  if (!difference.empty()) {
+    return Error(Code::kInvalidArgument, who + "ranks do not agree on " + difference);
+  }
+  const auto [part, inserted] = pending.parts.try_emplace(report.rank(), report.part());
+  if (!inserted && part->second.SerializeAsString() != report.part().SerializeAsString()) {
+    return Error(Code::kInvalidArgument, who + "reported twice, with different parts");
+  }
+  if (static_cast<std::int32_t>(pending.parts.size()) < world_size_) return outcome;
+
+  proto::CheckpointManifest manifest;
+  manifest.set_format_version(kManifestFormat);
+  manifest.set_checkpoint_id(id);
+  manifest.set_run_id(run_id_);
+  *manifest.mutable_header() = pending.header;
+  for (auto& [rank, reported] : pending.parts) *manifest.add_parts() = std::move(reported);
+  manifest.set_committed_unix_ms(unix_ms);
+  pending_.erase(entry);
+  Restore(manifest);
+  outcome.commit = std::move(manifest);
+  return outcome;
+}
+
+std::vector<std::string> CheckpointLedger::TakeExpired() {
+  std::vector<std::string> expired;
+  while (committed_.size() > static_cast<std::size_t>(keep_last_)) {
+    expired.push_back(committed_.begin()->second);
+    committed_.erase(committed_.begin());
+  }
+  return expired;
+}
+
+std::int32_t CheckpointLedger::PartsOf(const std::string& id) const {
+  const auto found = pending_.find(id);
+  return found == pending_.end() ? 0 : static_cast<std::int32_t>(found->second.parts.size());
+}
+
+std::vector<std::string> CheckpointLedger::committed() const {
+  std::vector<std::string> ids;
+  for (const auto& [position, id] : committed_) ids.push_back(id);
+  return ids;
+}
+
+std::string CheckpointLedger::newest() const {
+  return committed_.empty() ? std::string() : committed_.rbegin()->second;
+}
+
+bool CheckpointLedger::IsCommitted(const std::string& id) const {
+  return std::any_of(committed_.begin(), committed_.end(),
+                     [&id](const auto& entry) { return entry.second == id; });
+}
+
+}  // namespace dd2

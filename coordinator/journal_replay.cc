@@ -1,0 +1,96 @@
+#include "coordinator/journal_replay.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+namespace dd2 {
+
+namespace {
+
+struct PhaseBegin {
+  std::int32_t phase = -1;
+  std::int64_t unix_ms = 0;
+  double seconds_before = 0;
+};
+
+void Commit(JournalView& view, const proto::CheckpointManifest& manifest, const PhaseBegin& begin,
+            std::int64_t unix_ms) {
+  const std::string& id = manifest.checkpoint_id();
+  std::erase_if(view.checkpoints, [&id](const auto& other) { return other.checkpoint_id() == id; });
+  view.checkpoints.push_back(manifest);
+  view.dropped.erase(id);
+  view.seconds_at[id] = 0;
+  if (manifest.header().phase() == begin.phase) {
+    const double since = static_cast<double>(unix_ms - begin.unix_ms) / 1000.0;
+    view.seconds_at[id] = begin.seconds_before + std::max(since, 0.0);
+  }
+}
+
+void Finish(JournalView& view, const proto::PhaseFinished& record) {
+  std::erase_if(view.finished,
+                [&record](const auto& other) { return other.phase == record.phase(); });
+  FinishedPhase finished;
+  finished.phase = record.phase();
+  finished.seconds = record.seconds();
+  finished.result_json = record.result_json();
+  view.finished.push_back(std::move(finished));
+}
+
+}  // namespace
+
+JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
+  JournalView view;
+  PhaseBegin begin;
+  const auto saw_generation = [&view](std::uint64_t number) {
+    view.last_generation = std::max(view.last_generation, Generation(number));
+  };
+  for (const proto::JournalRecord& record : records) {
+    switch (record.event_case()) {
+      case proto::JournalRecord::kRunStarted:
+        view.run_id = record.run_started().run_id();
+        view.config_digest = record.run_started().config_digest();
+        view.outcome.clear();
+        saw_generation(record.run_started().generation());
+        break;
+      case proto::JournalRecord::kGenerationFormed:
+        saw_generation(record.generation_formed().generation());
+        break;
+      case proto::JournalRecord::kLeaseGranted: view.started = true; break;
+      case proto::JournalRecord::kPhaseStarted:
+        begin.phase = record.phase_started().phase();
+        begin.unix_ms = record.unix_ms();
+        begin.seconds_before = record.phase_started().seconds_before();
+        break;
+      case proto::JournalRecord::kPhaseFinished: Finish(view, record.phase_finished()); break;
+      case proto::JournalRecord::kCheckpointCommitted:
+        view.started = true;
+        Commit(view, record.checkpoint_committed(), begin, record.unix_ms());
+        break;
+      case proto::JournalRecord::kCheckpointDropped: {
+        const std::string& id = record.checkpoint_dropped().checkpoint_id();
+        std::erase_if(view.checkpoints,
+                      [&id](const auto& other) { return other.checkpoint_id() == id; });
+        view.dropped[id] = record.checkpoint_dropped().reason();
+        break;
+      }
+      case proto::JournalRecord::kDesiredChanged:
+        view.desired_version = record.desired_changed().desired().version();
+        break;
+      case proto::JournalRecord::kRunEnded: view.outcome = record.run_ended().outcome(); break;
+      case proto::JournalRecord::kRolledBack: {
+        const std::int32_t phase = record.rolled_back().phase();
+        std::erase_if(view.finished, [phase](const auto& other) { return other.phase > phase; });
+        break;
+      }
+      case proto::JournalRecord::EVENT_NOT_SET: break;
+    }
+  }
+  std::sort(view.checkpoints.begin(), view.checkpoints.end(), [](const auto& a, const auto& b) {
+    return std::make_tuple(a.header().phase(), a.header().step()) <
+           std::make_tuple(b.header().phase(), b.header().step());
+  });
+  return view;
+}
+
+}  // namespace dd2

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/ids.h"
+#include "coordinator/phase_scheduler.h"
+#include "proto/records.pb.h"
+
+namespace dd2 {
+
+// What a journal says about a run when its coordinator starts again. Pure.
+struct JournalView {
+  bool started = false;  // work was handed out or a checkpoint committed
+  std::string run_id;
+  std::string config_digest;
+  std::string outcome;         // of the last life: finished, stopped, failed; empty: it died
+  Generation last_generation;  // newest that was ever announced; 0: none
+  std::vector<proto::CheckpointManifest> checkpoints;  // committed and not dropped, oldest first
+  std::map<std::string, double> seconds_at;    // checkpoint id -> time its phase had taken there
+  std::map<std::string, std::string> dropped;  // id -> reason, unless committed again
+  std::vector<FinishedPhase> finished;         // after all rollbacks
+  std::uint64_t desired_version = 0;
+};
+
+JournalView ReplayJournal(std::span<const proto::JournalRecord> records);
+
+}  // namespace dd2

@@ -1,0 +1,356 @@
+#include "coordinator/run_core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/check.h"
+#include "common/timeouts.h"
+
+namespace dd2 {
+
+namespace {
+
+RunCounters FromWire(const proto::Counters& wire) {
+  RunCounters counters;
+  counters.outer_cycles = wire.outer_cycles();
+  counters.generator_updates = wire.generator_updates();
+  counters.guidance_updates = wire.guidance_updates();
+  counters.skipped_updates = wire.skipped_updates();
+  counters.phase_generator_updates = wire.phase_generator_updates();
+  counters.phase_guidance_updates = wire.phase_guidance_updates();
+  counters.cache_hits = wire.cache_hits();
+  counters.cache_misses = wire.cache_misses();
+  return counters;
+}
+
+void SetMetric(std::vector<MetricValue>& metrics, const std::string& name, double value) {
+  const auto same = [&name](const MetricValue& metric) { return metric.name == name; };
+  const auto found = std::find_if(metrics.begin(), metrics.end(), same);
+  if (found != metrics.end()) {
+    found->value = value;
+    return;
+  }
+  MetricValue metric;
+  metric.name = name;
+  metric.value = value;
+  metrics.push_back(std::move(metric));
+}
+
+}  // namespace
+
+Actions RunCore::OnMessage(ConnectionId from, const std::string& address,
+                           const proto::Envelope& envelope, Moment at) {
+  Actions out;
+  if (stage_ == Stage::kEnded) return out;
+  members_.Seen(from, at.now);
+  if (envelope.has_agent_hello()) {
+    OnAgentHello(from, envelope.agent_hello(), at, out);
+  } else if (envelope.has_worker_hello()) {
+    OnWorkerHello(from, address, envelope, at, out);
+  } else if (members_.IsAgent(from)) {
+    OnFromAgent(envelope, at, out);
+  } else if (WorkerMember* member = members_.worker(from)) {
+    OnFromWorker(*member, envelope, at, out);
+  } else {
+    Refuse(from, Error(Code::kFailedPrecondition, "say hello first"), out);
+  }
+  ++state_.version;
+  return out;
+}
+
+void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Moment at,
+                           Actions& out) {
+  if (stage_ != Stage::kJoining) {
+    Refuse(from, Error(Code::kFailedPrecondition, "the run has begun or is over"), out);
+    return;
+  }
+  const Status added = members_.AddAgent(from, hello, at.now);
+  if (!added) {
+    Refuse(from, added.error(), out);
+    return;
+  }
+  Event(at, "member",
+        "agent of domain '" + hello.domain() + "' joined from " + hello.host() + " (pid " +
+            std::to_string(hello.pid()) + ")");
+  proto::Envelope envelope = NewEnvelope();
+  proto::StartDomain& start = *envelope.mutable_start_domain();
+  start.set_local_size(options_.config.ranks);
+  start.set_threads_per_rank(options_.config.threads_per_rank);
+  start.set_generation(members_.generation().value());
+  SendTo(from, std::move(envelope), out);
+  deadline_ = at.now + timeouts::kWorkersJoin;
+  UpdateMembers(at);
+}
+
+void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
+                            const proto::Envelope& envelope, Moment at, Actions& out) {
+  const proto::WorkerHello& hello = envelope.worker_hello();
+  if (stage_ != Stage::kJoining) {
+    Refuse(from,
+           Error(Code::kAborted, "generation " + std::to_string(state_.generation) +
+                                     " is formed, or the run is over"),
+           out);
+    return;
+  }
+  const Status added =
+      members_.AddWorker(from, address, hello, Generation(envelope.generation()), at.now);
+  if (!added) {
+    Refuse(from, added.error(), out);
+    // A worker of the past is turned away; one of our own that does not fit ends the run.
+    if (added.error().code() != Code::kAborted) Fail(added.error().message(), at, out);
+    return;
+  }
+  Event(at, "member",
+        "worker " + std::to_string(hello.local_rank()) + " of domain '" + hello.domain() +
+            "' joined (pid " + std::to_string(hello.pid()) + ")");
+  UpdateMembers(at);
+  if (members_.Complete()) FormGeneration(at, out);
+}
+
+void RunCore::FormGeneration(Moment at, Actions& out) {
+  members_.Form();
+  const std::vector<const WorkerMember*> workers = members_.workers();
+  const auto world_size = static_cast<std::int32_t>(workers.size());
+  ledger_.StartGeneration(world_size);
+  stage_ = Stage::kRunning;
+  deadline_.reset();
+  state_.generation = members_.generation().value();
+  state_.numeric_mode = workers.front()->hello.numeric_mode();
+
+  proto::JournalRecord record;
+  proto::GenerationFormed& formed = *record.mutable_generation_formed();
+  formed.set_generation(state_.generation);
+  formed.set_world_size(world_size);
+  formed.set_restore_checkpoint(start_.restore_checkpoint);
+  Journal(std::move(record), out);
+  out.emplace_back(GenerationAction{members_.generation()});
+  for (const WorkerMember* worker : workers) {
+    proto::Envelope envelope = NewEnvelope();
+    proto::Assignment& assignment = *envelope.mutable_assignment();
+    assignment.set_rank(worker->rank->value());
+    assignment.set_world_size(world_size);
+    assignment.set_store_prefix("g" + std::to_string(state_.generation) + "/");
+    assignment.set_restore_checkpoint(start_.restore_checkpoint);
+    assignment.set_host(worker->address);
+    SendTo(worker->connection, std::move(envelope), out);
+  }
+  proto::Envelope wish = NewEnvelope();
+  *wish.mutable_desired() = desired_;
+  SendToWorkers(wish, out);
+  Event(at, "member",
+        "generation " + std::to_string(state_.generation) + " formed with " +
+            std::to_string(world_size) + " ranks" +
+            (start_.restore_checkpoint.empty() ? std::string()
+                                               : ", from checkpoint " + start_.restore_checkpoint));
+  UpdateMembers(at);
+  GrantLeases(at, out);
+  UpdateWord();
+}
+
+void RunCore::GrantLeases(Moment at, Actions& out) {
+  while (const std::optional<LeaseGrant> lease = scheduler_.NextLease()) {
+    if (!scheduler_.phase_started()) {
+      proto::JournalRecord begun;
+      begun.mutable_phase_started()->set_phase(lease->phase);
+      begun.mutable_phase_started()->set_seconds_before(
+          scheduler_.PhaseSeconds(lease->phase, at.now));
+      Journal(std::move(begun), out);
+      Event(at, "phase",
+            "phase " + PhaseLabel(lease->phase) + " begins at step " +
+                std::to_string(lease->first_step));
+    }
+    proto::JournalRecord record;
+    record.mutable_lease_granted()->set_phase(lease->phase);
+    record.mutable_lease_granted()->set_first_step(lease->first_step);
+    record.mutable_lease_granted()->set_count(lease->count);
+    Journal(std::move(record), out);
+    proto::Envelope envelope = NewEnvelope();
+    envelope.mutable_lease()->set_phase(lease->phase);
+    envelope.mutable_lease()->set_first_step(lease->first_step);
+    envelope.mutable_lease()->set_count(lease->count);
+    SendToWorkers(envelope, out);
+    scheduler_.Granted(*lease, at.now);
+  }
+  UpdatePhases(at);
+}
+
+void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope, Moment at,
+                           Actions& out) {
+  const Generation said(envelope.generation());
+  if (envelope.has_heartbeat()) {
+    // Before its Assignment a worker does not know its generation.
+    member.phase = envelope.heartbeat().phase();
+    member.step = envelope.heartbeat().step();
+    UpdateMembers(at);
+    return;
+  }
+  const Status current = members_.CheckGeneration(said);
+  if (!current) {
+    Refuse(member.connection, current.error(), out);
+    return;
+  }
+  if (stage_ == Stage::kFarewell) return;
+  if (envelope.has_progress()) {
+    OnProgress(member, envelope.progress(), at, out);
+  } else if (envelope.has_part_report()) {
+    OnPartReport(member, envelope.part_report(), at, out);
+  } else if (envelope.has_lease_request()) {
+    OnLeaseRequest(member, envelope.lease_request(), out);
+  } else if (envelope.has_worker_failed()) {
+    OnWorkerFailed(member, envelope.worker_failed(), at, out);
+  } else if (envelope.has_worker_done()) {
+    OnWorkerDone(member, envelope.worker_done().stopped(), at, out);
+  } else {
+    Refuse(member.connection, Error(Code::kInvalidArgument, "a worker may not send this"), out);
+  }
+}
+
+void RunCore::OnFromAgent(const proto::Envelope& envelope, Moment at, Actions& out) {
+  if (envelope.has_heartbeat()) {
+    UpdateMembers(at);
+  } else if (envelope.has_domain_exited()) {
+    // 0: an agent that could not start its domain need not know the generation.
+    const Generation said(envelope.generation());
+    if (said != Generation(0) && said != members_.generation()) return;
+    OnDomainExited(envelope.domain_exited(), at, out);
+  } else {
+    Refuse(members_.agent()->connection,
+           Error(Code::kInvalidArgument, "an agent may not send this"), out);
+  }
+}
+
+void RunCore::OnProgress(WorkerMember& member, const proto::Progress& progress, Moment at,
+                         Actions& out) {
+  member.phase = progress.phase();
+  member.step = progress.step();
+  rank_counters_[member.rank->value()] = FromWire(progress.counters());
+  if (member.rank != Rank(0)) {
+    UpdateMembers(at);
+    return;
+  }
+  RunPosition reported;
+  reported.phase = progress.phase();
+  reported.step = progress.step();
+  const Status status = scheduler_.OnProgress(reported, at.now);
+  if (!status) {
+    if (status.error().code() != Code::kAborted) Fail(status.error().message(), at, out);
+    return;
+  }
+  StepRecord step;
+  step.phase = progress.phase();
+  step.kind = options_.config.phases.at(static_cast<std::size_t>(progress.phase())).kind;
+  step.step = progress.step();
+  step.unix_ms = at.unix_ms;
+  step.step_seconds = progress.step_seconds();
+  step.counters = rank_counters_[0];
+  for (const proto::Metric& metric : progress.metrics()) {
+    SetMetric(step.metrics, metric.name(), metric.value());
+    SetMetric(state_.metrics, metric.name(), metric.value());
+    state_.metrics_unix_ms = at.unix_ms;
+  }
+  if (!step.metrics.empty()) out.emplace_back(RecordAction{std::move(step)});
+  if (progress.phase_finished()) {
+    const Status ended =
+        scheduler_.OnPhaseFinished(progress.phase(), progress.result_json(), at.now);
+    if (!ended) {
+      Fail(ended.error().message(), at, out);
+      return;
+    }
+    const double seconds = scheduler_.PhaseSeconds(progress.phase(), at.now);
+    proto::JournalRecord record;
+    record.mutable_phase_finished()->set_phase(progress.phase());
+    record.mutable_phase_finished()->set_seconds(seconds);
+    record.mutable_phase_finished()->set_result_json(progress.result_json());
+    Journal(std::move(record), out);
+    Event(at, "phase",
+          "phase " + PhaseLabel(progress.phase()) + " finished after " +
+              std::to_string(progress.step()) + " steps");
+  }
+  UpdateMembers(at);
+  UpdatePhases(at);
+  if (stage_ != Stage::kRunning && stage_ != Stage::kStopping) return;
+  GrantLeases(at, out);
+  if (scheduler_.finished()) ReleaseWorkers(at, out);
+}
+
+void RunCore::OnLeaseRequest(const WorkerMember& member, const proto::LeaseRequest& request,
+                             Actions& out) {
+  const RunPosition position = scheduler_.position();
+  // Nothing granted yet: the lease comes to everybody when it is time.
+  if (request.phase() != position.phase || request.next_step() >= scheduler_.granted_end()) return;
+  proto::Envelope envelope = NewEnvelope();
+  envelope.mutable_lease()->set_phase(request.phase());
+  envelope.mutable_lease()->set_first_step(request.next_step());
+  envelope.mutable_lease()->set_count(scheduler_.granted_end() - request.next_step());
+  SendTo(member.connection, std::move(envelope), out);
+}
+
+void RunCore::OnPartReport(const WorkerMember& member, const proto::PartReport& report, Moment at,
+                           Actions& out) {
+  if (report.rank() != member.rank->value()) {
+    Fail("rank " + std::to_string(member.rank->value()) + " reported the checkpoint part of rank " +
+             std::to_string(report.rank()),
+         at, out);
+    return;
+  }
+  const Result<CheckpointLedger::Outcome> outcome = ledger_.OnPart(report, at.unix_ms);
+  if (!outcome) {
+    Fail(outcome.error().message(), at, out);
+    return;
+  }
+  if (outcome->already_committed) {
+    proto::Envelope envelope = NewEnvelope();
+    envelope.mutable_checkpoint_committed()->set_checkpoint_id(report.checkpoint_id());
+    SendTo(member.connection, std::move(envelope), out);
+    return;
+  }
+  CheckpointState& view = CheckpointView(report.checkpoint_id());
+  if (view.word != CheckpointWord::kWriting) view = CheckpointState();
+  view.id = report.checkpoint_id();
+  view.phase = report.header().phase();
+  view.step = report.header().step();
+  view.parts += 1;
+  view.bytes += report.part().size_bytes();
+  view.hold_seconds = std::max(view.hold_seconds, report.seconds());
+  if (outcome->commit) Commit(*outcome->commit, at, out);
+}
+
+void RunCore::Commit(const proto::CheckpointManifest& manifest, Moment at, Actions& out) {
+  const std::string& id = manifest.checkpoint_id();
+  proto::JournalRecord record;
+  *record.mutable_checkpoint_committed() = manifest;
+  Journal(std::move(record), out);
+  PublishAction publish;
+  publish.manifest = manifest;
+  out.emplace_back(std::move(publish));
+  proto::Envelope envelope = NewEnvelope();
+  envelope.mutable_checkpoint_committed()->set_checkpoint_id(id);
+  SendToWorkers(envelope, out);
+  CheckpointState& view = CheckpointView(id);
+  view.word = CheckpointWord::kCommitted;
+  view.committed_unix_ms = manifest.committed_unix_ms();
+  Event(at, "checkpoint",
+        "checkpoint " + id + " committed: " + std::to_string(view.bytes) + " bytes in " +
+            std::to_string(view.parts) + " parts");
+  Expire(at, out);
+}
+
+void RunCore::Expire(Moment at, Actions& out) {
+  for (const std::string& id : ledger_.TakeExpired()) {
+    const std::string reason =
+        "keep_last = " + std::to_string(options_.config.checkpoint.keep_last);
+    proto::JournalRecord record;
+    record.mutable_checkpoint_dropped()->set_checkpoint_id(id);
+    record.mutable_checkpoint_dropped()->set_reason(reason);
+    Journal(std::move(record), out);
+    DeleteAction removal;
+    removal.checkpoint_id = id;
+    out.emplace_back(std::move(removal));
+    CheckpointState& view = CheckpointView(id);
+    view.word = CheckpointWord::kDeleted;
+    view.reason = reason;
+    Event(at, "checkpoint", "checkpoint " + id + " deleted (" + reason + ")");
+  }
+}
+
+}  // namespace dd2

@@ -1,0 +1,237 @@
+// The part of RunCore that builds messages and keeps RunState up to date.
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "common/check.h"
+#include "common/timeouts.h"
+#include "coordinator/run_core.h"
+
+namespace dd2 {
+
+namespace {
+
+// "csd", then "csd-2" for the second of its kind.
+std::vector<PhaseState> NamePhases(const std::vector<PhaseConfig>& phases) {
+  std::vector<PhaseState> named;
+  std::map<PhaseKind, int> seen;
+  for (const PhaseConfig& phase : phases) {
+    PhaseState state;
+    state.kind = phase.kind;
+    state.steps = phase.steps;
+    const int number = ++seen[phase.kind];
+    state.name = PhaseKindName(phase.kind);
+    if (number > 1) state.name += "-" + std::to_string(number);
+    named.push_back(std::move(state));
+  }
+  return named;
+}
+
+CheckpointState ViewOf(const proto::CheckpointManifest& manifest) {
+  CheckpointState view;
+  view.id = manifest.checkpoint_id();
+  view.word = CheckpointWord::kCommitted;
+  view.phase = manifest.header().phase();
+  view.step = manifest.header().step();
+  view.parts = manifest.parts_size();
+  for (const proto::CheckpointPart& part : manifest.parts()) view.bytes += part.size_bytes();
+  view.committed_unix_ms = manifest.committed_unix_ms();
+  return view;
+}
+
+}  // namespace
+
+RunCore::RunCore(CoreOptions options, CoreStart start)
+    : options_(std::move(options)),
+      start_(std::move(start)),
+      scheduler_(options_.config.phases, start_.position, start_.seconds_before, start_.finished),
+      ledger_(options_.run_id, std::max(1, options_.config.checkpoint.keep_last)),
+      members_(options_.config.ranks, start_.generation) {
+  state_.run_id = options_.run_id;
+  state_.name = options_.config.name;
+  state_.code_version = options_.code_version;
+  state_.config_digest = options_.config_digest;
+  state_.seed = options_.config.seed;
+  state_.ranks = options_.config.ranks;
+  state_.resumed = start_.resumed;
+  state_.counters = start_.counters;
+  state_.phases = NamePhases(options_.config.phases);
+  for (const proto::CheckpointManifest& manifest : start_.checkpoints) {
+    ledger_.Restore(manifest);
+    state_.checkpoints.push_back(ViewOf(manifest));
+  }
+  for (const CheckpointState& bad : start_.quarantined) state_.checkpoints.push_back(bad);
+}
+
+Actions RunCore::Start(Moment at) {
+  Actions out;
+  state_.started_unix_ms = at.unix_ms;
+  proto::JournalRecord started;
+  started.mutable_run_started()->set_run_id(options_.run_id);
+  started.mutable_run_started()->set_config_digest(options_.config_digest);
+  started.mutable_run_started()->set_code_version(options_.code_version);
+  started.mutable_run_started()->set_resumed(start_.resumed);
+  started.mutable_run_started()->set_generation(start_.generation.value());
+  Journal(std::move(started), out);
+  if (start_.resumed) {
+    proto::JournalRecord back;
+    back.mutable_rolled_back()->set_phase(start_.position.phase);
+    back.mutable_rolled_back()->set_step(start_.position.step);
+    back.mutable_rolled_back()->set_checkpoint_id(start_.restore_checkpoint);
+    Journal(std::move(back), out);
+    Event(at, "run",
+          start_.restore_checkpoint.empty()
+              ? std::string("resumed from the beginning: there is no checkpoint")
+              : "resumed from checkpoint " + start_.restore_checkpoint);
+  } else {
+    Event(at, "run", "run '" + state_.name + "' started");
+  }
+  // What people wished of the last life (pause, stop) does not bind this one.
+  state_.desired_version = start_.desired_version;
+  if (start_.desired_version > 0) ChangeDesired(proto::Desired(), "resume", at, out);
+  PositionAction position;
+  position.position = scheduler_.position();
+  out.emplace_back(position);
+  for (const CheckpointState& bad : start_.quarantined) {
+    Event(at, "incident", "checkpoint " + bad.id + " was quarantined: " + bad.reason);
+  }
+  Expire(at, out);
+  deadline_ = at.now + timeouts::kAgentJoin;
+  UpdatePhases(at);
+  UpdateWord();
+  ++state_.version;
+  // It died between its last step and its end: nothing is left to compute.
+  if (scheduler_.finished()) End(RunWord::kFinished, "", at, out);
+  return out;
+}
+
+void RunCore::Journal(proto::JournalRecord record, Actions& out) const {
+  if (!journal_works_) return;
+  JournalAction action;
+  action.record = std::move(record);
+  out.emplace_back(std::move(action));
+}
+
+proto::Envelope RunCore::NewEnvelope() const {
+  proto::Envelope envelope;
+  envelope.set_run_id(options_.run_id);
+  envelope.set_generation(members_.generation().value());
+  return envelope;
+}
+
+void RunCore::SendTo(ConnectionId to, proto::Envelope envelope, Actions& out) const {
+  SendAction action;
+  action.to = to;
+  action.envelope = std::move(envelope);
+  out.emplace_back(std::move(action));
+}
+
+void RunCore::SendToWorkers(const proto::Envelope& envelope, Actions& out) const {
+  for (const WorkerMember* worker : members_.workers()) SendTo(worker->connection, envelope, out);
+}
+
+void RunCore::Refuse(ConnectionId to, const Error& error, Actions& out) const {
+  proto::Envelope envelope = NewEnvelope();
+  envelope.mutable_refused()->set_code(std::string(CodeName(error.code())));
+  envelope.mutable_refused()->set_message(error.message());
+  SendTo(to, std::move(envelope), out);
+  out.emplace_back(CloseAction{to});
+}
+
+void RunCore::Event(Moment at, std::string kind, std::string message) {
+  state_.events.Add(at.unix_ms, std::move(kind), std::move(message));
+}
+
+void RunCore::UpdateMembers(Moment at) {
+  state_.members.clear();
+  const auto seen_ms = [&at](TimePoint seen) {
+    return at.unix_ms -
+           std::chrono::duration_cast<std::chrono::milliseconds>(at.now - seen).count();
+  };
+  if (const std::optional<AgentMember>& agent = members_.agent()) {
+    MemberState view;
+    view.agent = true;
+    view.domain = agent->hello.domain();
+    view.host = agent->hello.host();
+    view.pid = agent->hello.pid();
+    view.last_seen_unix_ms = seen_ms(agent->last_seen);
+    state_.members.push_back(std::move(view));
+  }
+  for (const WorkerMember* worker : members_.workers()) {
+    MemberState view;
+    view.rank = worker->rank.value_or(Rank(-1)).value();
+    view.domain = worker->hello.domain();
+    view.host = worker->hello.host();
+    view.pid = worker->hello.pid();
+    view.local_rank = worker->hello.local_rank();
+    view.numeric_mode = worker->hello.numeric_mode();
+    view.phase = worker->phase;
+    view.step = worker->step;
+    view.last_seen_unix_ms = seen_ms(worker->last_seen);
+    state_.members.push_back(std::move(view));
+  }
+  RunCounters counters = state_.counters;
+  if (const auto first = rank_counters_.find(0); first != rank_counters_.end()) {
+    counters = first->second;
+  }
+  counters.cache_hits = 0;
+  counters.cache_misses = 0;
+  for (const auto& [rank, own] : rank_counters_) {
+    counters.cache_hits += own.cache_hits;
+    counters.cache_misses += own.cache_misses;
+  }
+  state_.counters = counters;
+}
+
+void RunCore::UpdatePhases(Moment at) {
+  const RunPosition position = scheduler_.position();
+  state_.phase = position.phase;
+  for (std::size_t i = 0; i < state_.phases.size(); ++i) {
+    const auto index = static_cast<std::int32_t>(i);
+    PhaseState& phase = state_.phases[i];
+    phase.seconds = scheduler_.PhaseSeconds(index, at.now);
+    if (index < position.phase) {
+      phase.word = PhaseWord::kDone;
+      phase.done = phase.steps;
+      phase.result_json = scheduler_.ResultOf(index);
+    } else if (index == position.phase) {
+      phase.word = scheduler_.phase_started() ? PhaseWord::kRunning : PhaseWord::kPending;
+      phase.done = position.step;
+    }
+  }
+  state_.steps_per_second = scheduler_.steps_per_second();
+  state_.phase_eta_seconds = scheduler_.PhaseEtaSeconds();
+}
+
+void RunCore::UpdateWord() {
+  switch (stage_) {
+    case Stage::kJoining: state_.word = RunWord::kWaiting; break;
+    case Stage::kRunning:
+      state_.word = desired_.paused() ? RunWord::kPaused : RunWord::kRunning;
+      break;
+    case Stage::kFinishing: state_.word = RunWord::kRunning; break;
+    case Stage::kStopping: state_.word = RunWord::kStopping; break;
+    case Stage::kFarewell:
+    case Stage::kEnded: state_.word = outcome_; break;
+  }
+}
+
+CheckpointState& RunCore::CheckpointView(const std::string& id) {
+  for (CheckpointState& view : state_.checkpoints) {
+    if (view.id == id && view.word != CheckpointWord::kQuarantined) return view;
+  }
+  CheckpointState view;
+  view.id = id;
+  state_.checkpoints.push_back(std::move(view));
+  return state_.checkpoints.back();
+}
+
+std::string RunCore::PhaseLabel(std::int32_t phase) const {
+  const auto index = static_cast<std::size_t>(phase);
+  if (phase < 0 || index >= state_.phases.size()) return std::to_string(phase);
+  return std::to_string(phase + 1) + "/" + std::to_string(state_.phases.size()) + " '" +
+         state_.phases[index].name + "'";
+}
+
+}  // namespace dd2
