@@ -26,7 +26,7 @@ std::string Bound(double value) {
 std::string BoundsText(const SettingInfo& info) {
   const std::string low =
       ((info.flags & kAboveMin) != 0 ? "above " : "at least ") + Bound(info.min);
-  if (info.max == kNoLimit) return low;
+  if (info.max == kUnbounded) return low;
   if ((info.flags & kAboveMin) != 0) return low + ", at most " + Bound(info.max);
   if (info.min == info.max) return "only " + Bound(info.min);
   return "from " + Bound(info.min) + " to " + Bound(info.max);

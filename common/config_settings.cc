@@ -17,7 +17,7 @@ constexpr double kUpdatesMax = 1e8;  // attempted updates of a phase must fit 32
 constexpr Setting<RunConfig> kRunSettings[] = {
     {{"name", "", 0, 0, kPlain, "Name of the run; its default folder is runs/NAME (default: the file's name)."},
      [](RunConfig& c) -> SettingField { return &c.name; }},
-    {{"seed", "", 0, kNoLimit, kBits, "Every random number of the run follows from it."},
+    {{"seed", "", 0, kUnbounded, kBits, "Every random number of the run follows from it."},
      [](RunConfig& c) -> SettingField { return &c.seed; }},
     {{"ranks", "processes", 1, 1024, kPlain, "Worker processes on this machine; the result does not depend on it."},
      [](RunConfig& c) -> SettingField { return &c.ranks; }},
@@ -45,7 +45,7 @@ constexpr Setting<RunConfig> kRunSettings[] = {
      [](RunConfig& c) -> SettingField { return &c.batch.shards; }},
     {{"cache.path", "", 0, 0, kPath, "Folder of the teacher score cache; empty: dd2/scores in the user's cache folder."},
      [](RunConfig& c) -> SettingField { return &c.cache.path; }},
-    {{"cache.quota_bytes", "bytes", 1 << 20, kNoLimit, kPlain, "Size that the score cache may grow to."},
+    {{"cache.quota_bytes", "bytes", 1 << 20, kUnbounded, kPlain, "Size that the score cache may grow to."},
      [](RunConfig& c) -> SettingField { return &c.cache.quota_bytes; }},
     {{"cache.enabled", "", 0, 0, kBits, "false: GTS asks the teacher again for every batch (other shapes, so other last bits)."},
      [](RunConfig& c) -> SettingField { return &c.cache.enabled; }},

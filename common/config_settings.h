@@ -34,7 +34,7 @@ enum SettingFlags : unsigned {
 // The kinds of phases that a setting of a phase is allowed in.
 constexpr unsigned KindBit(PhaseKind kind) { return 1u << static_cast<unsigned>(kind); }
 
-inline constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+inline constexpr double kUnbounded = std::numeric_limits<double>::infinity();
 
 struct SettingInfo {
   const char* key;   // dotted path in the YAML file

@@ -11,7 +11,7 @@ using T = TeacherTrainConfig;
 constexpr Setting<T> kTeacherSettings[] = {
     {{"name", "", 0, 0, kPlain, "Name of the teacher (default: the file's name)."},
      [](T& c) -> SettingField { return &c.name; }},
-    {{"seed", "", 0, kNoLimit, kBits, "Every random number of the training follows from it."},
+    {{"seed", "", 0, kUnbounded, kBits, "Every random number of the training follows from it."},
      [](T& c) -> SettingField { return &c.seed; }},
     {{"output", "", 0, 0, kPath | kRequired, "Folder that tokenizer, teacher, classifier and card are written to."},
      [](T& c) -> SettingField { return &c.output; }},
