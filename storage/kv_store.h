@@ -37,17 +37,16 @@ class KvStore {
 
 struct RocksOptions {
   bool create = true;
-  bool blob_files = false;        // large values apart from the tree (score cache)
+  bool blob_files = false;  // large values apart from the tree (score cache)
 };
 
 // Opens `folder` for this process alone. kUnavailable: another process has it open.
 // kCorruption: it does not open; the message says what RocksDB said.
 Result<std::unique_ptr<KvStore>> OpenRocksStore(const std::filesystem::path& folder,
                                                 const RocksOptions& options);
-// Follows a store that another process on this machine owns; writes are refused
-// (kFailedPrecondition). `scratch` is a private folder for its log.
-Result<std::unique_ptr<KvStore>> OpenRocksFollower(const std::filesystem::path& folder,
-                                                   const std::filesystem::path& scratch);
+// Follows a store that another process on this machine owns: a view of it as it was at the last
+// CatchUp. Writes are refused (kFailedPrecondition). Fails while the owner is only creating it.
+Result<std::unique_ptr<KvStore>> OpenRocksFollower(const std::filesystem::path& folder);
 std::unique_ptr<KvStore> NewMemStore();
 
 }  // namespace dd2

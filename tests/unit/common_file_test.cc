@@ -1,0 +1,78 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include "common/file.h"
+#include "tests/unit/storage_testing.h"
+
+namespace dd2 {
+namespace {
+
+using testing::ElementsAre;
+
+std::span<const std::byte> BytesOf(std::string_view text) { return std::as_bytes(std::span(text)); }
+
+TEST(FileSystemTest, CreatesAppendsReadsListsAndRemoves) {
+  const TemporaryFolder folder;
+  FileSystem& files = RealFileSystem();
+  const auto deep = folder.path() / "a" / "b";
+  ASSERT_TRUE(files.MakeDirectories(deep));
+  ASSERT_TRUE(files.MakeDirectories(deep));
+  {
+    auto file = files.Create(deep / "x");
+    ASSERT_TRUE(file) << file.error().message();
+    ASSERT_TRUE((*file)->Append(BytesOf("one ")));
+    ASSERT_TRUE((*file)->Append(BytesOf("two")));
+    ASSERT_TRUE((*file)->Sync());
+    ASSERT_TRUE((*file)->Close());
+  }
+  EXPECT_EQ(*files.Read(deep / "x"), "one two");
+  ASSERT_TRUE(files.Create(deep / "x"));
+  EXPECT_EQ(*files.Read(deep / "x"), "");
+  ASSERT_TRUE(files.Rename(deep / "x", deep / "y"));
+  ASSERT_TRUE(files.SyncDirectory(deep));
+  WriteAll(deep / "c", "");
+  EXPECT_THAT(*files.List(deep), ElementsAre("c", "y"));
+  ASSERT_TRUE(files.Remove(deep / "y"));
+  ASSERT_TRUE(files.Remove(deep / "y"));
+  ASSERT_TRUE(files.RemoveTree(folder.path() / "a"));
+  ASSERT_TRUE(files.RemoveTree(folder.path() / "a"));
+  EXPECT_EQ(files.List(deep).error().code(), Code::kNotFound);
+  EXPECT_EQ(files.Read(deep / "x").error().code(), Code::kNotFound);
+  EXPECT_EQ(files.Create(deep / "x").error().code(), Code::kNotFound);
+}
+
+TEST(FileSystemTest, AFullDiskSaysSo) {
+  auto full = RealFileSystem().Create("/dev/full");
+  ASSERT_TRUE(full) << full.error().message();
+  const Status appended = (*full)->Append(BytesOf("x"));
+  ASSERT_FALSE(appended);
+  EXPECT_EQ(appended.error().code(), Code::kResourceExhausted);
+}
+
+TEST(FileSystemTest, AnAtomicWriteReplacesAndLeavesNothingElse) {
+  const TemporaryFolder folder;
+  ASSERT_TRUE(WriteFileAtomically(RealFileSystem(), folder.path() / "x", "old"));
+  ASSERT_TRUE(WriteFileAtomically(RealFileSystem(), folder.path() / "x", "new"));
+  EXPECT_EQ(ReadAll(folder.path() / "x"), "new");
+  EXPECT_THAT(*RealFileSystem().List(folder.path()), ElementsAre("x"));
+  // A folder is in the way: the old state stays, without litter.
+  ASSERT_TRUE(RealFileSystem().MakeDirectories(folder.path() / "d" / "e"));
+  EXPECT_FALSE(WriteFileAtomically(RealFileSystem(), folder.path() / "d", "new"));
+  EXPECT_THAT(*RealFileSystem().List(folder.path()), ElementsAre("d", "x"));
+}
+
+TEST(FileSystemTest, APrivateFileIsForTheOwnerOnly) {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "token";
+  WriteAll(path, "old, readable by all");
+  ASSERT_TRUE(WritePrivateFile(path, "secret"));
+  struct stat status = {};
+  ASSERT_EQ(::stat(path.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600U);
+  EXPECT_EQ(ReadAll(path), "secret");
+  EXPECT_THAT(*RealFileSystem().List(folder.path()), ElementsAre("token"));
+}
+
+}  // namespace
+}  // namespace dd2
