@@ -44,6 +44,7 @@ class FrameSender {
   bool Send(std::string payload);
   // Lets Run() return after what is queued now has been written.
   void FinishAfterQueue();
+  bool finishing() const { return finish_; }
   // Writes until FinishAfterQueue, cancellation or an error (closes the socket then). The error.
   Task<Status> Run();
 

@@ -1,0 +1,311 @@
+// dd2-coordinator --run DIR [--resume]: one process for one run. It owns phases, membership, the
+// journal and the checkpoints of RUN, and serves the control port and the HTTP API. Exit codes:
+// common/exit_codes.h.
+
+#include <unistd.h>
+
+#include <array>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "common/asio.h"
+#include "common/clock.h"
+#include "common/config.h"
+#include "common/exit_codes.h"
+#include "common/file.h"
+#include "common/json.h"
+#include "common/log.h"
+#include "common/version.h"
+#include "coordinator/coordinator_loop.h"
+#include "coordinator/http_server.h"
+#include "coordinator/journal_replay.h"
+#include "coordinator/recovery.h"
+#include "coordinator/run_observers.h"
+#include "storage/journal.h"
+#include "storage/kv_store.h"
+
+namespace dd2 {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kUsage =
+    "usage: dd2-coordinator --run DIR [--resume]\n"
+    "  --run DIR   folder of the run; DIR/config.yaml says what to do\n"
+    "  --resume    go on from the newest checkpoint\n";
+
+struct Arguments {
+  fs::path run;
+  bool resume = false;
+};
+
+// Why the program ends before the run does.
+struct Failure {
+  ExitCode exit_code = kExitInternal;
+  std::string message;
+};
+template <class T>
+using OrFailure = tl::expected<T, Failure>;
+
+tl::unexpected<Failure> Fail(ExitCode exit_code, std::string message) {
+  Failure failure;
+  failure.exit_code = exit_code;
+  failure.message = std::move(message);
+  return tl::unexpected<Failure>(std::move(failure));
+}
+
+OrFailure<Arguments> ParseArguments(const std::vector<std::string>& words) {
+  Arguments arguments;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == "--run" && i + 1 < words.size()) {
+      arguments.run = words[++i];
+    } else if (words[i] == "--resume") {
+      arguments.resume = true;
+    } else if (words[i] == "--help" || words[i] == "-h") {
+      return Fail(kExitOk, kUsage);
+    } else {
+      return Fail(kExitUsage, "unknown or incomplete argument '" + words[i] + "'\n" + kUsage);
+    }
+  }
+  if (arguments.run.empty()) return Fail(kExitUsage, std::string("--run is missing\n") + kUsage);
+  std::error_code ignored;
+  if (!fs::is_directory(arguments.run, ignored)) {
+    return Fail(kExitNotFound, "there is no folder " + arguments.run.string());
+  }
+  return arguments;
+}
+
+// Not derived from any seed of the run: it guards the door.
+std::string RandomHex(std::size_t bytes) {
+  std::random_device device;
+  static constexpr std::string_view kDigits = "0123456789abcdef";
+  std::string hex;
+  for (std::size_t i = 0; i < bytes; ++i) {
+    const unsigned value = device();
+    hex += kDigits[value & 0xf];
+    hex += kDigits[(value >> 4) & 0xf];
+  }
+  return hex;
+}
+
+// The content of a file that only this user may read; made when it is not there.
+Result<std::string> LoadOrMakeSecret(const fs::path& path) {
+  Result<std::string> present = RealFileSystem().Read(path);
+  if (present && !present->empty()) return present;
+  if (!present && present.error().code() != Code::kNotFound) return present;
+  const std::string made = RandomHex(32);
+  DD2_TRY(WritePrivateFile(path, made));
+  return made;
+}
+
+// What a run folder gives before anything is decided.
+struct OpenedRun {
+  RunConfig config;
+  std::string config_digest;
+  std::string secret;
+  std::string token;
+  std::unique_ptr<Journal> journal;
+  JournalView view;
+};
+
+OrFailure<OpenedRun> OpenRun(const fs::path& run) {
+  OpenedRun opened;
+  Result<RunConfig> config = LoadRunConfig(run / "config.yaml");
+  if (!config) return Fail(ExitCodeFor(config.error().code()), config.error().message());
+  opened.config = std::move(*config);
+  opened.config_digest = ConfigDigest(opened.config).Hex();
+  for (const char* name : {"secret", "token"}) {
+    Result<std::string> content = LoadOrMakeSecret(run / name);
+    if (!content) return Fail(kExitCannotStart, content.error().message());
+    (std::string_view(name) == "secret" ? opened.secret : opened.token) = std::move(*content);
+  }
+  RocksOptions options;
+  Result<std::unique_ptr<KvStore>> store = OpenRocksStore(run / "journal", options);
+  if (!store) {
+    const bool corrupt = store.error().code() == Code::kCorruption;
+    return Fail(corrupt ? kExitBadData : kExitCannotStart, store.error().message());
+  }
+  Result<std::unique_ptr<Journal>> journal = Journal::Open(std::move(*store));
+  if (!journal) {
+    return Fail(journal.error().code() == Code::kCorruption ? kExitBadData : kExitCannotStart,
+                journal.error().message());
+  }
+  opened.journal = std::move(*journal);
+  opened.view = ReplayJournal(opened.journal->records());
+  return opened;
+}
+
+// Whether this start makes sense, given what the journal says.
+std::optional<Failure> CheckStart(const Arguments& arguments, const OpenedRun& opened) {
+  const std::string folder = arguments.run.string();
+  const JournalView& view = opened.view;
+  Failure failure;
+  if (view.started && !arguments.resume) {
+    failure.exit_code = kExitAlreadyStarted;
+    failure.message = folder + " holds a run that has already begun" +
+                      (view.outcome.empty() ? std::string() : " (" + view.outcome + ")") +
+                      ": go on with it (--resume), or choose another folder";
+    return failure;
+  }
+  if (view.outcome == RunWordName(RunWord::kFinished)) {
+    failure.exit_code = kExitOk;
+    failure.message = "the run in " + folder + " is finished: see result.json there";
+    return failure;
+  }
+  if (view.started && view.config_digest != opened.config_digest) {
+    failure.exit_code = kExitUsage;
+    failure.message = folder + "/config.yaml was changed since the run began (digest " +
+                      view.config_digest + ", now " + opened.config_digest +
+                      "): its checkpoints do not belong to these settings. Restore the file, or "
+                      "start a new run in another folder";
+    return failure;
+  }
+  return std::nullopt;
+}
+
+Status WriteCoordinatorFile(const fs::path& run, const std::string& run_id,
+                            std::uint16_t control_port, const HttpServer& http) {
+  boost::json::object object;
+  object["run_id"] = run_id;
+  object["pid"] = static_cast<std::int64_t>(::getpid());
+  object["control_port"] = control_port;
+  object["http_port"] = http.port();
+  object["api_url"] = http.url();
+  return WriteFileAtomically(RealFileSystem(), run / "coordinator.json",
+                             boost::json::serialize(object) + "\n");
+}
+
+Task<void> WatchSignals(asio::signal_set& signals, CoordinatorLoop& loop) {
+  for (;;) {
+    error_code code;
+    const int number = co_await signals.async_wait(asio::redirect_error(asio::use_awaitable, code));
+    if (code) co_return;
+    loop.OnSignal(number == SIGINT ? "SIGINT" : "SIGTERM");
+  }
+}
+
+// From an opened run to its end.
+class Program {
+ public:
+  Program(fs::path run, OpenedRun opened)
+      : run_(std::move(run)), opened_(std::move(opened)), signals_(context_, SIGINT, SIGTERM) {}
+
+  OrFailure<ExitCode> Run() {
+    Result<CoreStart> start = RecoverRun(RealFileSystem(), run_, *opened_.journal, clock_.UnixMs());
+    if (!start) return Fail(kExitCannotStart, start.error().message());
+    const Status built = BuildLoop(std::move(*start));
+    if (!built) return Fail(kExitCannotStart, built.error().message());
+    const Result<std::uint16_t> control_port = loop_->Listen();
+    if (!control_port) return Fail(kExitCannotStart, control_port.error().message());
+    HttpOptions options;
+    options.host = opened_.config.api.host;
+    options.port = static_cast<std::uint16_t>(opened_.config.api.port);
+    options.token = opened_.token;
+    Result<std::unique_ptr<HttpServer>> http = HttpServer::Start(context_, options, *loop_);
+    if (!http) {
+      return Fail(kExitCannotStart,
+                  http.error().message() + ". Set api.port to another port, or to 0 for any");
+    }
+    HttpObserver notify(**http);
+    loop_->AddObserver(notify);
+    const Status written = WriteCoordinatorFile(run_, run_id_, *control_port, **http);
+    if (!written) return Fail(kExitCannotStart, written.error().message());
+    LogInfo("run " + run_id_ + " in " + run_.string() + ": control port " +
+            std::to_string(*control_port) + ", API " + (*http)->url());
+    asio::co_spawn(context_, WatchSignals(signals_, *loop_), asio::detached);
+    asio::co_spawn(context_, Work(**http), asio::detached);
+    context_.run();
+    static_cast<void>(RealFileSystem().Remove(run_ / "coordinator.json"));
+    if (!loop_->state().message.empty())
+      std::fprintf(stderr, "%s\n", loop_->state().message.c_str());
+    return exit_code_;
+  }
+
+ private:
+  Status BuildLoop(CoreStart start) {
+    std::vector<std::int64_t> phase_steps;
+    for (const PhaseConfig& phase : opened_.config.phases) phase_steps.push_back(phase.steps);
+    DD2_TRY_ASSIGN(auto record, RunRecord::Open(run_, std::move(phase_steps), clock_));
+    record_ = std::make_unique<RecordObserver>(std::move(record));
+    run_id_ = opened_.view.run_id.empty() ? RandomHex(8) : opened_.view.run_id;
+    CoreOptions core;
+    core.config = opened_.config;
+    core.run_id = run_id_;
+    core.run_folder = run_.string();
+    core.code_version = std::string(CodeVersion());
+    core.config_digest = opened_.config_digest;
+    LoopOptions options;
+    options.run_folder = run_;
+    options.secret = opened_.secret;
+    loop_ =
+        std::make_unique<CoordinatorLoop>(context_, RealFileSystem(), clock_, *opened_.journal,
+                                          std::move(core), std::move(start), std::move(options));
+    loop_->AddObserver(log_);
+    loop_->AddObserver(*record_);
+    return Status();
+  }
+
+  Task<void> Work(HttpServer& http) {
+    exit_code_ = co_await loop_->Run();
+    co_await http.Stop(std::chrono::seconds(1));
+    error_code ignored;
+    signals_.cancel(ignored);
+  }
+
+  const fs::path run_;
+  OpenedRun opened_;
+  const SystemClock clock_;
+  asio::io_context context_{1};
+  asio::signal_set signals_;
+  std::unique_ptr<RecordObserver> record_;
+  LogObserver log_;
+  std::string run_id_;
+  std::unique_ptr<CoordinatorLoop> loop_;
+  ExitCode exit_code_ = kExitInternal;
+};
+
+OrFailure<ExitCode> Main(const std::vector<std::string>& words) {
+  OrFailure<Arguments> arguments = ParseArguments(words);
+  if (!arguments) return tl::unexpected<Failure>(arguments.error());
+  const fs::path run = fs::absolute(arguments->run).lexically_normal();
+  const std::string owner = "dd2-coordinator, process " + std::to_string(::getpid());
+  const Result<FileLock> lock = FileLock::Acquire(run / "lock", owner);
+  if (!lock) {
+    return Fail(lock.error().code() == Code::kUnavailable ? kExitAlreadyStarted : kExitCannotStart,
+                "the run in " + run.string() + " is in use: " + lock.error().message());
+  }
+  // Nobody may be led to the coordinator that was here before.
+  const Status removed = RealFileSystem().Remove(run / "coordinator.json");
+  if (!removed) return Fail(kExitCannotStart, removed.error().message());
+  OrFailure<OpenedRun> opened = OpenRun(run);
+  if (!opened) return tl::unexpected<Failure>(opened.error());
+  if (std::optional<Failure> failure = CheckStart(*arguments, *opened)) {
+    return tl::unexpected<Failure>(std::move(*failure));
+  }
+  LogOptions log;
+  log.name = "coordinator";
+  log.file = run / "logs" / "coordinator.log";
+  log.to_stderr = false;
+  const Status logging = StartLog(log);
+  if (!logging) return Fail(kExitCannotStart, logging.error().message());
+  return Program(run, std::move(*opened)).Run();
+}
+
+}  // namespace
+}  // namespace dd2
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  const auto outcome = dd2::Main(words);
+  if (outcome) return *outcome;
+  std::fprintf(stderr, "dd2-coordinator: %s\n", outcome.error().message.c_str());
+  return outcome.error().exit_code;
+}
