@@ -1,0 +1,253 @@
+#include "worker/parallel/exact_update.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <limits>
+#include <mutex>
+#include <vector>
+
+#include "common/rng.h"
+#include "tests/support/thread_collectives.h"
+#include "worker/parallel/shard_plan.h"
+
+namespace dd2 {
+namespace {
+
+using ::testing::ElementsAre;
+
+TEST(ShardPlanTest, CoversAllShardsWithMaximalAlignedNodes) {
+  const ShardPlan plan = MakeShardPlan(8, 3);
+  EXPECT_THAT(plan.first, ElementsAre(0, 3, 6, 8));
+  EXPECT_THAT(plan.nodes[0], ElementsAre(TreeNode{0, 2}, TreeNode{2, 1}));
+  EXPECT_THAT(plan.nodes[1], ElementsAre(TreeNode{3, 1}, TreeNode{4, 2}));
+  EXPECT_THAT(plan.nodes[2], ElementsAre(TreeNode{6, 2}));
+  EXPECT_THAT(MakeShardPlan(8, 1).nodes[0], ElementsAre(TreeNode{0, 8}));
+  EXPECT_TRUE(MakeShardPlan(2, 3).nodes[2].empty());
+}
+
+// One parameter spans several chunks and ends inside one, so that slices of 1..4 ranks cut it.
+ParamLayout Layout() {
+  ParamLayout layout;
+  layout.Add("a", {37, 211});
+  layout.Add("b", {19});
+  layout.Add("c", {5, 2999});
+  return layout;
+}
+
+std::vector<float> ShardGradient(const ParamLayout& layout, int update, int shard) {
+  std::vector<float> all(static_cast<std::size_t>(layout.size()), 0.0F);
+  for (const ParamSpec& spec : layout.specs()) {
+    FillNormal({.seed = 3,
+                .use = RngUse::kInputNoise,
+                .update = static_cast<std::uint64_t>(update),
+                .sample = static_cast<std::uint64_t>(shard * 100 + spec.offset)},
+               std::span(all).subspan(static_cast<std::size_t>(spec.offset),
+                                      static_cast<std::size_t>(spec.numel)));
+  }
+  // Magnitudes that make the order of additions visible in fp32.
+  for (float& value : all) value *= std::exp2(static_cast<float>((shard * 5) % 7));
+  return all;
+}
+
+struct Outcome {
+  std::vector<float> params, m, v, ema;
+  std::vector<double> norms, means;
+  std::vector<bool> applied;
+  std::int64_t adam_steps = 0;
+  bool operator==(const Outcome&) const = default;
+};
+
+std::vector<float> Prefix(const at::Tensor& full, std::int64_t count) {
+  const float* data = full.const_data_ptr<float>();
+  return {data, data + count};
+}
+
+struct Scenario {
+  int shards = 4;
+  int updates = 5;
+  int poisoned_update = -1;  // its last shard has a NaN
+  AdamStep step = {};
+};
+
+Outcome RunRank(Collectives& collectives, const Scenario& scenario) {
+  const ParamLayout layout = Layout();
+  const ShardPlan plan = MakeShardPlan(scenario.shards, collectives.world_size());
+  const int rank = collectives.rank();
+  NetworkState state = MakeNetworkState(layout, rank, collectives.world_size(), false);
+  const std::vector<float> initial = ShardGradient(layout, 1000, 0);
+  std::ranges::copy(initial, state.params.flat().data_ptr<float>());
+  const at::Tensor own = state.params.flat().narrow(0, state.begin, state.slice);
+  state.ema.copy_(own);
+  ExactUpdater updater(collectives, plan, state.params.flat().numel());
+  Outcome outcome;
+  for (int update = 0; update < scenario.updates; ++update) {
+    UpdateScalars scalars;
+    scalars.width = 2;
+    for (int shard = plan.first[rank]; shard < plan.first[rank + 1]; ++shard) {
+      std::vector<float> values = ShardGradient(layout, update, shard);
+      if (update == scenario.poisoned_update && shard == scenario.shards - 1) {
+        values[5] = std::numeric_limits<float>::quiet_NaN();
+      }
+      const at::Tensor gradient = updater.GradientOfShard(shard - plan.first[rank]);
+      std::ranges::copy(values, gradient.data_ptr<float>());
+      scalars.per_shard.push_back(1.0 / (3 + shard));
+      scalars.per_shard.push_back(shard);
+    }
+    const Result<UpdateResult> result = updater.Apply(state, scenario.step, scalars);
+    EXPECT_TRUE(result) << result.error().message();
+    outcome.norms.push_back(std::isfinite(result->gradient_norm) ? result->gradient_norm : -1);
+    outcome.applied.push_back(result->applied);
+    outcome.means.insert(outcome.means.end(), result->mean.begin(), result->mean.end());
+  }
+  outcome.params = Prefix(state.params.flat(), layout.size());
+  outcome.m = Prefix(*updater.Gather(state.adam_m), layout.size());
+  outcome.v = Prefix(*updater.Gather(state.adam_v), layout.size());
+  outcome.ema = Prefix(*updater.Gather(state.ema), layout.size());
+  outcome.adam_steps = state.adam_steps;
+  return outcome;
+}
+
+Outcome RunWorld(int world_size, const Scenario& scenario) {
+  std::vector<Outcome> outcomes(world_size);
+  ThreadWorld(world_size).Run([&](Collectives& collectives) {
+    outcomes[collectives.rank()] = RunRank(collectives, scenario);
+  });
+  for (const Outcome& other : outcomes) EXPECT_TRUE(other == outcomes[0]) << "ranks disagree";
+  return outcomes[0];
+}
+
+Scenario Usual(int shards) {
+  Scenario scenario;
+  scenario.shards = shards;
+  scenario.step.learning_rate = 1e-2;
+  scenario.step.clip_norm = 1.0;
+  scenario.step.ema_decay = 0.9;
+  scenario.step.boosted_begin = 7000;
+  scenario.step.boosted_end = 20001;
+  scenario.step.boost = 3.0;
+  return scenario;
+}
+
+class ExactUpdaterTest : public ::testing::TestWithParam<int> {};
+
+TEST_P(ExactUpdaterTest, BitsDoNotDependOnTheWorldSize) {
+  const Scenario scenario = Usual(GetParam());
+  const auto local = NewLocalCollectives();
+  const Outcome alone = RunRank(*local, scenario);
+  EXPECT_THAT(alone.applied, ::testing::Each(true));
+  for (const int world_size : {1, 2, 3, 4, 5}) {
+    EXPECT_TRUE(RunWorld(world_size, scenario) == alone) << world_size << " ranks";
+  }
+}
+
+TEST_P(ExactUpdaterTest, OrderOfAdditionsIsTheTreeAndMattersHere) {
+  Scenario scenario = Usual(GetParam());
+  scenario.updates = 1;
+  const ParamLayout layout = Layout();
+  std::vector<std::vector<float>> shards;
+  for (int s = 0; s < scenario.shards; ++s) shards.push_back(ShardGradient(layout, 0, s));
+  std::vector<float> chain = shards[0];
+  for (int s = 1; s < scenario.shards; ++s) {
+    for (std::size_t i = 0; i < chain.size(); ++i) chain[i] += shards[s][i];
+  }
+  for (int stride = 1; stride < scenario.shards; stride *= 2) {
+    for (int s = 0; s < scenario.shards; s += 2 * stride) {
+      for (std::size_t i = 0; i < chain.size(); ++i) shards[s][i] += shards[s + stride][i];
+    }
+  }
+  EXPECT_EQ(shards[0] == chain, scenario.shards == 1)
+      << "a test of order must be able to see order";
+  scenario.step.clip_norm = 0;
+  scenario.step.beta1 = 0.5;  // m = 0.5 * gradient exactly
+  const Outcome outcome = RunWorld(3, scenario);
+  for (std::size_t i = 0; i < chain.size(); ++i) {
+    ASSERT_EQ(outcome.m[i], 0.5F * shards[0][i] / static_cast<float>(scenario.shards)) << i;
+  }
+}
+
+TEST_P(ExactUpdaterTest, NonFiniteUpdateChangesNothing) {
+  Scenario scenario = Usual(GetParam());
+  scenario.updates = 3;
+  const Outcome clean = RunWorld(2, scenario);
+  scenario.updates = 4;
+  scenario.poisoned_update = 3;
+  for (const int world_size : {1, 2, 3}) {
+    const Outcome poisoned = RunWorld(world_size, scenario);
+    EXPECT_THAT(poisoned.applied, ElementsAre(true, true, true, false));
+    EXPECT_EQ(poisoned.params, clean.params);
+    EXPECT_EQ(poisoned.m, clean.m);
+    EXPECT_EQ(poisoned.v, clean.v);
+    EXPECT_EQ(poisoned.ema, clean.ema);
+    EXPECT_EQ(poisoned.adam_steps, 3);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shards, ExactUpdaterTest, ::testing::Values(1, 4, 8));
+
+// Two steps of PyTorch's Adam in double precision, with clipping, boost and EMA.
+TEST(ExactUpdaterFormulaTest, FollowsAdamInDoublePrecision) {
+  Scenario scenario = Usual(4);
+  scenario.updates = 2;
+  const ParamLayout layout = Layout();
+  const Outcome outcome = RunWorld(2, scenario);
+  const auto size = static_cast<std::size_t>(layout.size());
+  const std::vector<float> initial = ShardGradient(layout, 1000, 0);
+  std::vector<double> p(initial.begin(), initial.end()), m(size, 0), v(size, 0), ema = p;
+  for (int update = 0; update < 2; ++update) {
+    std::vector<double> g(size, 0);
+    double squares = 0;
+    for (int s = 0; s < 4; ++s) {
+      const std::vector<float> shard = ShardGradient(layout, update, s);
+      for (std::size_t i = 0; i < size; ++i) g[i] += shard[i] / 4.0;
+    }
+    for (const double value : g) squares += value * value;
+    EXPECT_NEAR(outcome.norms[update], std::sqrt(squares), 1e-5 * std::sqrt(squares));
+    const double scale = std::min(1.0, 1.0 / (std::sqrt(squares) + 1e-6));
+    EXPECT_LT(scale, 1) << "clipping must be at work here";
+    for (std::size_t i = 0; i < size; ++i) {
+      const double gi = g[i] * scale;
+      const bool boosted = i >= 7000 && i < 20001;
+      m[i] = 0.9 * m[i] + 0.1 * gi;
+      v[i] = 0.95 * v[i] + 0.05 * gi * gi;
+      const double m_hat = m[i] / (1 - std::pow(0.9, update + 1));
+      const double v_hat = v[i] / (1 - std::pow(0.95, update + 1));
+      p[i] -= (boosted ? 3e-2 : 1e-2) * m_hat / (std::sqrt(v_hat) + 1e-8);
+      ema[i] = 0.9 * ema[i] + 0.1 * p[i];
+    }
+  }
+  for (std::size_t i = 0; i < size; ++i) {
+    ASSERT_NEAR(outcome.m[i], m[i], 1e-6 * (1e-2 + std::abs(m[i]))) << i;
+    ASSERT_NEAR(outcome.params[i], p[i], 3e-6 * (1 + std::abs(p[i]))) << i;
+    ASSERT_NEAR(outcome.ema[i], ema[i], 3e-6 * (1 + std::abs(ema[i]))) << i;
+  }
+  EXPECT_DOUBLE_EQ(outcome.means[0], (1.0 / 3 + 1.0 / 4 + (1.0 / 5 + 1.0 / 6)) / 4);
+  EXPECT_EQ(outcome.means[1], 1.5);
+}
+
+TEST(ExactUpdaterScalarsTest, NewestWishReachesEveryRank) {
+  ThreadWorld(3).Run([&](Collectives& collectives) {
+    ExactUpdater updater(collectives, MakeShardPlan(2, 3), 3 * kParamChunk);
+    UpdateScalars scalars;
+    scalars.width = 1;
+    if (collectives.rank() < 2) scalars.per_shard = {collectives.rank() + 0.5};
+    if (collectives.rank() == 1) {
+      scalars.desired_version = 7;
+      scalars.checkpoint_requests = 4;
+      scalars.stop = true;
+    } else {
+      scalars.desired_version = 6;
+      scalars.paused = true;
+    }
+    const Result<UpdateResult> result = updater.ExchangeScalars(scalars);
+    ASSERT_TRUE(result);
+    EXPECT_EQ(result->desired_version, 7U);
+    EXPECT_EQ(result->checkpoint_requests, 4U);
+    EXPECT_TRUE(result->stop);
+    EXPECT_FALSE(result->paused);
+    EXPECT_THAT(result->mean, ElementsAre(1.0));
+  });
+}
+
+}  // namespace
+}  // namespace dd2
