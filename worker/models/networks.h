@@ -9,27 +9,31 @@
 
 namespace dd2 {
 
-// Shapes in comments: B sequences, n tokens of a sequence, C channels of a code, V codes, d width of
-// the backbone, w width of the head, m (t, eps) draws. All tensors fp32, labels int64.
+// Shapes in comments: B sequences, n tokens of a sequence, C channels of a code, V codes, d width
+// of the backbone, w width of the head, m (t, eps) draws. All tensors fp32, labels int64.
 
 // The raster AR transformer that teacher, generator and guidance network share: pre-LN blocks with
 // GELU MLP (x4), learned positions and start vector, class embedding added at every position, an
 // input MLP on continuous codes instead of an embedding table (recipe 2).
 struct BackboneSpec {
-  std::int64_t channels = 4;   // C
-  std::int64_t width = 128;    // d
+  std::int64_t channels = 4;  // C
+  std::int64_t width = 128;   // d
   std::int64_t layers = 4;
   std::int64_t heads = 4;
-  std::int64_t tokens = 49;    // n
-  std::int64_t classes = 10;   // label `classes` is the null class of classifier-free guidance
+  std::int64_t tokens = 49;   // n
+  std::int64_t classes = 10;  // label `classes` is the null class of classifier-free guidance
 };
 
-// Keys and values of the tokens seen so far: per layer [B, heads, tokens so far, d / heads].
+// Keys and values of the tokens seen so far: per layer [B, heads, n, d / heads], filled up to the
+// current position. For inference only (filled in place, no autograd).
 struct KvCache {
   std::vector<at::Tensor> keys;
   std::vector<at::Tensor> values;
 };
 
+// Parameters: input.{0,2}.* (MLP on codes), positions [n, d], class_embed.weight [classes + 1, d],
+// start [d], blocks.L.{norm1,qkv,proj,norm2,fc1,fc2}.*, norm.*; qkv.weight stacks q, k, v, each
+// heads x (d / heads). Weights of linear layers are [out, in].
 class Backbone {
  public:
   static void Declare(const BackboneSpec& spec, const std::string& prefix, ParamLayout& layout);
@@ -48,20 +52,23 @@ class Backbone {
     at::Tensor norm1_weight, norm1_bias, qkv_weight, qkv_bias, out_weight, out_bias;
     at::Tensor norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
   };
+  // x [B, T, d]. Without a cache T = n and attention is causal; with one T = 1 and x stands at
+  // `position`.
   at::Tensor RunBlock(const Block& block, const at::Tensor& x, std::int64_t layer,
-                      KvCache* cache) const;
+                      std::int64_t position, KvCache* cache) const;
   BackboneSpec spec_;
   at::Tensor in1_weight_, in1_bias_, in2_weight_, in2_bias_, positions_, classes_, start_;
   at::Tensor norm_weight_, norm_bias_;
+  at::Tensor causal_mask_;  // [n, n]: 0 where j <= i, -inf elsewhere
   std::vector<Block> blocks_;
 };
 
 // MAR's SimpleMLPAdaLN (models.md 3) with the names of the released files: time_embed, cond_embed,
 // input_proj, res_blocks, final_layer. Rows are independent.
 struct HeadSpec {
-  std::int64_t channels = 4;        // C in and out (velocity, no variance)
-  std::int64_t condition = 128;     // d
-  std::int64_t width = 128;         // w
+  std::int64_t channels = 4;     // C in and out (velocity, no variance)
+  std::int64_t condition = 128;  // d
+  std::int64_t width = 128;      // w
   std::int64_t depth = 3;
   std::int64_t time_features = 64;  // sinusoids: cos first, then sin
 };
@@ -71,8 +78,8 @@ class MlpHead {
   static void Declare(const HeadSpec& spec, const std::string& prefix, ParamLayout& layout);
   MlpHead(const HeadSpec& spec, const ParamBuffer& params, const std::string& prefix);
 
-  // x [..., C], t [..., 1] as fed to the sinusoid (1000 t for t in [0, 1]), f [..., d] broadcastable
-  // over leading dimensions -> velocity [..., C].
+  // x [..., C], t [..., 1] (broadcastable too) as fed to the sinusoid (1000 t for t in [0, 1]), f
+  // [..., d] broadcastable over leading dimensions -> velocity [..., C].
   at::Tensor Forward(const at::Tensor& x, const at::Tensor& t, const at::Tensor& f) const;
   const HeadSpec& spec() const { return spec_; }
 
@@ -82,6 +89,7 @@ class MlpHead {
     at::Tensor modulation_weight, modulation_bias;
   };
   HeadSpec spec_;
+  at::Tensor frequencies_;  // [time_features / 2]
   at::Tensor time1_weight_, time1_bias_, time2_weight_, time2_bias_, condition_weight_,
       condition_bias_, input_weight_, input_bias_;
   at::Tensor final_weight_, final_bias_, final_modulation_weight_, final_modulation_bias_;
@@ -107,6 +115,8 @@ class Network {
   at::Tensor Generate(const at::Tensor& noise, const at::Tensor& labels) const;
   const NetworkSpec& spec() const { return spec_; }
   const ParamBuffer& params() const { return params_; }
+  const Backbone& backbone() const { return backbone_; }
+  const MlpHead& head() const { return head_; }
 
  private:
   NetworkSpec spec_;
@@ -114,5 +124,23 @@ class Network {
   Backbone backbone_;
   MlpHead head_;
 };
+
+// Initial values, by position: a function of (seed, phase, index of the parameter in its layout),
+// so every process gets the same bits. Only parameters whose name starts with `prefix` are written.
+//
+// Backbone, tokenizer, classifier and output layers: weights and biases of linear and convolution
+// layers U(-1/sqrt(fan_in), 1/sqrt(fan_in)); norms 1 and 0; embeddings, positions and start vector
+// N(0, 0.02^2).
+void InitUniformFanIn(const ParamBuffer& params, const std::string& prefix, std::uint64_t seed,
+                      std::uint32_t phase);
+// MLP head: Xavier-uniform weights, zero biases, norms 1 and 0; every modulation layer and the
+// final output layer zero, so that the head returns 0 and its blocks are identities (as in MAR).
+void InitHead(const ParamBuffer& params, const std::string& prefix, std::uint64_t seed,
+              std::uint32_t phase);
+// A whole network from scratch: backbone and head.
+void InitNetwork(const ParamBuffer& params, std::uint64_t seed, std::uint32_t phase);
+// Copies the parameters named prefix + x of `from` into the same names of `to` (teacher's backbone
+// into a new network). Aborts when a name or shape of `to` has no equal in `from`.
+void CopyParams(const ParamBuffer& from, const ParamBuffer& to, const std::string& prefix);
 
 }  // namespace dd2

@@ -13,9 +13,9 @@ namespace dd2 {
 
 // Where a named parameter lies inside the flat buffer of its network.
 struct ParamSpec {
-  std::string name;                 // "backbone.blocks.0.qkv.weight"
+  std::string name;  // "backbone.blocks.0.qkv.weight"
   std::vector<std::int64_t> shape;
-  std::int64_t offset = 0;          // elements from the start; a multiple of 16 (64 bytes)
+  std::int64_t offset = 0;  // elements from the start; a multiple of 16 (64 bytes)
   std::int64_t numel = 0;
 };
 
@@ -42,23 +42,30 @@ class ParamLayout {
 // the world size, so that sums over chunks have one order (design 4, rule 3).
 inline constexpr std::int64_t kParamChunk = 4096;
 
-// The parameters of one network: one flat fp32 tensor and a leaf view per name. Copies share storage.
-// `capacity` may exceed layout.size() so that world-size equal slices fit; the tail stays zero.
+// The parameters of one network: one flat fp32 tensor and a leaf view per name. Copies share
+// storage. `capacity` may exceed layout.size() so that world-size equal slices fit; the tail stays
+// zero.
 class ParamBuffer {
  public:
   ParamBuffer() = default;
   ParamBuffer(const ParamLayout& layout, bool requires_grad, std::int64_t capacity = 0);
 
+  // New leaves over the same storage: lets another thread run its own backward pass into its own
+  // gradient buffer. Copies of a ParamBuffer share the leaves too, an alias does not.
+  ParamBuffer Alias(bool requires_grad) const;
+
   // The parameter as an autograd leaf (a view into flat()).
   const at::Tensor& operator[](std::string_view name) const;
   const ParamLayout& layout() const { return layout_; }
   at::Tensor flat() const { return flat_; }  // [capacity]
-  // Makes autograd accumulate into `gradient` ([capacity], zeroed by the caller): every leaf's .grad
-  // becomes a view of it.
+  // Makes autograd accumulate into `gradient` ([capacity], zeroed by the caller): every leaf's
+  // .grad becomes a view of it.
   void BindGradient(const at::Tensor& gradient);
   void SetRequiresGrad(bool requires_grad);
 
  private:
+  void MakeLeaves(bool requires_grad);
+
   ParamLayout layout_;
   at::Tensor flat_;
   std::vector<at::Tensor> leaves_;

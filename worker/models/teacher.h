@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/hash.h"
@@ -17,8 +18,11 @@ namespace dd2 {
 // The pretrained class-conditional AR teacher: backbone + linear output layer d -> V. Frozen.
 class Teacher {
  public:
-  static ParamLayout Layout(const BackboneSpec& spec, std::int64_t codes);  // "backbone.*", "head.*"
+  static ParamLayout Layout(const BackboneSpec& spec,
+                            std::int64_t codes);  // "backbone.*", "head.*"
   Teacher(const BackboneSpec& spec, std::int64_t codes, const ParamBuffer& params);
+  // Initial values for training.
+  static void Init(const ParamBuffer& params, std::uint64_t seed, std::uint32_t phase);
 
   // Final features of a teacher-forced pass: q [B, n, C] (continuous or codes) -> [B, n, d].
   at::Tensor Hidden(const at::Tensor& q, const at::Tensor& labels) const;
@@ -40,8 +44,8 @@ class Teacher {
 // Temperature, then top-k, then top-p (keeps the code that crosses p). logits [..., V] are guided.
 // Removed codes become -inf. The result is unnormalised.
 at::Tensor FilterLogits(const at::Tensor& logits, const TeacherConfig& config);
-// Lowest kept (already tempered) logit per row [...]: logits below it are the removed ones. -inf when
-// no filter is set.
+// Lowest kept (already tempered) logit per row [...]: logits below it are the removed ones. -inf
+// when no filter is set.
 at::Tensor FilterThreshold(const at::Tensor& logits, const TeacherConfig& config);
 
 // A block of teacher sequences drawn with a KV cache.
@@ -56,13 +60,21 @@ SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
 
 // The VQ tokenizer: 28x28x1 images in [-1, 1] <-> 7x7 codes of C channels (recipe 2). Codes outside
 // this class are standardised (zero mean, unit variance per channel); it undoes that itself.
+// Parameters: encoder.*, decoder.* (convolutions), codebook [V, C] (raw), mean [C], std [C] of the
+// raw codes that the training images use.
 class Tokenizer {
  public:
   static ParamLayout Layout(std::int64_t codes, std::int64_t channels);
   Tokenizer(std::int64_t codes, std::int64_t channels, const ParamBuffer& params);
   at::Tensor Encode(const at::Tensor& images) const;  // [B, 1, 28, 28] -> ids [B, 49] int64
-  at::Tensor Decode(const at::Tensor& codes) const;   // standardised [B, 49, C] -> [B, 1, 28, 28], clamped
+  at::Tensor Decode(
+      const at::Tensor& codes) const;  // standardised [B, 49, C] -> [B, 1, 28, 28], clamped
   const at::Tensor& codebook() const { return codebook_; }  // standardised [V, C]
+  // The raw halves, for training: images -> latents [B, 49, C] and back, both with autograd.
+  at::Tensor EncodeLatents(const at::Tensor& images) const;
+  at::Tensor DecodeLatents(const at::Tensor& latents) const;
+  // Nearest raw code of every row: latents [N, C], codebook [V, C] -> [N] int64.
+  static at::Tensor Nearest(const at::Tensor& latents, const at::Tensor& codebook);
   std::int64_t codes() const { return codes_; }
   std::int64_t channels() const { return channels_; }
   const ParamBuffer& params() const { return params_; }
@@ -79,8 +91,8 @@ class Classifier {
  public:
   static ParamLayout Layout();
   explicit Classifier(const ParamBuffer& params);
-  at::Tensor Features(const at::Tensor& images) const;        // [B, 1, 28, 28] -> [B, 64]
-  at::Tensor Logits(const at::Tensor& features) const;        // [B, 64] -> [B, 10]
+  at::Tensor Features(const at::Tensor& images) const;  // [B, 1, 28, 28] -> [B, 64]
+  at::Tensor Logits(const at::Tensor& features) const;  // [B, 64] -> [B, 10]
   const ParamBuffer& params() const { return params_; }
 
  private:
@@ -93,12 +105,25 @@ struct TeacherBundle {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Teacher> teacher;
   std::unique_ptr<Classifier> classifier;
-  Digest128 teacher_digest;    // of the weights of teacher and tokenizer (names, shapes, bytes)
-  std::string card_json;       // measured quality, seeds, versions
+  Digest128 teacher_digest;  // of the weights of teacher and tokenizer (names, shapes, bytes)
+  std::string card_json;     // measured quality, seeds, versions
 };
-// kNotFound / kCorruption / kInvalidArgument with file and reason: missing, truncated, foreign file,
-// wrong shape.
+// kNotFound / kCorruption / kInvalidArgument with file and reason: missing, truncated, foreign
+// file, wrong shape.
 Result<TeacherBundle> LoadTeacherBundle(const std::filesystem::path& folder);
+
+// Parses a folder's safetensors files alone, as LoadTeacherBundle does.
+Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::filesystem::path& file);
+Result<std::unique_ptr<Teacher>> LoadTeacher(const std::filesystem::path& file);
+Result<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& file);
+// And write them, with the metadata that loading needs plus `metadata`.
+using FileMetadata = std::vector<std::pair<std::string, std::string>>;
+Status SaveTokenizer(const std::filesystem::path& file, const Tokenizer& tokenizer,
+                     FileMetadata metadata);
+Status SaveTeacher(const std::filesystem::path& file, const Teacher& teacher,
+                   FileMetadata metadata);
+Status SaveClassifier(const std::filesystem::path& file, const Classifier& classifier,
+                      FileMetadata metadata);
 
 // Reads every parameter of `layout` from a safetensors file into a new buffer.
 Result<ParamBuffer> LoadParams(const std::filesystem::path& file, const ParamLayout& layout);

@@ -1,0 +1,103 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "common/teacher_config.h"
+#include "worker/engine/dataset.h"
+#include "worker/engine/teacher_stage.h"
+#include "worker/models/teacher.h"
+
+namespace dd2 {
+
+// The three stages of `dd2 teacher train` (settings and schedules: common/teacher_config.h). They
+// keep references to `config` and `train`, which must outlive them. All randomness is positional:
+// RngKey with the run's seed and the stage's number below as phase.
+enum class StagePhase : std::uint32_t { kClassifier = 1, kTokenizer = 2, kTeacher = 3 };
+
+// Batch norm uses the statistics of each shard; Finish() folds it, with the statistics of the first
+// 10,000 training images, into an inference-only Classifier.
+class ClassifierStage : public TrainingStage {
+ public:
+  ClassifierStage(const TeacherTrainConfig& config, const LabelledImages& train);
+  std::string_view name() const override { return "classifier"; }
+  std::int64_t steps() const override;
+  std::int64_t batch() const override { return config_.classifier.batch; }
+  double LearningRate(std::int64_t step) const override;
+  AdamSettings adam() const override { return {}; }
+  ShardedParams& params() override { return params_; }
+  void BeginStep(std::int64_t step) override;
+  double ShardStep(int shard, std::int64_t step) override;
+  Classifier Finish() const;
+
+ private:
+  std::int64_t StepsPerEpoch() const;
+
+  const TeacherTrainConfig& config_;
+  const LabelledImages& train_;
+  ShardedParams params_;
+  std::vector<std::int64_t> order_;  // images of the current epoch
+  std::int64_t order_epoch_ = -1;
+};
+
+// EMA codebook with restarts of dead codes; straight-through gradient.
+class TokenizerStage : public TrainingStage {
+ public:
+  TokenizerStage(const TeacherTrainConfig& config, const LabelledImages& train);
+  std::string_view name() const override { return "tokenizer"; }
+  std::int64_t steps() const override { return config_.tokenizer.steps; }
+  std::int64_t batch() const override { return config_.tokenizer.batch; }
+  double LearningRate(std::int64_t step) const override;
+  AdamSettings adam() const override { return {}; }
+  ShardedParams& params() override { return params_; }
+  double ShardStep(int shard, std::int64_t step) override;
+  void EndStep(std::int64_t step) override;
+  std::vector<std::pair<std::string, at::Tensor>> ExtraState() override;
+  // Sets mean and deviation of the codes that the training images use. `ids` [N, 49].
+  Tokenizer Finish(const at::Tensor& ids) const;
+  Tokenizer Current() const;
+
+ private:
+  void InitCodebook();
+
+  const TeacherTrainConfig& config_;
+  const LabelledImages& train_;
+  ShardedParams params_;
+  std::vector<Tokenizer> models_;    // one per shard
+  at::Tensor counts_;                // [V] EMA of uses per batch
+  at::Tensor sums_;                  // [V, C] EMA of the latents that chose a code
+  std::vector<at::Tensor> latents_;  // per shard, of the current step: [rows, C]
+  std::vector<at::Tensor> choices_;  // [rows]
+};
+
+// Teacher-forced cross-entropy on noisy codes with dropped labels.
+class PriorStage : public TrainingStage {
+ public:
+  // ids [N, 49]: tokens of the training images; codebook: standardised [V, C].
+  PriorStage(const TeacherTrainConfig& config, const at::Tensor& ids, const at::Tensor& labels,
+             const at::Tensor& codebook);
+  std::string_view name() const override { return "teacher"; }
+  std::int64_t steps() const override { return config_.teacher.steps; }
+  std::int64_t batch() const override { return config_.teacher.batch; }
+  double LearningRate(std::int64_t step) const override;
+  AdamSettings adam() const override;
+  ShardedParams& params() override { return params_; }
+  double ShardStep(int shard, std::int64_t step) override;
+  Teacher Finish() const;
+
+ private:
+  const TeacherTrainConfig& config_;
+  const at::Tensor ids_, labels_, codebook_;
+  const BackboneSpec spec_;
+  ShardedParams params_;
+  std::vector<Teacher> models_;
+};
+
+// Mean nats per token of an unguided teacher-forced pass.
+double TeacherNats(const Teacher& teacher, const at::Tensor& codebook, const at::Tensor& ids,
+                   const at::Tensor& labels, ShardPool& pool);
+// Tokens of images, in blocks on the pool: [N, 1, 28, 28] -> [N, 49].
+at::Tensor EncodeAll(const Tokenizer& tokenizer, const at::Tensor& images, ShardPool& pool);
+
+}  // namespace dd2

@@ -1,0 +1,149 @@
+#include "worker/models/teacher.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "common/check.h"
+
+namespace dd2 {
+namespace {
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+at::Tensor Temper(const at::Tensor& logits, const TeacherConfig& config) {
+  return config.temperature == 1.0 ? logits : logits / config.temperature;
+}
+
+bool HasFilter(const TeacherConfig& config, std::int64_t codes) {
+  return (config.top_k > 0 && config.top_k < codes) || config.top_p < 1.0;
+}
+
+// Labels for one guided pass over [conditional; unconditional].
+at::Tensor WithNullLabels(const at::Tensor& labels, std::int64_t null_class) {
+  return at::cat({labels, at::full_like(labels, null_class)});
+}
+
+// g = u + w (c - u) of a pass over [conditional; unconditional].
+at::Tensor Guide(const at::Tensor& both, double cfg_scale) {
+  const std::vector<at::Tensor> halves = both.chunk(2, 0);
+  return halves[1] + (halves[0] - halves[1]) * cfg_scale;
+}
+
+// First code whose cumulative probability exceeds u times the total. Never a code of probability 0.
+std::int64_t InverseCdf(const float* probabilities, std::int64_t codes, double uniform) {
+  double total = 0;
+  for (std::int64_t j = 0; j < codes; ++j) total += static_cast<double>(probabilities[j]);
+  const double target = uniform * total;
+  double running = 0;
+  std::int64_t last_possible = 0;
+  for (std::int64_t j = 0; j < codes; ++j) {
+    running += static_cast<double>(probabilities[j]);
+    if (running > target) return j;
+    if (probabilities[j] > 0) last_possible = j;
+  }
+  return last_possible;
+}
+
+// logits [B, V], uniforms [B, n] at column `position` -> tokens [B].
+at::Tensor DrawTokens(const at::Tensor& logits, const at::Tensor& uniforms, std::int64_t position) {
+  const at::Tensor probabilities = at::softmax(logits, -1).contiguous();
+  const std::int64_t batch = probabilities.size(0), codes = probabilities.size(1);
+  at::Tensor tokens = at::empty({batch}, at::kLong);
+  const float* row = probabilities.data_ptr<float>();
+  const float* uniform = uniforms.data_ptr<float>() + position;
+  std::int64_t* token = tokens.data_ptr<std::int64_t>();
+  for (std::int64_t b = 0; b < batch; ++b) {
+    token[b] = InverseCdf(row + b * codes, codes, uniform[b * uniforms.size(1)]);
+  }
+  return tokens;
+}
+
+}  // namespace
+
+ParamLayout Teacher::Layout(const BackboneSpec& spec, std::int64_t codes) {
+  ParamLayout layout;
+  Backbone::Declare(spec, "backbone.", layout);
+  layout.Add("head.weight", {codes, spec.width});
+  layout.Add("head.bias", {codes});
+  return layout;
+}
+
+Teacher::Teacher(const BackboneSpec& spec, std::int64_t codes, const ParamBuffer& params)
+    : codes_(codes),
+      params_(params),
+      backbone_(spec, params, "backbone."),
+      head_weight_(params["head.weight"]),
+      head_bias_(params["head.bias"]) {}
+
+void Teacher::Init(const ParamBuffer& params, std::uint64_t seed, std::uint32_t phase) {
+  InitUniformFanIn(params, "", seed, phase);
+}
+
+at::Tensor Teacher::Hidden(const at::Tensor& q, const at::Tensor& labels) const {
+  return backbone_.Forward(q, labels);
+}
+
+at::Tensor Teacher::GuidedHidden(const at::Tensor& q, const at::Tensor& labels,
+                                 double cfg_scale) const {
+  if (cfg_scale == 1.0) return Hidden(q, labels);
+  const at::Tensor both = Hidden(at::cat({q, q}), WithNullLabels(labels, backbone_.spec().classes));
+  return Guide(both, cfg_scale);
+}
+
+at::Tensor Teacher::Logits(const at::Tensor& hidden) const {
+  return at::linear(hidden, head_weight_, head_bias_);
+}
+
+at::Tensor FilterThreshold(const at::Tensor& logits, const TeacherConfig& config) {
+  const std::int64_t codes = logits.size(-1);
+  if (!HasFilter(config, codes)) {
+    return at::full(logits.sizes().slice(0, static_cast<std::size_t>(logits.dim() - 1)),
+                    kMinusInfinity, logits.options());
+  }
+  at::Tensor sorted = std::get<0>(Temper(logits, config).sort(-1, /*descending=*/true));
+  if (config.top_k > 0 && config.top_k < codes) sorted = sorted.narrow(-1, 0, config.top_k);
+  if (config.top_p >= 1.0) return sorted.select(-1, sorted.size(-1) - 1).contiguous();
+  const at::Tensor probabilities = at::softmax(sorted, -1);
+  // Probability in front of each code: the code that crosses p still has p or less in front of it.
+  const at::Tensor before = at::cumsum(probabilities, -1) - probabilities;
+  const at::Tensor kept = (before <= config.top_p).sum(-1, /*keepdim=*/true);
+  return sorted.gather(-1, kept - 1).squeeze(-1);
+}
+
+at::Tensor FilterLogits(const at::Tensor& logits, const TeacherConfig& config) {
+  const at::Tensor tempered = Temper(logits, config);
+  if (!HasFilter(config, logits.size(-1))) return tempered;
+  const at::Tensor threshold = FilterThreshold(logits, config).unsqueeze(-1);
+  return tempered.masked_fill(tempered < threshold, kMinusInfinity);
+}
+
+SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
+                           const at::Tensor& labels, const at::Tensor& uniforms,
+                           const TeacherConfig& config) {
+  const at::NoGradGuard no_grad;
+  const BackboneSpec& spec = teacher.backbone().spec();
+  const std::int64_t batch = labels.size(0);
+  DD2_CHECK(uniforms.dim() == 2 && uniforms.size(0) == batch && uniforms.size(1) == spec.tokens);
+  const at::Tensor dense_uniforms = uniforms.contiguous();
+  const bool guided = config.cfg_scale != 1.0;
+  const at::Tensor pass_labels = guided ? WithNullLabels(labels, spec.classes) : labels;
+  SampledBlock block;
+  block.tokens = at::empty({batch, spec.tokens}, at::kLong);
+  block.hidden = at::empty({batch, spec.tokens, spec.width}, at::kFloat);
+  KvCache cache;
+  at::Tensor previous;
+  for (std::int64_t i = 0; i < spec.tokens; ++i) {
+    at::Tensor hidden = teacher.backbone().Step(previous, i, pass_labels, cache);
+    if (guided) hidden = Guide(hidden, config.cfg_scale);
+    const at::Tensor tokens =
+        DrawTokens(FilterLogits(teacher.Logits(hidden), config), dense_uniforms, i);
+    block.hidden.select(1, i).copy_(hidden);
+    block.tokens.select(1, i).copy_(tokens);
+    const at::Tensor codes = codebook.index_select(0, tokens);
+    previous = guided ? at::cat({codes, codes}) : codes;
+  }
+  return block;
+}
+
+}  // namespace dd2

@@ -1,0 +1,230 @@
+// Reading and writing the files of a teacher's folder (teacher.h).
+
+#include <array>
+#include <charconv>
+#include <map>
+#include <optional>
+#include <string_view>
+
+#include "common/check.h"
+#include "common/file.h"
+#include "storage/safetensors.h"
+#include "worker/models/teacher.h"
+
+namespace dd2 {
+namespace {
+
+constexpr const char* kKindKey = "dd2.kind";
+constexpr std::int64_t kMaxExtent = 1 << 16;  // far above any spec; keeps products inside int64
+
+std::string Quoted(const std::filesystem::path& file) { return "'" + file.string() + "'"; }
+
+std::string ShapeText(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    if (i > 0) text += ", ";
+    text += std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+// Shapes of a file come from its metadata: a small table of named integers.
+class Metadata {
+ public:
+  Metadata(const std::filesystem::path& file, const std::map<std::string, std::string>& values)
+      : file_(file), values_(values) {}
+
+  Status CheckKind(std::string_view kind) const {
+    const auto found = values_.find(kKindKey);
+    if (found == values_.end()) {
+      return Error(Code::kInvalidArgument,
+                   Quoted(file_) + " was not written by dd2: its metadata has no " + kKindKey +
+                       " (expected '" + std::string(kind) + "')");
+    }
+    if (found->second == kind) return {};
+    return Error(Code::kInvalidArgument, Quoted(file_) + " holds a '" + found->second +
+                                             "', expected a '" + std::string(kind) + "'");
+  }
+
+  Result<std::int64_t> Extent(const std::string& key) const {
+    const auto found = values_.find(key);
+    if (found == values_.end()) {
+      return Error(Code::kInvalidArgument, Quoted(file_) + ": metadata has no '" + key + "'");
+    }
+    std::int64_t value = 0;
+    const char* end = found->second.data() + found->second.size();
+    const auto [stop, problem] = std::from_chars(found->second.data(), end, value);
+    if (problem != std::errc() || stop != end || value < 1 || value > kMaxExtent) {
+      return Error(Code::kInvalidArgument,
+                   Quoted(file_) + ": metadata '" + key + "' is '" + found->second +
+                       "', expected a whole number from 1 to " + std::to_string(kMaxExtent));
+    }
+    return value;
+  }
+
+ private:
+  const std::filesystem::path& file_;
+  const std::map<std::string, std::string>& values_;
+};
+
+Result<ParamBuffer> ReadParams(const std::filesystem::path& path, const SafetensorsFile& file,
+                               const ParamLayout& layout) {
+  // Shapes first: a wrong one must not make us allocate what it asks for.
+  for (const ParamSpec& spec : layout.specs()) {
+    const auto found = file.tensors().find(spec.name);
+    if (found == file.tensors().end()) {
+      return Error(Code::kInvalidArgument,
+                   Quoted(path) + " has no tensor '" + spec.name +
+                       "': it holds another kind of network, or another version of it");
+    }
+    if (found->second.shape != spec.shape) {
+      return Error(Code::kInvalidArgument, Quoted(path) + ": tensor '" + spec.name +
+                                               "' has shape " + ShapeText(found->second.shape) +
+                                               ", expected " + ShapeText(spec.shape));
+    }
+  }
+  ParamBuffer params(layout, /*requires_grad=*/false);
+  for (const ParamSpec& spec : layout.specs()) {
+    auto values = file.ReadF32(spec.name, spec.shape);
+    if (!values) return values.error().Wrap(Quoted(path));
+    float* target = params.flat().data_ptr<float>() + spec.offset;
+    std::copy(values->begin(), values->end(), target);
+  }
+  return params;
+}
+
+void HashParams(const ParamBuffer& params, Hasher128& hasher) {
+  for (const ParamSpec& spec : params.layout().specs()) {
+    hasher.UpdateField(spec.name);
+    hasher.UpdateInt(spec.shape.size());
+    for (const std::int64_t extent : spec.shape) {
+      hasher.UpdateInt(static_cast<std::uint64_t>(extent));
+    }
+    const float* values = params.flat().data_ptr<float>() + spec.offset;
+    hasher.Update(std::as_bytes(std::span(values, static_cast<std::size_t>(spec.numel))));
+  }
+}
+
+Status CheckFit(const std::filesystem::path& folder, const TeacherBundle& bundle) {
+  const BackboneSpec& spec = bundle.teacher->backbone().spec();
+  if (bundle.teacher->codes() == bundle.tokenizer->codes() &&
+      spec.channels == bundle.tokenizer->channels()) {
+    return {};
+  }
+  return Error(Code::kInvalidArgument,
+               "tokenizer and teacher in " + Quoted(folder) +
+                   " do not fit: " + std::to_string(bundle.tokenizer->codes()) + " codes of " +
+                   std::to_string(bundle.tokenizer->channels()) + " channels against " +
+                   std::to_string(bundle.teacher->codes()) + " codes of " +
+                   std::to_string(spec.channels) + " channels");
+}
+
+}  // namespace
+
+Result<ParamBuffer> LoadParams(const std::filesystem::path& file, const ParamLayout& layout) {
+  DD2_TRY_ASSIGN(const SafetensorsFile tensors, SafetensorsFile::Open(file));
+  return ReadParams(file, tensors, layout);
+}
+
+Status SaveParams(const std::filesystem::path& file, const ParamBuffer& params,
+                  const FileMetadata& metadata) {
+  std::vector<TensorToWrite> tensors;
+  for (const ParamSpec& spec : params.layout().specs()) {
+    const float* values = params.flat().data_ptr<float>() + spec.offset;
+    tensors.push_back({spec.name, spec.shape, {values, static_cast<std::size_t>(spec.numel)}});
+  }
+  FileSystem& files = RealFileSystem();
+  std::filesystem::path temporary = file;
+  temporary += ".tmp";
+  const std::map<std::string, std::string> table(metadata.begin(), metadata.end());
+  auto written = WriteSafetensors(files, temporary, tensors, table);
+  if (!written) return written.error();
+  DD2_TRY(files.Rename(temporary, file));
+  return files.SyncDirectory(file.has_parent_path() ? file.parent_path() : ".");
+}
+
+Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::filesystem::path& file) {
+  DD2_TRY_ASSIGN(const SafetensorsFile tensors, SafetensorsFile::Open(file));
+  const Metadata metadata(file, tensors.metadata());
+  DD2_TRY(metadata.CheckKind("tokenizer"));
+  DD2_TRY_ASSIGN(const std::int64_t codes, metadata.Extent("codes"));
+  DD2_TRY_ASSIGN(const std::int64_t channels, metadata.Extent("channels"));
+  DD2_TRY_ASSIGN(const ParamBuffer params,
+                 ReadParams(file, tensors, Tokenizer::Layout(codes, channels)));
+  return std::make_unique<Tokenizer>(codes, channels, params);
+}
+
+Status SaveTokenizer(const std::filesystem::path& file, const Tokenizer& tokenizer,
+                     FileMetadata metadata) {
+  metadata.emplace_back(kKindKey, "tokenizer");
+  metadata.emplace_back("codes", std::to_string(tokenizer.codes()));
+  metadata.emplace_back("channels", std::to_string(tokenizer.channels()));
+  return SaveParams(file, tokenizer.params(), metadata);
+}
+
+Result<std::unique_ptr<Teacher>> LoadTeacher(const std::filesystem::path& file) {
+  DD2_TRY_ASSIGN(const SafetensorsFile tensors, SafetensorsFile::Open(file));
+  const Metadata metadata(file, tensors.metadata());
+  DD2_TRY(metadata.CheckKind("teacher"));
+  BackboneSpec spec;
+  DD2_TRY_ASSIGN(spec.channels, metadata.Extent("channels"));
+  DD2_TRY_ASSIGN(spec.width, metadata.Extent("width"));
+  DD2_TRY_ASSIGN(spec.layers, metadata.Extent("layers"));
+  DD2_TRY_ASSIGN(spec.heads, metadata.Extent("heads"));
+  DD2_TRY_ASSIGN(spec.tokens, metadata.Extent("tokens"));
+  DD2_TRY_ASSIGN(spec.classes, metadata.Extent("classes"));
+  DD2_TRY_ASSIGN(const std::int64_t codes, metadata.Extent("codes"));
+  if (spec.width % spec.heads != 0) {
+    return Error(Code::kInvalidArgument, Quoted(file) + ": width " + std::to_string(spec.width) +
+                                             " is no multiple of its " +
+                                             std::to_string(spec.heads) + " heads");
+  }
+  DD2_TRY_ASSIGN(const ParamBuffer params, ReadParams(file, tensors, Teacher::Layout(spec, codes)));
+  return std::make_unique<Teacher>(spec, codes, params);
+}
+
+Status SaveTeacher(const std::filesystem::path& file, const Teacher& teacher,
+                   FileMetadata metadata) {
+  const BackboneSpec& spec = teacher.backbone().spec();
+  metadata.emplace_back(kKindKey, "teacher");
+  const std::array<std::pair<const char*, std::int64_t>, 7> extents = {{
+      {"channels", spec.channels},
+      {"width", spec.width},
+      {"layers", spec.layers},
+      {"heads", spec.heads},
+      {"tokens", spec.tokens},
+      {"classes", spec.classes},
+      {"codes", teacher.codes()},
+  }};
+  for (const auto& [key, value] : extents) metadata.emplace_back(key, std::to_string(value));
+  return SaveParams(file, teacher.params(), metadata);
+}
+
+Result<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& file) {
+  DD2_TRY_ASSIGN(const SafetensorsFile tensors, SafetensorsFile::Open(file));
+  DD2_TRY(Metadata(file, tensors.metadata()).CheckKind("classifier"));
+  DD2_TRY_ASSIGN(const ParamBuffer params, ReadParams(file, tensors, Classifier::Layout()));
+  return std::make_unique<Classifier>(params);
+}
+
+Status SaveClassifier(const std::filesystem::path& file, const Classifier& classifier,
+                      FileMetadata metadata) {
+  metadata.emplace_back(kKindKey, "classifier");
+  return SaveParams(file, classifier.params(), metadata);
+}
+
+Result<TeacherBundle> LoadTeacherBundle(const std::filesystem::path& folder) {
+  TeacherBundle bundle;
+  DD2_TRY_ASSIGN(bundle.tokenizer, LoadTokenizer(folder / "tokenizer.safetensors"));
+  DD2_TRY_ASSIGN(bundle.teacher, LoadTeacher(folder / "teacher.safetensors"));
+  DD2_TRY_ASSIGN(bundle.classifier, LoadClassifier(folder / "classifier.safetensors"));
+  DD2_TRY_ASSIGN(bundle.card_json, RealFileSystem().Read(folder / "card.json"));
+  DD2_TRY(CheckFit(folder, bundle));
+  Hasher128 hasher;
+  HashParams(bundle.teacher->params(), hasher);
+  HashParams(bundle.tokenizer->params(), hasher);
+  bundle.teacher_digest = hasher.Finish();
+  return bundle;
+}
+
+}  // namespace dd2
