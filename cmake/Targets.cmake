@@ -11,7 +11,8 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LES
   target_compile_options(dd2_flags INTERFACE -Wno-restrict)
 endif()
 if(DD2_SANITIZE)
-  target_compile_options(dd2_flags INTERFACE -fsanitize=${DD2_SANITIZE} -fno-omit-frame-pointer)
+  target_compile_options(dd2_flags INTERFACE -fsanitize=${DD2_SANITIZE}
+    -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(dd2_flags INTERFACE -fsanitize=${DD2_SANITIZE})
   if(DD2_SANITIZE MATCHES thread)
     target_compile_definitions(dd2_flags INTERFACE BOOST_ASIO_DISABLE_FENCED_BLOCK)

@@ -24,8 +24,8 @@ class WritableFile {
   virtual Status Close() = 0;
 };
 
-// Every durable effect of ours goes through this interface, so that a test can drop, shorten or fail
-// each one (design 6). The real one is RealFileSystem(). Thread-safe.
+// Every durable effect of ours goes through this interface, so that a test can drop, shorten or
+// fail each one (design 6). The real one is RealFileSystem(). Thread-safe.
 class FileSystem {
  public:
   virtual ~FileSystem() = default;

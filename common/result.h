@@ -24,7 +24,8 @@ enum class Code : std::uint8_t {
 // "unavailable", "corruption", ...: for logs and JSON.
 std::string_view CodeName(Code code);
 
-// Why a call failed, in words for a person: what happened, the values, and where possible what to do.
+// Why a call failed, in words for a person: what happened, the values, and where possible what to
+// do.
 class Error {
  public:
   Error(Code code, std::string message) : code_(code), message_(std::move(message)) {}
@@ -54,10 +55,10 @@ using Status = Result<void>;
 #define DD2_CONCAT(a, b) DD2_CONCAT_INNER(a, b)
 
 // Returns the error of `expression` (a Status or Result) from the enclosing function.
-#define DD2_TRY(expression)                                                 \
-  do {                                                                      \
-    auto dd2_try_status = (expression);                                     \
-    if (!dd2_try_status) return ::dd2::Error(dd2_try_status.error());       \
+#define DD2_TRY(expression)                                           \
+  do {                                                                \
+    auto dd2_try_status = (expression);                               \
+    if (!dd2_try_status) return ::dd2::Error(dd2_try_status.error()); \
   } while (false)
 
 #define DD2_TRY_ASSIGN_IMPL(temporary, target, expression) \
@@ -70,10 +71,10 @@ using Status = Result<void>;
   DD2_TRY_ASSIGN_IMPL(DD2_CONCAT(dd2_result_, __LINE__), target, expression)
 
 // The twins for coroutines, where `return` is illegal.
-#define DD2_CO_TRY(expression)                                              \
-  do {                                                                      \
-    auto dd2_try_status = (expression);                                     \
-    if (!dd2_try_status) co_return ::dd2::Error(dd2_try_status.error());    \
+#define DD2_CO_TRY(expression)                                           \
+  do {                                                                   \
+    auto dd2_try_status = (expression);                                  \
+    if (!dd2_try_status) co_return ::dd2::Error(dd2_try_status.error()); \
   } while (false)
 
 #define DD2_CO_TRY_ASSIGN_IMPL(temporary, target, expression) \

@@ -23,7 +23,8 @@ class CheckpointPart;
 }  // namespace proto
 
 // Checkpoints of a run: RUN/checkpoints/<id>/ with one safetensors part per rank and manifest.json.
-// A checkpoint exists only when its manifest does (design 6); parts without one are litter of a crash.
+// A checkpoint exists only when its manifest does (design 6); parts without one are litter of a
+// crash.
 
 // Elements [begin, end) of a logical fp32 tensor, to be written by this rank.
 struct PieceToWrite {
@@ -31,7 +32,7 @@ struct PieceToWrite {
   std::vector<std::int64_t> shape;  // of the whole logical tensor
   std::int64_t begin = 0;
   std::int64_t end = 0;
-  std::span<const float> data;      // end - begin elements
+  std::span<const float> data;  // end - begin elements
 };
 
 // "p003-s000000120": sorts by position.

@@ -29,16 +29,16 @@ struct TeacherScore {
 struct CacheStats {
   std::int64_t hits = 0;
   std::int64_t misses = 0;
-  std::int64_t corrupt = 0;           // failed their checksum; dropped
+  std::int64_t corrupt = 0;  // failed their checksum; dropped
   std::int64_t entries_written = 0;
 };
 
-// The score cache of this machine (design 7): one RocksDB per slot under `root` (slot-00, slot-01, ...),
-// each owned by one process at a time; the slots of others are followed read-only.
+// The score cache of this machine (design 7): one RocksDB per slot under `root` (slot-00, slot-01,
+// ...), each owned by one process at a time; the slots of others are followed read-only.
 //
-// Every value carries an XXH3-128 of itself which is verified on read; a bad entry counts as missing
-// and is deleted where this process owns it. Values are immutable: the same key always means the
-// same bytes. It never computes a score. Not thread-safe: one cache object per worker.
+// Every value carries an XXH3-128 of itself which is verified on read; a bad entry counts as
+// missing and is deleted where this process owns it. Values are immutable: the same key always
+// means the same bytes. It never computes a score. Not thread-safe: one cache object per worker.
 class ScoreCache {
  public:
   // Takes the first free slot at or after `preferred_slot` (a run beside ours may hold it).
