@@ -1,0 +1,451 @@
+// dd2-agent as a real process, with a script in place of mpirun and a coordinator that is a socket
+// in this test. The pure parts are tested by themselves at the end.
+
+#include <gmock/gmock.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "common/exit_codes.h"
+#include "common/framing.h"
+#include "common/process.h"
+#include "common/timeouts.h"
+#include "proto/control.pb.h"
+#include "worker/agent/agent_state.h"
+#include "worker/agent/domain_process.h"
+
+namespace dd2 {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using ::testing::AllOf;
+using ::testing::Contains;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+bool Eventually(const std::function<bool()>& condition) {
+  for (int i = 0; i < 3000; ++i) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(milliseconds(5));
+  }
+  return false;
+}
+
+std::string ReadAll(const fs::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+// Neither running nor waiting to be reaped by somebody else.
+bool Gone(pid_t pid) {
+  const std::string text = ReadAll("/proc/" + std::to_string(pid) + "/stat");
+  const std::size_t end = text.rfind(") ");
+  return end == std::string::npos || text[end + 2] == 'Z' || text[end + 2] == 'X';
+}
+
+void WriteScript(const fs::path& path, const std::string& body) {
+  std::ofstream(path) << "#!/bin/sh\n" << body << "\n";
+  fs::permissions(path, fs::perms::owner_all);
+}
+
+template <class T>
+T RunSync(asio::io_context& context, Task<T> task) {
+  std::optional<T> result;
+  asio::co_spawn(context, std::move(task),
+                 [&result](std::exception_ptr, T value) { result = std::move(value); });
+  context.restart();
+  context.run();
+  return std::move(*result);
+}
+
+// The coordinator's side of one connection.
+class FakeCoordinator {
+ public:
+  FakeCoordinator()
+      : acceptor_(context_, tcp::endpoint(asio::ip::address_v4::loopback(), 0)),
+        socket_(context_) {}
+
+  std::string address() const {
+    return "127.0.0.1:" + std::to_string(acceptor_.local_endpoint().port());
+  }
+  bool Accept() {
+    bool accepted = false;
+    acceptor_.async_accept(socket_, [&accepted](error_code code) { accepted = !code; });
+    context_.restart();
+    context_.run_for(seconds(15));
+    return accepted;
+  }
+  // The next message that is no heartbeat; an empty envelope when none comes in time.
+  proto::Envelope Receive() {
+    while (true) {
+      const Result<std::string> frame =
+          RunSync(context_, ReadFrame(socket_, kFrameBytesMax, seconds(15)));
+      proto::Envelope envelope;
+      if (!frame) return envelope;
+      EXPECT_TRUE(envelope.ParseFromString(*frame));
+      if (!envelope.has_heartbeat()) return envelope;
+      ++heartbeats_;
+    }
+  }
+  void Send(proto::Envelope envelope) {
+    envelope.set_run_id("run-1");
+    envelope.set_generation(5);
+    SendBytes(envelope.SerializeAsString());
+  }
+  void SendBytes(const std::string& bytes) {
+    EXPECT_TRUE(RunSync(context_, WriteFrame(socket_, bytes, seconds(15))));
+  }
+  void StartDomain() {
+    proto::Envelope envelope;
+    envelope.mutable_start_domain()->set_local_size(2);
+    envelope.mutable_start_domain()->set_threads_per_rank(3);
+    envelope.mutable_start_domain()->set_generation(5);
+    Send(envelope);
+  }
+  void StopDomain() {
+    proto::Envelope envelope;
+    envelope.mutable_stop_domain()->set_reason("the test says so");
+    Send(envelope);
+  }
+  void Close() { CloseSocket(socket_); }
+  int heartbeats() const { return heartbeats_; }
+
+ private:
+  asio::io_context context_;
+  tcp::acceptor acceptor_;
+  tcp::socket socket_;
+  int heartbeats_ = 0;
+};
+
+class AgentTest : public ::testing::Test {
+ protected:
+  AgentTest() {
+    fs::remove_all(folder_);
+    fs::create_directories(bin_);
+    fs::create_directories(run_);
+    std::ofstream(run_ / "secret") << "s3cret";
+    WriteScript(worker_, "exit 0");
+  }
+  ~AgentTest() override {
+    agent_.reset();
+    DomainPaths paths;
+    paths.run = run_;
+    paths.domain = "node-a";
+    RemoveSessionFolder(paths);
+    fs::remove_all(folder_);
+  }
+
+  void StartAgent() { StartAgent(bin_.string() + ":/usr/bin:/bin"); }
+  void StartAgent(const std::string& path) {
+    SpawnOptions options;
+    options.argv = {DD2_AGENT_BINARY, "--run",         run_.string(),
+                    "--domain",       "node-a",        "--worker",
+                    worker_.string(), "--coordinator", coordinator_.address()};
+    options.environment = {{"PATH", path}};
+    options.output = folder_ / "agent.out";
+    Result<ChildProcess> spawned = ChildProcess::Spawn(options);
+    ASSERT_TRUE(spawned) << spawned.error().message();
+    agent_ = std::move(*spawned);
+  }
+  // Starts the agent and takes its hello.
+  proto::Envelope Join() {
+    StartAgent();
+    EXPECT_TRUE(coordinator_.Accept()) << Output();
+    return coordinator_.Receive();
+  }
+  // ... and lets it start `mpirun`, until that has written its process id.
+  pid_t JoinAndStart(const std::string& mpirun) {
+    WriteScript(bin_ / "mpirun", "echo $$ > " + pid_file_.string() + "\n" + mpirun);
+    EXPECT_TRUE(Join().has_agent_hello());
+    coordinator_.StartDomain();
+    return PidIn(pid_file_);
+  }
+  static pid_t PidIn(const fs::path& path) {
+    EXPECT_TRUE(Eventually([&] { return ReadAll(path).find('\n') != std::string::npos; })) << path;
+    return static_cast<pid_t>(std::stol(ReadAll(path)));
+  }
+  int ExitCode() { return agent_->Wait(seconds(15)).value_or(-1); }
+  std::string Output() const { return ReadAll(folder_ / "agent.out"); }
+
+  const fs::path folder_ =
+      fs::canonical(fs::temp_directory_path()) / ("dd2_agent_test_" + std::to_string(getpid()));
+  const fs::path bin_ = folder_ / "bin";
+  const fs::path run_ = folder_ / "run";
+  const fs::path worker_ = folder_ / "bin" / "worker";
+  const fs::path pid_file_ = folder_ / "mpirun.pid";
+  FakeCoordinator coordinator_;
+  std::optional<ChildProcess> agent_;
+};
+
+TEST_F(AgentTest, JoinsStartsMpirunAndReportsItsEnd) {
+  WriteScript(bin_ / "mpirun",
+              "echo \"arguments $@\"; echo \"threads $OMP_NUM_THREADS\"\n"
+              "echo \"$TMPDIR\" > " +
+                  (folder_ / "tmpdir").string() + "\nexit 3");
+  const proto::Envelope hello = Join();
+  ASSERT_TRUE(hello.has_agent_hello());
+  EXPECT_EQ(hello.agent_hello().secret(), "s3cret");
+  EXPECT_EQ(hello.agent_hello().domain(), "node-a");
+  EXPECT_EQ(hello.agent_hello().pid(), agent_->pid());
+  EXPECT_FALSE(hello.agent_hello().host().empty());
+
+  coordinator_.StartDomain();
+  const proto::Envelope exited = coordinator_.Receive();
+  ASSERT_TRUE(exited.has_domain_exited()) << Output();
+  EXPECT_EQ(exited.run_id(), "run-1");
+  EXPECT_EQ(exited.generation(), 5u);
+  EXPECT_EQ(exited.domain_exited().domain(), "node-a");
+  EXPECT_EQ(exited.domain_exited().exit_status(), 3);
+  EXPECT_THAT(exited.domain_exited().log_tail(),
+              AllOf(HasSubstr("-n 2 "), HasSubstr("threads 3\n"),
+                    HasSubstr(worker_.string() + " run --run " + run_.string() + " --coordinator " +
+                              coordinator_.address() + " --domain node-a\n")));
+  EXPECT_EQ(ReadAll(run_ / "logs" / "domain-node-a.log"), exited.domain_exited().log_tail());
+  const std::string session = ReadAll(folder_ / "tmpdir");
+  EXPECT_THAT(session, HasSubstr("/tmp/dd2-"));
+  EXPECT_LT(session.size(), 40u);
+
+  EXPECT_EQ(agent_->TryWait(), std::nullopt);  // it waits for what the coordinator decides
+  coordinator_.StopDomain();
+  EXPECT_EQ(ExitCode(), kExitOk) << Output();
+  EXPECT_FALSE(fs::exists(session.substr(0, session.size() - 1)));
+  EXPECT_THAT(ReadAll(run_ / "logs" / "agent-node-a.log"), HasSubstr("ended with status 3"));
+}
+
+TEST_F(AgentTest, OnlyTheOutputOfThisStartIsReported) {
+  fs::create_directories(run_ / "logs");
+  std::ofstream(run_ / "logs" / "domain-node-a.log") << "of an earlier run\n";
+  WriteScript(bin_ / "mpirun",
+              "i=0; while [ $i -lt 400 ]; do i=$((i+1)); "
+              "echo \"line $i ------------------------------------\"; done; exit 1");
+  Join();
+  coordinator_.StartDomain();
+  const proto::Envelope exited = coordinator_.Receive();
+  const std::string& tail = exited.domain_exited().log_tail();
+  EXPECT_LE(tail.size(), kLogTailBytesMax);
+  EXPECT_THAT(tail, AllOf(HasSubstr("line 400 -"), Not(HasSubstr("line 1 -"))));
+  EXPECT_EQ(tail.substr(0, 5), "line ");
+
+  agent_.reset();
+  coordinator_.Close();
+  WriteScript(bin_ / "mpirun", "echo short; exit 1");
+  Join();
+  coordinator_.StartDomain();
+  EXPECT_EQ(coordinator_.Receive().domain_exited().log_tail(), "short\n");
+}
+
+TEST_F(AgentTest, StopDomainTakesEverythingAlong) {
+  const fs::path stray_file = folder_ / "stray.pid";
+  const pid_t mpirun = JoinAndStart(
+      "setsid sh -c 'trap \"\" TERM; echo $$ > " + stray_file.string() +
+      "; while true; do sleep 1; done' &\ntrap 'exit 9' TERM\nwhile true; do sleep 0.05; done");
+  const pid_t stray = PidIn(stray_file);
+  coordinator_.StopDomain();
+  const proto::Envelope exited = coordinator_.Receive();
+  ASSERT_TRUE(exited.has_domain_exited()) << Output();
+  EXPECT_EQ(exited.domain_exited().exit_status(), 9);
+  EXPECT_EQ(ExitCode(), kExitOk) << Output();
+  EXPECT_TRUE(Gone(mpirun));
+  EXPECT_TRUE(Gone(stray));
+}
+
+TEST_F(AgentTest, ALostCoordinatorEndsTheDomain) {
+  const pid_t mpirun = JoinAndStart("exec sleep 60");
+  coordinator_.Close();
+  EXPECT_EQ(ExitCode(), kExitUnreachable);
+  EXPECT_TRUE(Gone(mpirun));
+  EXPECT_THAT(Output(), HasSubstr("the coordinator is lost"));
+}
+
+TEST_F(AgentTest, SigtermEndsTheDomain) {
+  const pid_t mpirun = JoinAndStart("exec sleep 60");
+  ASSERT_EQ(kill(agent_->pid(), SIGTERM), 0);
+  const proto::Envelope exited = coordinator_.Receive();
+  EXPECT_EQ(exited.domain_exited().exit_status(), 128 + SIGTERM);
+  EXPECT_EQ(ExitCode(), kExitStopped);
+  EXPECT_TRUE(Gone(mpirun));
+}
+
+TEST_F(AgentTest, KillingTheAgentKillsMpirun) {
+  const pid_t mpirun = JoinAndStart("exec sleep 60");
+  ASSERT_EQ(kill(agent_->pid(), SIGKILL), 0);
+  EXPECT_EQ(ExitCode(), 128 + SIGKILL);
+  EXPECT_TRUE(Eventually([&] { return Gone(mpirun); }));
+}
+
+TEST_F(AgentTest, AKilledMpirunIsReportedWithItsSignal) {
+  const pid_t mpirun = JoinAndStart("exec sleep 60");
+  ASSERT_EQ(kill(mpirun, SIGKILL), 0);
+  EXPECT_EQ(coordinator_.Receive().domain_exited().exit_status(), 128 + SIGKILL);
+}
+
+TEST_F(AgentTest, WithoutMpirunItSaysWhatToInstall) {
+  fs::create_directories(folder_ / "empty");
+  StartAgent((folder_ / "empty").string());
+  ASSERT_TRUE(coordinator_.Accept());
+  coordinator_.Receive();
+  coordinator_.StartDomain();
+  const proto::Envelope exited = coordinator_.Receive();
+  EXPECT_EQ(exited.domain_exited().exit_status(), 127);
+  EXPECT_THAT(exited.domain_exited().log_tail(),
+              AllOf(HasSubstr("mpirun is missing"), HasSubstr("openmpi-bin")));
+  coordinator_.StopDomain();
+  EXPECT_EQ(ExitCode(), kExitCannotStart);
+  EXPECT_THAT(Output(), HasSubstr("openmpi-bin"));
+}
+
+TEST_F(AgentTest, WithoutTheWorkerItSaysSo) {
+  fs::remove(worker_);
+  WriteScript(bin_ / "mpirun", "exit 0");
+  Join();
+  coordinator_.StartDomain();
+  EXPECT_THAT(coordinator_.Receive().domain_exited().log_tail(),
+              HasSubstr(worker_.string() + " is missing or not executable"));
+  coordinator_.StopDomain();
+  EXPECT_EQ(ExitCode(), kExitCannotStart);
+}
+
+TEST_F(AgentTest, ARefusalEndsIt) {
+  Join();
+  proto::Envelope envelope;
+  envelope.mutable_refused()->set_code("aborted");
+  envelope.mutable_refused()->set_message("wrong secret");
+  coordinator_.Send(envelope);
+  EXPECT_EQ(ExitCode(), kExitCannotStart);
+  EXPECT_THAT(Output(), HasSubstr("the coordinator refused: wrong secret (aborted)"));
+}
+
+TEST_F(AgentTest, GarbageFromTheCoordinatorEndsIt) {
+  const pid_t mpirun = JoinAndStart("exec sleep 60");
+  proto::Envelope envelope;
+  envelope.mutable_worker_failed()->set_message("not for an agent");
+  coordinator_.Send(envelope);  // ignored
+  coordinator_.SendBytes("\xff\xff\xff");
+  EXPECT_EQ(ExitCode(), kExitUnreachable);
+  EXPECT_TRUE(Gone(mpirun));
+  EXPECT_THAT(Output(), HasSubstr("3 bytes that are no message"));
+}
+
+TEST_F(AgentTest, NobodyThereAndNoSecret) {
+  fs::remove(run_ / "secret");
+  StartAgent();
+  EXPECT_EQ(ExitCode(), kExitCannotStart);
+  EXPECT_THAT(Output(), HasSubstr("the run's secret"));
+  std::ofstream(run_ / "secret") << "s3cret";
+  SpawnOptions options;
+  options.argv = {DD2_AGENT_BINARY, "--run",      run_.string(), "--domain", "a",
+                  "--coordinator",  "127.0.0.1:1"};
+  options.output = folder_ / "agent.out";
+  auto agent = ChildProcess::Spawn(options);
+  ASSERT_TRUE(agent);
+  EXPECT_EQ(agent->Wait(seconds(15)), kExitUnreachable);
+  EXPECT_THAT(Output(), HasSubstr("cannot reach the coordinator"));
+  options.argv = {DD2_AGENT_BINARY, "--run",         run_.string(), "--domain",
+                  "../a",           "--coordinator", "127.0.0.1:1"};
+  agent = ChildProcess::Spawn(options);
+  ASSERT_TRUE(agent);
+  EXPECT_EQ(agent->Wait(seconds(15)), kExitUsage);
+}
+
+TEST_F(AgentTest, HeartbeatsCome) {
+  JoinAndStart("exec sleep " + std::to_string(timeouts::kHeartbeatInterval.count() * 2.5 / 1000));
+  EXPECT_TRUE(coordinator_.Receive().has_domain_exited());
+  EXPECT_GE(coordinator_.heartbeats(), 1);
+}
+
+// Open MPI itself: two ranks, ended together.
+TEST_F(AgentTest, RealMpirunStartsTheRanksAndIsEnded) {
+  if (!FindProgram("mpirun")) GTEST_SKIP() << "no mpirun on this machine";
+  WriteScript(worker_,
+              "echo \"rank $OMPI_COMM_WORLD_RANK of $OMPI_COMM_WORLD_SIZE threads "
+              "$OMP_NUM_THREADS\"; echo $$ > " +
+                  (folder_ / "rank").string() + "$OMPI_COMM_WORLD_RANK; sleep 60");
+  Join();
+  coordinator_.StartDomain();
+  const pid_t first = PidIn(folder_ / "rank0");
+  const pid_t second = PidIn(folder_ / "rank1");
+  coordinator_.StopDomain();
+  const proto::Envelope exited = coordinator_.Receive();
+  ASSERT_TRUE(exited.has_domain_exited()) << Output();
+  EXPECT_NE(exited.domain_exited().exit_status(), 0);
+  EXPECT_THAT(exited.domain_exited().log_tail(),
+              AllOf(HasSubstr("rank 0 of 2 threads 3"), HasSubstr("rank 1 of 2 threads 3")));
+  EXPECT_EQ(ExitCode(), kExitOk);
+  EXPECT_TRUE(Gone(first));
+  EXPECT_TRUE(Gone(second));
+}
+
+TEST(MpirunCommand, RootNeedsTheExplicitAllowance) {
+  DomainPaths paths;
+  DomainSpec spec;
+  spec.local_size = 2;
+  EXPECT_THAT(MpirunCommand(paths, spec, true), Contains("--allow-run-as-root"));
+  EXPECT_THAT(MpirunCommand(paths, spec, false), Not(Contains("--allow-run-as-root")));
+}
+
+DomainSpec Spec(std::uint64_t generation) {
+  DomainSpec spec;
+  spec.local_size = 2;
+  spec.threads_per_rank = 1;
+  spec.generation = Generation(generation);
+  return spec;
+}
+
+TEST(AgentState, EscalatesFromSigtermToSigkill) {
+  const TimePoint now{};
+  AgentState state;
+  EXPECT_TRUE(state.OnStartDomain(Spec(1)).start);
+  EXPECT_FALSE(state.OnTick(now + seconds(100)).kill);
+  const AgentActions leave = state.OnLeave(kExitStopped, now);
+  EXPECT_TRUE(leave.terminate);
+  EXPECT_FALSE(leave.quit);
+  EXPECT_FALSE(state.OnTick(now + timeouts::kDomainKill - milliseconds(1)).kill);
+  EXPECT_TRUE(state.OnTick(now + timeouts::kDomainKill).kill);
+  EXPECT_FALSE(state.OnTick(now + timeouts::kDomainKill + seconds(1)).kill);  // once
+  const AgentActions end = state.OnExited(137);
+  EXPECT_EQ(end.report, 137);
+  EXPECT_EQ(end.quit, kExitStopped);
+}
+
+TEST(AgentState, LeavesAtOnceWithoutADomainAndKeepsTheFirstCode) {
+  AgentState state;
+  EXPECT_EQ(state.OnLeave(kExitOk, TimePoint{}).quit, kExitOk);
+  EXPECT_FALSE(state.OnLeave(kExitUnreachable, TimePoint{}).quit);
+
+  AgentState failed;
+  ASSERT_TRUE(failed.OnStartDomain(Spec(1)).start);
+  const AgentActions report = failed.OnStartFailed(kExitCannotStart);
+  EXPECT_EQ(report.report, 127);
+  EXPECT_FALSE(report.quit);
+  EXPECT_EQ(failed.OnLeave(kExitOk, TimePoint{}).quit, kExitCannotStart);
+}
+
+TEST(AgentState, FollowsOnlyNewerGenerationsAndOneAtATime) {
+  AgentState state;
+  EXPECT_TRUE(state.OnStartDomain(Spec(3)).start);
+  EXPECT_THAT(state.OnStartDomain(Spec(4)).refused, HasSubstr("3 is still running"));
+  EXPECT_EQ(state.OnExited(1).report, 1);
+  EXPECT_THAT(state.OnStartDomain(Spec(3)).refused, HasSubstr("not newer"));
+  EXPECT_TRUE(state.OnStartDomain(Spec(4)).start);
+  state.OnLeave(kExitOk, TimePoint{});
+  state.OnExited(0);
+  EXPECT_THAT(state.OnStartDomain(Spec(5)).refused, HasSubstr("ending"));
+  AgentState empty;
+  DomainSpec nobody = Spec(1);
+  nobody.local_size = 0;
+  EXPECT_THAT(empty.OnStartDomain(nobody).refused, HasSubstr("at least one rank"));
+  EXPECT_FALSE(empty.running());
+}
+
+}  // namespace
+}  // namespace dd2
