@@ -1,0 +1,107 @@
+#include "coordinator/membership.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/timeouts.h"
+
+namespace dd2 {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+proto::WorkerHello Hello(std::int32_t local_rank, const std::string& domain = "node",
+                         std::int32_t local_size = 2) {
+  proto::WorkerHello hello;
+  hello.set_secret("s");
+  hello.set_domain(domain);
+  hello.set_local_rank(local_rank);
+  hello.set_local_size(local_size);
+  hello.set_numeric_mode("cpu-fp32 threads=1");
+  return hello;
+}
+
+Status Add(Membership& members, std::uint64_t connection, const proto::WorkerHello& hello,
+           std::uint64_t said = 0, TimePoint now = TimePoint()) {
+  return members.AddWorker(ConnectionId(connection), "127.0.0.1", hello, Generation(said), now);
+}
+
+TEST(Membership, RanksFollowDomainAndLocalRankNotTheOrderOfArrival) {
+  Membership members(4, Generation(3));
+  ASSERT_TRUE(Add(members, 10, Hello(1, "b")));
+  ASSERT_TRUE(Add(members, 11, Hello(1, "a")));
+  ASSERT_TRUE(Add(members, 12, Hello(0, "b")));
+  EXPECT_FALSE(members.Complete());
+  ASSERT_TRUE(Add(members, 13, Hello(0, "a"), 3));
+  ASSERT_TRUE(members.Complete());
+  members.Form();
+  EXPECT_FALSE(members.Complete());
+  EXPECT_EQ(members.worker(ConnectionId(13))->rank, Rank(0));
+  EXPECT_EQ(members.worker(ConnectionId(11))->rank, Rank(1));
+  EXPECT_EQ(members.worker(ConnectionId(12))->rank, Rank(2));
+  EXPECT_EQ(members.worker(ConnectionId(10))->rank, Rank(3));
+  EXPECT_EQ(members.worker(ConnectionId(10))->hello.secret(), "") << "secrets are not kept";
+}
+
+TEST(Membership, RefusesOtherGenerations) {
+  Membership members(1, Generation(5));
+  EXPECT_EQ(Add(members, 1, Hello(0, "node", 1), 4).error().code(), Code::kAborted);
+  EXPECT_EQ(Add(members, 1, Hello(0, "node", 1), 6).error().code(), Code::kAborted);
+  EXPECT_FALSE(members.CheckGeneration(Generation(5))) << "it is not formed yet";
+  ASSERT_TRUE(Add(members, 1, Hello(0, "node", 1), 5));
+  members.Form();
+  EXPECT_TRUE(members.CheckGeneration(Generation(5)));
+  EXPECT_EQ(members.CheckGeneration(Generation(4)).error().code(), Code::kAborted);
+  EXPECT_EQ(members.CheckGeneration(Generation(0)).error().code(), Code::kAborted);
+  EXPECT_EQ(Add(members, 2, Hello(0, "late", 1)).error().code(), Code::kAborted);
+}
+
+TEST(Membership, RefusesNumbersThatContradict) {
+  Membership members(2, Generation(1));
+  EXPECT_EQ(Add(members, 1, Hello(2)).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(Add(members, 1, Hello(0, "node", 3)).error().code(), Code::kInvalidArgument);
+  ASSERT_TRUE(Add(members, 1, Hello(0)));
+  EXPECT_EQ(Add(members, 2, Hello(0)).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(Add(members, 2, Hello(0, "node", 1)).error().code(), Code::kInvalidArgument);
+}
+
+TEST(Membership, RefusesAnotherNumericMode) {
+  Membership members(2, Generation(1));
+  ASSERT_TRUE(Add(members, 1, Hello(0)));
+  proto::WorkerHello other = Hello(1);
+  other.set_numeric_mode("cpu-fp32 threads=2");
+  const Status refused = Add(members, 2, other);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code(), Code::kFailedPrecondition);
+  EXPECT_THAT(refused.error().message(), HasSubstr("threads=2"));
+}
+
+TEST(Membership, OneAgent) {
+  Membership members(2, Generation(1));
+  proto::AgentHello hello;
+  hello.set_domain("node");
+  ASSERT_TRUE(members.AddAgent(ConnectionId(1), hello, TimePoint()));
+  EXPECT_FALSE(members.AddAgent(ConnectionId(2), hello, TimePoint()));
+  EXPECT_TRUE(members.IsAgent(ConnectionId(1)));
+  members.Remove(ConnectionId(1));
+  EXPECT_TRUE(members.AddAgent(ConnectionId(2), hello, TimePoint()));
+}
+
+TEST(Membership, SilenceExpiresAndIsForgiven) {
+  Membership members(2, Generation(1));
+  TimePoint now;
+  ASSERT_TRUE(Add(members, 1, Hello(0), 0, now));
+  ASSERT_TRUE(Add(members, 2, Hello(1), 0, now));
+  now += timeouts::kHeartbeatExpiry - timeouts::kTick;
+  members.Seen(ConnectionId(2), now);
+  EXPECT_THAT(members.Expired(now), IsEmpty());
+  now += timeouts::kTick;
+  EXPECT_THAT(members.Expired(now), ElementsAre(ConnectionId(1)));
+  members.ForgiveSilence(now);
+  EXPECT_THAT(members.Expired(now), IsEmpty());
+}
+
+}  // namespace
+}  // namespace dd2
