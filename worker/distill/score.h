@@ -40,5 +40,8 @@ void PosteriorMeanAndVjp(const ScoreProblem<T>& problem, const T* u, T* mu, T* j
 // function: no autograd through the softmax); everything else is a constant.
 at::Tensor TeacherPosteriorMean(const at::Tensor& x, const at::Tensor& t, const at::Tensor& logp,
                                 const at::Tensor& codebook);
+// J^T u of the same, u like x: what the product above multiplies by.
+at::Tensor TeacherPosteriorVjp(const at::Tensor& x, const at::Tensor& t, const at::Tensor& logp,
+                               const at::Tensor& codebook, const at::Tensor& u);
 
 }  // namespace dd2

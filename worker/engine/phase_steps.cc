@@ -12,7 +12,6 @@
 #include "worker/engine/dataset.h"
 #include "worker/engine/evaluation.h"
 #include "worker/engine/export.h"
-#include "worker/models/codes.h"
 
 namespace dd2 {
 namespace {

@@ -26,6 +26,10 @@ Digest128 SettingsDigest(const TeacherDataSpec& spec, const Digest128& teacher) 
 
 }  // namespace
 
+at::Tensor CodesOf(const at::Tensor& codebook, const at::Tensor& tokens) {
+  return codebook.index_select(0, tokens.flatten()).view({tokens.size(0), tokens.size(1), -1});
+}
+
 TeacherData::TeacherData(TeacherDataSpec spec, const TeacherBundle& teacher, ScoreCache* cache)
     : spec_(std::move(spec)),
       teacher_(teacher),
@@ -190,9 +194,7 @@ Result<TeacherData::Batch> TeacherData::Load(const std::vector<std::uint64_t>& s
   const auto& [tokens, labels] = tokens_labels;
   Batch batch;
   batch.labels = labels;
-  batch.codes = teacher_.tokenizer->codebook()
-                    .index_select(0, tokens.flatten())
-                    .view({tokens.size(0), tokens.size(1), -1});
+  batch.codes = CodesOf(teacher_.tokenizer->codebook(), tokens);
   if (cache_ == nullptr) {
     const at::Tensor hidden =
         teacher_.teacher->GuidedHidden(batch.codes, labels, spec_.sampling.cfg_scale);

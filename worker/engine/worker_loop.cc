@@ -9,7 +9,6 @@
 
 #include "common/config.h"
 #include "common/file.h"
-#include "common/log.h"
 #include "common/timeouts.h"
 #include "common/version.h"
 #include "storage/checkpoint_store.h"
