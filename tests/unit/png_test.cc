@@ -1,0 +1,55 @@
+#include "worker/engine/png.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+namespace dd2 {
+namespace {
+
+TEST(ImageGrid, RowsColumnsMarginsAndClamping) {
+  // Two rows of three 2 x 2 pictures; cell c is filled with one value.
+  const float fills[] = {-1, 1, 0, -7, 3, NAN};
+  std::vector<float> images;
+  for (const float fill : fills) images.insert(images.end(), 4, fill);
+  const GreyImage grid = ImageGrid(images, 2, 3, 2);
+  ASSERT_EQ(grid.width, 12);
+  ASSERT_EQ(grid.height, 8);
+  const int expected[] = {0, 255, 128, 0, 255, 0};
+  for (int cell = 0; cell < 6; ++cell) {
+    const int top = cell / 3 * 4;
+    const int left = cell % 3 * 4;
+    for (const auto& [y, x] :
+         {std::pair{1, 1}, std::pair{1, 2}, std::pair{2, 1}, std::pair{2, 2}}) {
+      EXPECT_EQ(grid.pixels[static_cast<std::size_t>((top + y) * 12 + left + x)], expected[cell]);
+    }
+    EXPECT_EQ(grid.pixels[static_cast<std::size_t>(top * 12 + left)], 24);
+  }
+}
+
+TEST(GreyPng, ReadsBackWhatItWrote) {
+  GreyImage image{.width = 37, .height = 5, .pixels = {}};
+  for (int i = 0; i < 37 * 5; ++i) image.pixels.push_back(static_cast<std::uint8_t>(i * 7));
+  const std::filesystem::path path = std::filesystem::path(::testing::TempDir()) / "grey.png";
+  ASSERT_TRUE(WriteGreyPng(path, image));
+  const Result<GreyImage> read = ReadGreyPng(path);
+  ASSERT_TRUE(read);
+  EXPECT_EQ(read->width, 37);
+  EXPECT_EQ(read->height, 5);
+  EXPECT_EQ(read->pixels, image.pixels);
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) / 2);
+  const Result<GreyImage> damaged = ReadGreyPng(path);
+  ASSERT_FALSE(damaged);
+  EXPECT_EQ(damaged.error().code(), Code::kCorruption);
+  std::filesystem::remove(path);
+  EXPECT_EQ(ReadGreyPng(path).error().code(), Code::kNotFound);
+}
+
+TEST(GreyPng, RefusesAnEmptyPicture) {
+  EXPECT_EQ(EncodeGreyPng({}).error().code(), Code::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace dd2
