@@ -304,7 +304,8 @@ TEST(Config, TeacherTraining) {
   ASSERT_TRUE(again) << again.error().message();
   EXPECT_EQ(DumpTeacherTrainConfig(*again), dump);
 
-  const auto bad = parse("ouput: x\nshards: 3\nteacher: {width: 100, heads: 3, warmup: 9999}\n");
+  const auto bad =
+      parse("ouput: x\nshards: 3\nteacher: {width: 100, heads: 3, steps: 1500, warmup: 9999}\n");
   ASSERT_FALSE(bad);
   EXPECT_EQ(bad.error().message(), R"(t.yaml:1: ouput: unknown setting; did you mean output?
 t.yaml:1: output: is missing. Folder that tokenizer, teacher, classifier and card are written to.
@@ -315,6 +316,14 @@ t.yaml:3: teacher.batch: 128 is not a multiple of shards (3)
 t.yaml:3: teacher.width: 100 is not a multiple of heads (3)
 t.yaml:3: teacher.warmup: 9999 is longer than the training (1500 steps))");
   EXPECT_THAT(DescribeTeacherSettings(), HasSubstr("`teacher.label_drop` | 0.1"));
+}
+
+TEST(Config, TheTeacherOfTheProjectLoads) {
+  const std::filesystem::path teachers =
+      std::filesystem::path(DD2_SOURCE_DIR) / "configs" / "teachers";
+  const auto config = LoadTeacherTrainConfig(teachers / "fashion-mnist.yaml");
+  ASSERT_TRUE(config) << config.error().message();
+  EXPECT_EQ(config->output, teachers / "fashion-mnist");
 }
 
 TEST(Config, MissingFileAndFolder) {
