@@ -135,9 +135,15 @@ class Run:
         return "\n".join(text.splitlines()[-lines:])
 
     def status(self):
-        """The document of `dd2 status --json`, or None while there is none."""
+        """The document of `dd2 status --json`, or None while there is none. Each phase has `done`,
+        its finished steps."""
         process = dd2("status", self.folder, "--json")
-        return json.loads(process.stdout) if process.returncode == 0 else None
+        if process.returncode != 0:
+            return None
+        document = json.loads(process.stdout)
+        for phase in document["phases"]:
+            phase["done"] = phase["step"]
+        return document
 
     def wait_for(self, phase=None, step=0, state=None, timeout=120):
         """Waits until the run is in `phase` (a name as "csd", "csd-2", or an index) with at least
@@ -150,11 +156,9 @@ class Run:
                 return None
             if state is not None:
                 return document if document["state"] == state else None
-            names = [entry["name"] for entry in document["phases"]]
-            index = phase if isinstance(phase, int) else names.index(phase)
-            current = document["phase"]
-            done = current > index or (current == index and document["phases"][index]["done"] >= step)
-            return document if done else None
+            entry = next(entry for entry in document["phases"] if phase in (entry["name"], entry["index"]))
+            begun = entry["state"] == "running" and entry["step"] >= step
+            return document if begun or entry["state"] == "done" else None
         return wait_until(reached, f"{self.folder}: phase {phase} step {step} state {state}", timeout)
 
     def processes(self, program=None):

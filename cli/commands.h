@@ -1,0 +1,37 @@
+#pragma once
+
+#include <CLI/App.hpp>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "common/result.h"
+
+namespace dd2 {
+
+// The groups of sub-commands of `dd2`, one source file each. Add...Command declares the options and
+// what happens after parsing; what happens sets `exit_code` (common/exit_codes.h). `app` and
+// `exit_code` outlive the parsing. Main thread only.
+void AddRunCommand(CLI::App& app, int& exit_code);          // run
+void AddStatusCommands(CLI::App& app, int& exit_code);      // status, watch
+void AddControlCommands(CLI::App& app, int& exit_code);     // pause, resume, cancel
+void AddCheckpointCommands(CLI::App& app, int& exit_code);  // checkpoint [ls|verify|digest]
+void AddConfigCommands(CLI::App& app, int& exit_code);      // config check|show
+void AddCacheCommands(CLI::App& app, int& exit_code);       // cache stats
+void AddWorkerCommands(CLI::App& app, int& exit_code);      // teacher, sample, eval, export
+void AddReportCommands(CLI::App& app, int& exit_code);      // report, version
+
+// Whether `word` is neither an option nor a command of `app`; if so, says it and names the nearest.
+bool IsUnknownCommand(const CLI::App& app, const std::string& word);
+
+// Prints "dd2: <message>" to standard error; returns the exit code that belongs to the error.
+int Fail(const Error& error);
+
+// Asks the coordinator of `run` to do `action` (pause, resume, checkpoint, cancel) and prints its
+// answer. Returns the exit code.
+int SendControl(const std::filesystem::path& run, const std::string& action, bool json);
+
+// One of our own programs beside the running dd2. kNotFound with the path and what to do.
+Result<std::filesystem::path> FindSibling(const std::string& name);
+
+}  // namespace dd2

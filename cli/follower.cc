@@ -1,0 +1,131 @@
+#include "cli/follower.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "cli/report_data.h"
+#include "cli/run_files.h"
+
+namespace dd2 {
+namespace {
+
+namespace json = boost::json;
+
+Result<json::object> GetObject(HttpClient& client, const std::string& path) {
+  DD2_TRY_ASSIGN(const HttpResponse response, client.Get(path));
+  boost::system::error_code code;
+  json::value value = json::parse(response.body, code);
+  if (response.status != 200 || code || !value.is_object()) {
+    return Error(Code::kInternal, "GET " + path + " answered " + std::to_string(response.status) +
+                                      ": " + response.body.substr(0, 500));
+  }
+  return std::move(value.get_object());
+}
+
+Result<json::object> AskCoordinator(const std::filesystem::path& folder) {
+  DD2_TRY_ASSIGN(HttpClient client, HttpClient::ForRun(folder));
+  DD2_TRY_ASSIGN(json::object document, GetObject(client, "/api/v1/run"));
+  DD2_TRY_ASSIGN(const json::object phases, GetObject(client, "/api/v1/phases"));
+  DD2_TRY_ASSIGN(const json::object checkpoints, GetObject(client, "/api/v1/checkpoints"));
+  if (const json::value* list = phases.if_contains("phases")) document["phases"] = *list;
+  if (const json::value* list = checkpoints.if_contains("checkpoints")) {
+    document["checkpoints"] = *list;
+  }
+  document["live"] = true;
+  return document;
+}
+
+}  // namespace
+
+int TerminalColumns() {
+  winsize size{};
+  if (::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0) return 0;
+  return size.ws_col;
+}
+
+Result<json::object> DescribeRun(const std::filesystem::path& folder) {
+  auto document = AskCoordinator(folder);
+  if (!document) {
+    // Without a coordinator the files say what there is to say.
+    const Code code = document.error().code();
+    if (code != Code::kUnavailable && code != Code::kNotFound) return document.error();
+    DD2_TRY_ASSIGN(const RunFiles files, ReadRunFiles(folder));
+    document = FilesDocument(files);
+    (*document)["live"] = false;
+  }
+  (*document)["folder"] = folder.string();
+  return document;
+}
+
+void Follower::Print(const std::string& text) {
+  if (text.empty()) return;
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+}
+
+void Follower::Note(const std::string& text) { Print(progress_.Note(text)); }
+
+void Follower::Close() { Print(progress_.Close()); }
+
+void Follower::Refresh() {
+  if (!has_phases_) return;
+  const TimePoint now = clock_.Now();
+  const double seconds = std::chrono::duration<double>(now.time_since_epoch()).count();
+  RunView shown = view_;
+  // Between two documents the clock of a long step (an evaluation) goes on.
+  if (view_.state == "running" && shown.phase < shown.phases.size()) {
+    shown.phases[shown.phase].seconds += SecondsBetween(view_time_, now);
+  }
+  Print(progress_.Update(shown, seconds, live_ ? TerminalColumns() : 0));
+}
+
+void Follower::OnState(const std::string& document) {
+  if (!ApplyRunDocument(document, view_)) return;  // a later version's document: keep what we have
+  view_time_ = clock_.Now();
+  if (!has_phases_ || phases_known_ != view_.phase) {
+    if (auto phases = client_.Get("/api/v1/phases"); phases && phases->status == 200) {
+      const std::size_t phase = view_.phase;
+      has_phases_ = ApplyPhasesDocument(phases->body, view_).has_value();
+      view_.phase = phase;
+      phases_known_ = phase;
+    }
+  }
+  Refresh();
+}
+
+void Follower::OnEvent(const StreamedEvent& event) {
+  if (event.id != 0) last_event_ = event.id;
+  if (event.type == "state") {
+    OnState(event.data);
+    return;
+  }
+  if (event.type != "incident" && event.type != "desired") return;
+  boost::system::error_code code;
+  const json::value value = json::parse(event.data, code);
+  if (code || !value.is_object()) return;
+  if (const auto message = FindText(value.get_object(), "message")) Note(*message);
+}
+
+Status Follower::Follow(const std::function<bool()>& stop) {
+  const auto on_event = [this](const StreamedEvent& event) { OnEvent(event); };
+  const auto tick = [this, &stop] {
+    Refresh();
+    return stop();
+  };
+  // The coordinator closes the stream when the run is over; a stream that breaks before is taken up
+  // again behind the last event seen, unless the coordinator itself is gone.
+  while (true) {
+    const Status streamed = client_.StreamEvents(on_event, tick, last_event_);
+    if (IsOver(view_) || stop()) return {};
+    if (!streamed && streamed.error().code() != Code::kUnavailable) return streamed;
+    const auto document = client_.Get("/api/v1/run");
+    if (!document) return document.error();
+    OnState(document->body);
+    if (IsOver(view_)) return {};
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+}
+
+}  // namespace dd2

@@ -1,0 +1,60 @@
+#include "cli/format.h"
+
+#include <array>
+#include <cmath>
+#include <cstdio>
+
+namespace dd2 {
+namespace {
+
+std::string Printed(const char* format, double value) {
+  std::array<char, 64> buffer{};
+  std::snprintf(buffer.data(), buffer.size(), format, value);
+  return buffer.data();
+}
+
+}  // namespace
+
+std::string FormatDuration(double seconds) {
+  if (!std::isfinite(seconds) || seconds < 0) return "-";
+  const auto whole = static_cast<long long>(std::llround(seconds));
+  std::array<char, 64> buffer{};
+  if (whole >= 3600) {
+    std::snprintf(buffer.data(), buffer.size(), "%lld:%02lld:%02lld", whole / 3600, whole / 60 % 60,
+                  whole % 60);
+  } else {
+    std::snprintf(buffer.data(), buffer.size(), "%lld:%02lld", whole / 60, whole % 60);
+  }
+  return buffer.data();
+}
+
+std::string FormatValue(double value) { return Printed("%.4g", value); }
+
+std::string FormatBytes(std::int64_t bytes) {
+  const auto value = static_cast<double>(bytes);
+  if (value < 1e3) return Printed("%.0f B", value);
+  if (value < 1e6) return Printed("%.1f kB", value / 1e3);
+  if (value < 1e9) return Printed("%.1f MB", value / 1e6);
+  return Printed("%.1f GB", value / 1e9);
+}
+
+std::string FormatSpeed(double seconds_per_unit, std::string_view unit) {
+  if (!std::isfinite(seconds_per_unit) || seconds_per_unit <= 0) return "";
+  if (seconds_per_unit < 1)
+    return Printed("%.1f ", 1 / seconds_per_unit) + std::string(unit) + "/s";
+  return Printed("%.1f s/", seconds_per_unit) + std::string(unit);
+}
+
+std::string PadRight(std::string_view text, std::size_t width) {
+  std::string out(text);
+  if (out.size() < width) out.append(width - out.size(), ' ');
+  return out;
+}
+
+std::string PadLeft(std::string_view text, std::size_t width) {
+  std::string out(text);
+  if (out.size() < width) out.insert(0, width - out.size(), ' ');
+  return out;
+}
+
+}  // namespace dd2

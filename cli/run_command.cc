@@ -1,0 +1,99 @@
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/report.h"
+#include "cli/run_files.h"
+#include "cli/run_folder.h"
+#include "cli/run_session.h"
+#include "common/clock.h"
+#include "common/exit_codes.h"
+#include "common/process.h"
+
+namespace dd2 {
+namespace {
+
+struct RunArguments {
+  RunRequest request;
+  std::string config;
+  std::string folder;
+  int ranks = 0;
+  std::uint64_t seed = 0;
+};
+
+int Refuse(int exit_code, const std::string& message) {
+  std::fprintf(stderr, "dd2: %s\n", message.c_str());
+  return exit_code;
+}
+
+// Everything that a run needs on this machine, before anything is written.
+Result<RunPrograms> FindPrograms() {
+  RunPrograms programs;
+  DD2_TRY_ASSIGN(programs.coordinator, FindSibling("dd2-coordinator"));
+  DD2_TRY_ASSIGN(programs.agent, FindSibling("dd2-agent"));
+  DD2_TRY(FindSibling("dd2-worker"));
+  if (!FindProgram("mpirun")) {
+    return Error(Code::kFailedPrecondition,
+                 "mpirun is missing: install Open MPI (Debian: apt-get install openmpi-bin), or "
+                 "put its folder into PATH");
+  }
+  return programs;
+}
+
+int StartRun(const RunRequest& request) {
+  const auto programs = FindPrograms();
+  if (!programs) return Refuse(kExitCannotStart, programs.error().message());
+  auto run = PrepareRun(request);
+  if (!run) return Refuse(run.error().exit_code, run.error().message);
+  for (const auto& note : run->notes) std::printf("note: %s\n", note.c_str());
+  if (!run->fresh) {
+    const auto files = ReadRunFiles(run->folder);
+    if (files && files->outcome == "finished") {
+      std::printf("%s is finished already\n", run->folder.c_str());
+      const Status written = WriteReport(run->folder);
+      if (!written) Refuse(0, written.error().message());
+      return PrintResult(run->folder);
+    }
+  }
+  const SystemClock clock;
+  RunSession session(std::move(*run), *programs, clock, ::isatty(STDOUT_FILENO) == 1);
+  return session.Run();
+}
+
+}  // namespace
+
+void AddRunCommand(CLI::App& app, int& exit_code) {
+  CLI::App* command = app.add_subcommand(
+      "run", "Run a distillation on this machine: start it, show its progress, print the result");
+  auto arguments = std::make_shared<RunArguments>();
+  command->add_option("config", arguments->config, "YAML file, as configs/fashion-mnist-quick.yaml")
+      ->required()
+      ->type_name("CONFIG");
+  command->add_option("--run", arguments->folder, "Folder of the run (default: runs/<config name>)")
+      ->type_name("DIR");
+  CLI::Option* ranks =
+      command->add_option("--ranks", arguments->ranks, "Worker processes; the result is the same")
+          ->type_name("N");
+  CLI::Option* seed =
+      command->add_option("--seed", arguments->seed, "Seed of the run")->type_name("S");
+  command->add_option("--set", arguments->request.overrides, "Overrule a setting (may be repeated)")
+      ->type_name("KEY.PATH=VALUE")
+      ->allow_extra_args(false);
+  command->add_flag("--resume", arguments->request.resume,
+                    "Go on from the newest checkpoint of the run folder");
+  command->footer(
+      "Ctrl-C makes a checkpoint and stops; a second Ctrl-C stops at once. Settings: dd2 config "
+      "settings");
+  command->callback([arguments, ranks, seed, &exit_code] {
+    arguments->request.config = arguments->config;
+    arguments->request.folder = arguments->folder;
+    if (ranks->count() > 0) arguments->request.ranks = arguments->ranks;
+    if (seed->count() > 0) arguments->request.seed = arguments->seed;
+    exit_code = StartRun(arguments->request);
+  });
+}
+
+}  // namespace dd2

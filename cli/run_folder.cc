@@ -1,0 +1,230 @@
+#include "cli/run_folder.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <system_error>
+
+#include "cli/config_diff.h"
+#include "common/config.h"
+#include "storage/safetensors.h"
+
+namespace dd2 {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* config_name = "config.yaml";
+constexpr const char* lock_name = "dd2.lock";
+// A run of the smallest configuration writes about this much; with less free it is sure to fail.
+constexpr std::uintmax_t free_bytes_min = std::uintmax_t{64} << 20;
+
+StartFailure CannotStart(const Error& error) { return {kExitCannotStart, error.message()}; }
+
+StartFailure BadInput(const Error& error) {
+  switch (error.code()) {
+    case Code::kInvalidArgument: return {kExitUsage, error.message()};
+    case Code::kNotFound: return {kExitNotFound, error.message()};
+    case Code::kCorruption: return {kExitBadData, error.message()};
+    default: return {kExitCannotStart, error.message()};
+  }
+}
+
+bool Exists(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
+// Nothing in it but perhaps the lock of an attempt that was ended early.
+bool IsVacant(const fs::path& folder) {
+  std::error_code code;
+  for (const auto& entry : fs::directory_iterator(folder, code)) {
+    if (entry.path().filename() != lock_name) return false;
+  }
+  return !code;
+}
+
+Status CheckFreeSpace(const fs::path& folder) {
+  std::error_code code;
+  const auto space = fs::space(folder, code);
+  if (code || space.available >= free_bytes_min) return {};
+  return Error(Code::kResourceExhausted,
+               folder.string() + ": only " + std::to_string(space.available >> 20) +
+                   " MiB free on this disk; a run needs at least 64 MiB: free some, or choose "
+                   "another disk with --run");
+}
+
+std::string Owner() { return "dd2 run, process " + std::to_string(::getpid()); }
+
+// Makes the folder (true when it was not there) and takes its lock.
+tl::expected<bool, StartFailure> MakeFolder(const fs::path& folder) {
+  const bool was_there = Exists(folder);
+  if (!was_there) {
+    if (auto made = RealFileSystem().MakeDirectories(folder); !made) {
+      return tl::unexpected(CannotStart(made.error()));
+    }
+  }
+  if (auto space = CheckFreeSpace(folder); !space) {
+    std::error_code ignored;
+    if (!was_there) fs::remove(folder, ignored);
+    return tl::unexpected(CannotStart(space.error()));
+  }
+  return !was_there;
+}
+
+tl::expected<FileLock, StartFailure> TakeLock(const fs::path& folder) {
+  auto lock = FileLock::Acquire(folder / lock_name, Owner());
+  if (lock) return std::move(*lock);
+  if (lock.error().code() != Code::kUnavailable) {
+    return tl::unexpected(CannotStart(lock.error()));
+  }
+  return tl::unexpected(
+      StartFailure{kExitAlreadyStarted, folder.string() + " is in use: " + lock.error().message() +
+                                            "\nFollow that run with `dd2 watch " + folder.string() +
+                                            "`, or choose another folder with --run DIR"});
+}
+
+tl::expected<PreparedRun, StartFailure> PrepareFresh(const fs::path& folder,
+                                                     const fs::path& config_path,
+                                                     RunConfig config) {
+  auto made = MakeFolder(folder);
+  if (!made) return tl::unexpected(made.error());
+  // The lock first: while another run is live the folder holds a configuration as well, and "in
+  // use" is the more helpful answer.
+  if (!*made && !IsVacant(folder) && !Exists(folder / config_name)) {
+    return tl::unexpected(StartFailure{
+        kExitCannotStart,
+        folder.string() + " is not empty and holds no run: choose another folder with --run"});
+  }
+  auto lock = TakeLock(folder);
+  if (!lock) {
+    std::error_code ignored;
+    if (*made) fs::remove(folder, ignored);
+    return tl::unexpected(lock.error());
+  }
+  if (Exists(folder / config_name)) {
+    return tl::unexpected(StartFailure{
+        kExitAlreadyStarted, folder.string() +
+                                 " already holds a run: continue it with --resume, or choose "
+                                 "another folder with --run DIR"});
+  }
+  PreparedRun run{folder, config_path, std::move(config), std::move(*lock), true, *made, {}};
+  if (auto written =
+          WriteFileAtomically(RealFileSystem(), folder / config_name, DumpRunConfig(run.config));
+      !written) {
+    AbandonRun(run);
+    return tl::unexpected(CannotStart(written.error()));
+  }
+  return run;
+}
+
+// "phases.1.steps: 300 in the run, 400 now" for what decides the bits, and the notes for the rest.
+struct ResumeCheck {
+  std::vector<ConfigDifference> fatal;
+  std::vector<ConfigDifference> ignored;
+};
+
+// A difference is fatal when it alone changes the digest of the stored configuration.
+Result<ResumeCheck> CompareForResume(const RunConfig& stored, const RunConfig& asked) {
+  const std::string stored_yaml = DumpRunConfig(stored);
+  DD2_TRY_ASSIGN(const auto differences, DiffConfigs(stored_yaml, DumpRunConfig(asked)));
+  ResumeCheck check;
+  for (const auto& difference : differences) {
+    if (difference.key == "ranks") continue;
+    const auto changed = ParseRunConfig(stored_yaml, "stored configuration", fs::current_path(),
+                                        {difference.key + "=" + difference.after});
+    // What cannot be tried alone (a phase more or less, two settings that depend on each other) is
+    // only fatal if the digests of the whole differ.
+    const bool fatal = changed ? ConfigDigest(*changed) != ConfigDigest(stored)
+                               : ConfigDigest(asked) != ConfigDigest(stored);
+    (fatal ? check.fatal : check.ignored).push_back(difference);
+  }
+  return check;
+}
+
+tl::expected<PreparedRun, StartFailure> PrepareResume(const fs::path& folder,
+                                                      const RunRequest& request,
+                                                      const RunConfig& asked) {
+  if (!Exists(folder / config_name)) {
+    return tl::unexpected(StartFailure{
+        kExitNotFound, folder.string() + " holds no run that could be resumed: start it without "
+                                         "--resume, or name its folder with --run DIR"});
+  }
+  auto lock = TakeLock(folder);
+  if (!lock) return tl::unexpected(lock.error());
+  auto stored = LoadRunConfig(folder / config_name);
+  if (!stored) return tl::unexpected(BadInput(stored.error()));
+  auto check = CompareForResume(*stored, asked);
+  if (!check) return tl::unexpected(BadInput(check.error()));
+  if (ConfigDigest(*stored) != ConfigDigest(asked)) {
+    return tl::unexpected(StartFailure{
+        kExitUsage, "cannot resume " + folder.string() + ": " + request.config.string() +
+                        " would give another result than the run was started for\n" +
+                        DescribeDifferences(check->fatal, "  ") +
+                        "\nUndo the change, or start a new run with --run DIR"});
+  }
+  PreparedRun run{folder, request.config, std::move(*stored), std::move(*lock), false, false, {}};
+  for (const auto& difference : check->ignored) {
+    run.notes.push_back(difference.key + " stays " + difference.before + " (" +
+                        request.config.string() + " says " + difference.after + ")");
+  }
+  if (run.config.ranks != asked.ranks) {
+    run.config.ranks = asked.ranks;
+    if (auto written =
+            WriteFileAtomically(RealFileSystem(), folder / config_name, DumpRunConfig(run.config));
+        !written) {
+      return tl::unexpected(CannotStart(written.error()));
+    }
+  }
+  if (auto space = CheckFreeSpace(folder); !space) {
+    return tl::unexpected(CannotStart(space.error()));
+  }
+  return run;
+}
+
+}  // namespace
+
+fs::path DefaultRunFolder(const RunConfig& config) { return fs::path("runs") / config.name; }
+
+std::vector<std::string> OverridesOf(const RunRequest& request) {
+  std::vector<std::string> overrides = request.overrides;
+  if (request.seed) overrides.push_back("seed=" + std::to_string(*request.seed));
+  if (request.ranks) overrides.push_back("ranks=" + std::to_string(*request.ranks));
+  return overrides;
+}
+
+Status CheckTeacherFiles(const fs::path& folder) {
+  for (const char* name : {"tokenizer", "teacher", "classifier"}) {
+    const auto file = SafetensorsFile::Open(folder / (std::string(name) + ".safetensors"));
+    if (file) continue;
+    if (file.error().code() != Code::kNotFound) return file.error();
+    return Error(Code::kNotFound, "teacher.path " + folder.string() + " has no " + name +
+                                      ".safetensors: train a teacher with `dd2 teacher train "
+                                      "CONFIG`, or set teacher.path to one");
+  }
+  return {};
+}
+
+tl::expected<PreparedRun, StartFailure> PrepareRun(const RunRequest& request) {
+  auto config = LoadRunConfig(request.config, OverridesOf(request));
+  if (!config) return tl::unexpected(BadInput(config.error()));
+  if (auto teacher = CheckTeacherFiles(config->teacher.path); !teacher) {
+    return tl::unexpected(BadInput(teacher.error()));
+  }
+  const fs::path folder = request.folder.empty() ? DefaultRunFolder(*config) : request.folder;
+  if (!request.resume) return PrepareFresh(folder, request.config, std::move(*config));
+  return PrepareResume(folder, request, *config);
+}
+
+void AbandonRun(const PreparedRun& run) {
+  if (!run.fresh) return;
+  // What cannot be removed stays: the caller has a better error to tell already. Nobody else can
+  // have come in between, the lock is ours (its file goes too).
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(run.folder, ignored)) {
+    fs::remove_all(entry.path(), ignored);
+  }
+  if (run.made_folder) fs::remove(run.folder, ignored);
+}
+
+}  // namespace dd2

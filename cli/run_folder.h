@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/exit_codes.h"
+#include "common/file.h"
+#include "common/result.h"
+#include "common/run_config.h"
+
+namespace dd2 {
+
+// What `dd2 run` was asked for.
+struct RunRequest {
+  std::filesystem::path config;
+  std::filesystem::path folder;  // empty: runs/<config name>
+  std::optional<int> ranks;
+  std::optional<std::uint64_t> seed;
+  std::vector<std::string> overrides;  // key.path=value
+  bool resume = false;
+};
+
+// Why a run does not start, with the exit code that says so.
+struct StartFailure {
+  int exit_code = kExitInternal;
+  std::string message;
+};
+
+// A run folder that is ready for a coordinator: config.yaml is in place and nobody else uses it.
+// Holds the folder's lock while it lives.
+struct PreparedRun {
+  std::filesystem::path folder;
+  std::filesystem::path config_path;  // as the user named it, for messages
+  RunConfig config;
+  FileLock lock;
+  bool fresh = true;               // not resumed
+  bool made_folder = false;        // the folder was not there before
+  std::vector<std::string> notes;  // settings of CONFIG that the stored ones overrule
+};
+
+// "runs/<name>" of the configuration.
+std::filesystem::path DefaultRunFolder(const RunConfig& config);
+
+// The request's --ranks, --seed and --set as overrides, in the order in which they apply.
+std::vector<std::string> OverridesOf(const RunRequest& request);
+
+// Checks the configuration, the teacher's files and the folder, then takes the lock and writes
+// config.yaml. On failure nothing that was not there before is left behind.
+tl::expected<PreparedRun, StartFailure> PrepareRun(const RunRequest& request);
+
+// Takes back what PrepareRun made of a new folder: for a run that could not be started at all.
+void AbandonRun(const PreparedRun& run);
+
+// The three weight files of the teacher's folder open and are whole. kNotFound: one is missing;
+// kCorruption: a truncated or foreign file, with its name.
+Status CheckTeacherFiles(const std::filesystem::path& folder);
+
+}  // namespace dd2

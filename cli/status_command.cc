@@ -1,0 +1,125 @@
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/follower.h"
+#include "cli/http_client.h"
+#include "cli/report_data.h"
+#include "cli/run_view.h"
+#include "common/exit_codes.h"
+#include "common/json.h"
+
+namespace dd2 {
+namespace {
+
+namespace json = boost::json;
+
+struct RunArgument {
+  std::string run;
+  bool json = false;
+};
+
+std::shared_ptr<RunArgument> AddArguments(CLI::App& command) {
+  auto arguments = std::make_shared<RunArgument>();
+  command.add_option("run", arguments->run, "Folder of the run, as runs/fashion-mnist")
+      ->required()
+      ->type_name("RUN");
+  command.add_flag("--json", arguments->json, "Print JSON");
+  return arguments;
+}
+
+int PrintStatus(const RunArgument& arguments) {
+  const auto document = DescribeRun(arguments.run);
+  if (!document) return Fail(document.error());
+  if (arguments.json) {
+    std::printf("%s\n", json::serialize(*document).c_str());
+    return kExitOk;
+  }
+  RunView view;
+  if (const Status applied = ApplyDocument(*document, view); !applied) return Fail(applied.error());
+  std::fputs(FormatStatus(view, arguments.run).c_str(), stdout);
+  return kExitOk;
+}
+
+// Every event as one JSON object a line, until the run is over.
+Status WatchJson(HttpClient& client) {
+  const auto print = [](const StreamedEvent& event) {
+    std::printf("{\"event\":%s,\"data\":%s}\n", json::serialize(json::value(event.type)).c_str(),
+                event.data.c_str());
+    std::fflush(stdout);
+  };
+  return client.StreamEvents(print, [] { return false; });
+}
+
+// Ctrl-C ends `dd2 watch` by the signal's default action: the run goes on without it.
+int Watch(const RunArgument& arguments) {
+  auto client = HttpClient::ForRun(arguments.run);
+  if (!client) {
+    if (client.error().code() != Code::kUnavailable) return Fail(client.error());
+    return PrintStatus(arguments);  // it is over (or was killed): say how it stands
+  }
+  const SystemClock clock;
+  Status followed;
+  if (arguments.json) {
+    followed = WatchJson(*client);
+  } else {
+    Follower follower(std::move(*client), clock, ::isatty(STDOUT_FILENO) == 1);
+    followed = follower.Follow([] { return false; });
+    follower.Close();
+    if (followed && !follower.view().state.empty()) {
+      std::printf("%s: %s\n", follower.view().name.c_str(), follower.view().state.c_str());
+    }
+  }
+  if (followed) return kExitOk;
+  if (followed.error().code() == Code::kUnavailable) return PrintStatus(arguments);
+  return Fail(followed.error());
+}
+
+void AddControl(CLI::App& app, int& exit_code, const std::string& action, const std::string& text) {
+  CLI::App* command = app.add_subcommand(action, text);
+  auto arguments = AddArguments(*command);
+  command->callback([arguments, action, &exit_code] {
+    exit_code = SendControl(arguments->run, action, arguments->json);
+  });
+}
+
+}  // namespace
+
+int SendControl(const std::filesystem::path& run, const std::string& action, bool as_json) {
+  auto client = HttpClient::ForRun(run);
+  if (!client) return Fail(client.error());
+  const auto response = client->Post("/api/v1/run:" + action);
+  if (!response) return Fail(response.error());
+  if (response->status >= 300) return Fail(ErrorOf(*response).Wrap(action + " refused"));
+  if (as_json) {
+    std::printf("%s\n", response->body.c_str());
+  } else {
+    std::printf("%s: %s is asked for; every rank does it at the same step\n", run.c_str(),
+                action.c_str());
+  }
+  return kExitOk;
+}
+
+void AddStatusCommands(CLI::App& app, int& exit_code) {
+  CLI::App* status = app.add_subcommand(
+      "status", "How a run stands: phase, step, losses; works for finished and dead runs too");
+  auto arguments = AddArguments(*status);
+  status->callback([arguments, &exit_code] { exit_code = PrintStatus(*arguments); });
+
+  CLI::App* watch = app.add_subcommand("watch", "Follow a live run (Ctrl-C leaves it running)");
+  auto watched = AddArguments(*watch);
+  watch->callback([watched, &exit_code] { exit_code = Watch(*watched); });
+}
+
+void AddControlCommands(CLI::App& app, int& exit_code) {
+  AddControl(app, exit_code, "pause", "Hold a run at its next step");
+  AddControl(app, exit_code, "resume", "Let a paused run go on");
+  AddControl(app, exit_code, "cancel", "Checkpoint, then stop; continue with dd2 run --resume");
+}
+
+}  // namespace dd2
