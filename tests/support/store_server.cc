@@ -138,14 +138,15 @@ void StoreServer::Impl::Serve(int socket) {
     proto::Envelope answer;
     answer.set_run_id(run_id);
     answer.set_generation(generation);
-    const bool ours = envelope->run_id() == run_id && envelope->generation() == generation;
     if (envelope->has_store_hello()) {
-      welcome = ours && envelope->store_hello().secret() == secret;
+      welcome = envelope->run_id() == run_id && envelope->store_hello().secret() == secret;
       if (welcome) continue;
     }
-    if (!welcome || !ours) {
+    if (!welcome) {
       answer.mutable_refused()->set_code("failed precondition");
-      answer.mutable_refused()->set_message("another run, generation or secret");
+      answer.mutable_refused()->set_message("another run or secret");
+    } else if (envelope->generation() != generation) {
+      answer.mutable_store_reply()->set_message("that generation is over");
     } else {
       *answer.mutable_store_reply() = Answer(envelope->store_request());
     }
@@ -170,6 +171,7 @@ proto::StoreReply StoreServer::Impl::Answer(const proto::StoreRequest& request) 
     case proto::StoreRequest::SET: values[request.key()] = request.value(); break;
     case proto::StoreRequest::GET:
       reply.set_ok(Wait(lock, {request.key()}, request.timeout_ms()));
+      if (!reply.ok()) reply.set_message("timed out: not all keys were set");
       if (reply.ok()) value = values[request.key()];
       break;
     case proto::StoreRequest::ADD: {
@@ -179,7 +181,10 @@ proto::StoreReply StoreServer::Impl::Answer(const proto::StoreRequest& request) 
       break;
     }
     case proto::StoreRequest::CHECK: reply.set_ok(AllThere(keys)); break;
-    case proto::StoreRequest::WAIT: reply.set_ok(Wait(lock, keys, request.timeout_ms())); break;
+    case proto::StoreRequest::WAIT:
+      reply.set_ok(Wait(lock, keys, request.timeout_ms()));
+      if (!reply.ok()) reply.set_message("timed out: not all keys were set");
+      break;
     case proto::StoreRequest::DELETE_KEY: reply.set_ok(values.erase(request.key()) > 0); break;
     case proto::StoreRequest::COMPARE_SET: {
       const auto found = values.find(request.key());

@@ -248,14 +248,24 @@ TEST(GlooStoreTest, SpeaksEveryOperation) {
   store.wait({"late"}, milliseconds(3000));
 }
 
-TEST(GlooStoreTest, WrongGenerationIsRefused) {
+TEST(GlooStoreTest, WrongSecretIsRefused) {
   StoreServer server("run-1", 3, "s3cret");
   server.Start();
   StoreAddress address = Address(server);
-  address.generation = 2;
+  address.secret = "guess";
   auto connected = GlooStore::Connect(address, milliseconds(3000));
   ASSERT_TRUE(connected);
   EXPECT_THROW((*connected)->add("n", 1), c10::DistStoreError);
+}
+
+TEST(GlooStoreTest, OldGenerationIsAborted) {
+  StoreServer server("run-1", 3, "s3cret");
+  server.Start();
+  GlooOptions options = Options(server, 0, 2, milliseconds(3000));
+  options.store.generation = 2;
+  const auto connected = ConnectGloo(options);
+  ASSERT_FALSE(connected);
+  EXPECT_EQ(connected.error().code(), Code::kAborted) << connected.error().message();
 }
 
 }  // namespace

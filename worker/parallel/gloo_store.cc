@@ -72,6 +72,10 @@ class GlooStore::Connection {
     if (!answer.has_store_reply()) {
       return Error(Code::kCorruption, "the answer is no StoreReply");
     }
+    const proto::StoreReply& reply = answer.store_reply();
+    if (!reply.ok() && !reply.message().empty() && !reply.message().starts_with("timed out")) {
+      return Error(Code::kAborted, reply.message());  // the generation is over, most likely
+    }
     return std::move(*answer.mutable_store_reply());
   }
 
