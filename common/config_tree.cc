@@ -135,7 +135,7 @@ class TreeBuilder : public YAML::EventHandler {
       parent.node.list.push_back(std::move(node));
     } else if (parent.key) {
       node.where = parent.key_where;
-      parent.node.entries.emplace_back(*parent.key, std::move(node));
+      parent.node.entries.push_back(ConfigEntry{*parent.key, std::move(node)});
       parent.key.reset();
     } else {
       AddKey(mark, parent, node);
@@ -194,7 +194,8 @@ ConfigNode* Step(ConfigNode& node, const std::string& step, const std::string& p
     ConfigNode child;
     child.where = "--set";
     child.from_override = true;
-    return &node.entries.emplace_back(step, std::move(child)).second;
+    node.entries.push_back(ConfigEntry{step, std::move(child)});
+    return &node.entries.back().node;
   }
   if (node.kind == ConfigNode::Kind::kScalar) {
     problems.Add("--set", path, "there is nothing below a single value (at \"" + step + "\")");

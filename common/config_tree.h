@@ -11,6 +11,8 @@
 
 namespace dd2 {
 
+struct ConfigEntry;
+
 // A YAML document as plain data: what the settings code reads, free of yaml-cpp. Each node knows
 // where it was written ("configs/a.yaml:12", or "--set"), so that a problem can be traced to it.
 struct ConfigNode {
@@ -18,11 +20,16 @@ struct ConfigNode {
   Kind kind = Kind::kNull;
   std::string where;
   bool from_override = false;
-  std::string scalar;                                       // kScalar
-  std::vector<ConfigNode> list;                             // kList
-  std::vector<std::pair<std::string, ConfigNode>> entries;  // kMap, in the order of the file
+  std::string scalar;                // kScalar
+  std::vector<ConfigNode> list;      // kList
+  std::vector<ConfigEntry> entries;  // kMap, in the order of the file
 
   const ConfigNode* Find(std::string_view key) const;
+};
+
+struct ConfigEntry {
+  std::string key;
+  ConfigNode node;
 };
 
 // All that is wrong with a document, gathered so that a person fixes it in one go.
