@@ -35,7 +35,7 @@ struct PriorTraining {
   int width = 128;
   int layers = 4;
   int heads = 4;
-  int steps = 1800;
+  int steps = 3600;
   int batch = 128;
   double learning_rate = 1.5e-3;
   int warmup = 100;  // steps
