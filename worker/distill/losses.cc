@@ -46,7 +46,11 @@ CsdLossResult CsdLoss(const Network& guidance, const at::Tensor& q, const at::Te
                       const at::Tensor& noise, double alpha) {
   const at::Tensor clean = q.detach();
   at::Tensor x = Noised(clean, t, noise).detach().requires_grad_(true);
-  const at::Tensor velocity = guidance.Velocity(x, t, features.detach());
+  at::Tensor velocity;
+  {
+    const at::AutoGradMode with_grad(true);
+    velocity = guidance.Velocity(x, t, features.detach());
+  }
 
   const at::NoGradGuard no_grad;
   const at::Tensor plain_x = x.detach();

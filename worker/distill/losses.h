@@ -18,14 +18,14 @@ at::Tensor GtsLoss(const Network& network, const at::Tensor& q, const at::Tensor
 at::Tensor FcsLoss(const Network& guidance, const at::Tensor& q, const at::Tensor& labels,
                    const at::Tensor& t, const at::Tensor& noise);
 
-// CSD, Eq. 4 with d = SiD in data form (method 5.1), weight w = 1 / max(1e-3, mean |q - mu_Phi|) per
-// sample and draw (detached), summed over channels, averaged over m, B, n:
+// CSD, Eq. 4 with d = SiD in data form (method 5.1), weight w = 1 / max(1e-3, mean |q - mu_Phi|)
+// per sample and draw (detached), summed over channels, averaged over m, B, n:
 //   L = w (mu_Phi - mu_psi) . ((mu_Phi - q) - alpha (mu_Phi - mu_psi)),   mu_psi = x_t - t v_psi
 // Gradients reach q through x_t (both Jacobian terms) and directly; never the prefix, the guidance
 // parameters or the teacher.
 struct CsdLossResult {
-  at::Tensor gradient;       // dL/dq [B, n, C], to be fed to backward of the generator
-  double loss = 0;           // expectation ~0 when guidance keeps up: not a progress metric
+  at::Tensor gradient;         // dL/dq [B, n, C], to be fed to backward of the generator
+  double loss = 0;             // expectation ~0 when guidance keeps up: not a progress metric
   double mean_difference = 0;  // mean |mu_Phi - mu_psi|^2: the progress metric ("dmu")
 };
 // features: guidance backbone features of the detached q [B, n, d].
