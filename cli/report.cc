@@ -169,14 +169,12 @@ std::string QualityRow(const ReportData& data, const std::string& name, const st
 }
 
 std::string Quality(const ReportData& data) {
-  // The start may have been measured with fewer samples than the end.
-  const bool own_count = FindNumber(data.result, "samples_start").has_value();
   std::string rows =
       QualityRow(data, "Tokenizer reconstructions of the test set", "reconstruction",
                  "accuracy_reconstruction", "test_images", false) +
       QualityRow(data, "Teacher", "teacher", "accuracy_teacher", "teacher_samples", false) +
       QualityRow(data, "One step, start of distillation", "start", "accuracy_start",
-                 own_count ? "samples_start" : "samples", false) +
+                 "samples_start", false) +
       QualityRow(data, "One step, end", "end", "accuracy", "samples", true);
   if (rows.empty()) return {};
   return "<h2>Quality</h2>\n<div class=\"scroll\"><table><thead><tr><th></th><th "

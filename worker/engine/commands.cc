@@ -1,0 +1,327 @@
+#include "worker/engine/commands.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+
+#include "common/exit_codes.h"
+#include "common/file.h"
+#include "common/json.h"
+#include "storage/safetensors.h"
+#include "worker/engine/evaluator.h"
+#include "worker/engine/export.h"
+#include "worker/engine/png.h"
+#include "worker/parallel/collectives.h"
+
+namespace dd2 {
+namespace {
+
+constexpr const char* kSampleUsage =
+    "usage: dd2 sample --model PATH --out FILE [--classes all|0,1,2] [--count N] [--seed S]\n"
+    "  --model PATH    an exported model: folder, or one of its files\n"
+    "  --out FILE      FILE.png: a grid, rows = classes; FILE.safetensors: codes, images, labels\n"
+    "  --classes LIST  classes to draw (all)\n"
+    "  --count N       images of each class (10)\n"
+    "  --seed S        the same seed gives the same images (1)\n";
+constexpr const char* kEvalUsage =
+    "usage: dd2 eval --model PATH [--samples N] [--seed S] [--teacher DIR] [--dataset DIR] "
+    "[--json]\n"
+    "       dd2 eval --teacher DIR [--cfg-scale W] [--samples N] [--seed S] [--dataset DIR] "
+    "[--json]\n"
+    "  --model PATH    an exported model: folder, or one of its files\n"
+    "  --teacher DIR   the teacher's folder, when it is not where the run had it;\n"
+    "                  without --model: measures the teacher\n"
+    "  --dataset DIR   Fashion-MNIST's idx files\n"
+    "  --samples N     stratified over the classes (5000)\n"
+    "  --seed S        (1)\n"
+    "  --cfg-scale W   guidance of the teacher (1.5)\n"
+    "  --json          one JSON object instead of a table\n";
+constexpr const char* kExportUsage =
+    "usage: dd2 export RUN [--out DIR] [--checkpoint ID]\n"
+    "  RUN             folder of a run\n"
+    "  --out DIR       where the model goes (RUN/export)\n"
+    "  --checkpoint ID (the newest; `dd2 checkpoint ls RUN` lists them)\n";
+
+constexpr std::int64_t kMostCount = 10000;
+constexpr std::int64_t kMostSamples = 1000000;
+constexpr std::int64_t kClassStride = 1 << 20;  // noise positions of a class in `sample`
+
+int Fail(const Error& error) {
+  std::fprintf(stderr, "dd2: %s\n", error.message().c_str());
+  return ExitCodeFor(error.code());
+}
+
+Error Usage(const std::string& message) {
+  return Error(Code::kInvalidArgument, message + " (--help lists the options)");
+}
+
+// The words of a command line: "--name value" for `valued`, "--name" for `flags`, others by
+// position.
+class Options {
+ public:
+  static Result<Options> Parse(const std::vector<std::string>& arguments,
+                               const std::set<std::string>& valued,
+                               const std::set<std::string>& flags, std::size_t positionals) {
+    Options options;
+    for (std::size_t i = 0; i < arguments.size(); ++i) {
+      const std::string& word = arguments[i];
+      if (!word.starts_with("--")) {
+        if (options.positionals_.size() == positionals) return Usage("unexpected '" + word + "'");
+        options.positionals_.push_back(word);
+      } else if (flags.contains(word)) {
+        options.values_[word] = "";
+      } else if (!valued.contains(word)) {
+        return Usage("unknown option '" + word + "'");
+      } else if (i + 1 == arguments.size()) {
+        return Usage("option " + word + " needs a value");
+      } else {
+        options.values_[word] = arguments[++i];
+      }
+    }
+    return options;
+  }
+
+  bool Has(const std::string& name) const { return values_.contains(name); }
+  std::string Text(const std::string& name, const std::string& otherwise) const {
+    const auto found = values_.find(name);
+    return found == values_.end() ? otherwise : found->second;
+  }
+  template <class Number>
+  Result<Number> Get(const std::string& name, Number otherwise, Number low, Number high) const {
+    const auto found = values_.find(name);
+    if (found == values_.end()) return otherwise;
+    const std::string& text = found->second;
+    Number value{};
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error == std::errc() && end == text.data() + text.size() && value >= low && value <= high) {
+      return value;
+    }
+    return Usage(name + " must be a number from " + std::to_string(low) + " to " +
+                 std::to_string(high) + ", not '" + text + "'");
+  }
+  const std::vector<std::string>& positionals() const { return positionals_; }
+
+ private:
+  std::map<std::string, std::string> values_;
+  std::vector<std::string> positionals_;
+};
+
+bool WantsHelp(const std::vector<std::string>& arguments, const char* usage) {
+  if (std::ranges::find(arguments, "--help") == arguments.end()) return false;
+  std::fputs(usage, stdout);
+  return true;
+}
+
+Result<std::vector<std::int64_t>> ParseClasses(const std::string& text, std::int64_t classes) {
+  std::vector<std::int64_t> list;
+  if (text == "all") {
+    for (std::int64_t c = 0; c < classes; ++c) list.push_back(c);
+    return list;
+  }
+  const char* at = text.data();
+  const char* const end = text.data() + text.size();
+  while (true) {
+    std::int64_t value = -1;
+    const auto [next, error] = std::from_chars(at, end, value);
+    if (error != std::errc() || value < 0 || value >= classes || (next != end && *next != ',')) {
+      return Usage("--classes must be 'all' or a list like 0,1,2 of classes from 0 to " +
+                   std::to_string(classes - 1) + ", not '" + text + "'");
+    }
+    list.push_back(value);
+    if (next == end) return list;
+    at = next + 1;
+  }
+}
+
+struct Drawn {
+  at::Tensor codes, images, labels;  // [N, n, C], [N, 1, 28, 28], [N] int64
+};
+
+// Image i of a class depends on (seed, class, i) only, up to the rounding of batch shapes.
+Drawn Draw(const ExportedModel& model, const std::vector<std::int64_t>& classes, std::int64_t count,
+           std::uint64_t seed) {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> codes, images, labels;
+  for (const std::int64_t c : classes) {
+    for (std::int64_t begin = 0; begin < count; begin += kEvalChunk) {
+      const std::int64_t end = std::min(count, begin + kEvalChunk);
+      const at::Tensor noise = EvalNoise(seed, c * kClassStride + begin, c * kClassStride + end,
+                                         model.network->spec().backbone);
+      labels.push_back(at::full({end - begin}, c, at::kLong));
+      codes.push_back(model.network->Generate(noise, labels.back()));
+      images.push_back(model.tokenizer->Decode(codes.back()));
+    }
+  }
+  return {.codes = at::cat(codes), .images = at::cat(images), .labels = at::cat(labels)};
+}
+
+std::span<const float> Values(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
+}
+
+Status WriteTensors(const std::filesystem::path& path, const Drawn& drawn, std::uint64_t seed) {
+  const at::Tensor labels = drawn.labels.to(at::kFloat);
+  std::vector<TensorToWrite> tensors;
+  for (const auto& [name, tensor] :
+       {std::pair<const char*, const at::Tensor*>{"codes", &drawn.codes},
+        {"images", &drawn.images},
+        {"labels", &labels}}) {
+    tensors.push_back({.name = name, .shape = tensor->sizes().vec(), .data = Values(*tensor)});
+  }
+  FileSystem& files = RealFileSystem();
+  std::filesystem::path temporary = path;
+  temporary += ".tmp";
+  const Result<WrittenFile> written =
+      WriteSafetensors(files, temporary, tensors, {{"seed", std::to_string(seed)}});
+  if (!written) {
+    static_cast<void>(files.Remove(temporary));
+    return written.error();
+  }
+  return files.Rename(temporary, path);
+}
+
+Status Sample(const std::vector<std::string>& arguments) {
+  DD2_TRY_ASSIGN(
+      const Options options,
+      Options::Parse(arguments, {"--model", "--out", "--classes", "--count", "--seed"}, {}, 0));
+  if (!options.Has("--model")) return Usage("--model is missing: a folder that `dd2 export` wrote");
+  const std::filesystem::path out = options.Text("--out", "");
+  if (out.extension() != ".png" && out.extension() != ".safetensors") {
+    return Usage("--out must name a .png or .safetensors file, not '" + out.string() + "'");
+  }
+  DD2_TRY_ASSIGN(const auto count, options.Get<std::int64_t>("--count", 10, 1, kMostCount));
+  DD2_TRY_ASSIGN(const auto seed, options.Get<std::uint64_t>("--seed", 1, 0, UINT64_MAX));
+  DD2_TRY_ASSIGN(const ExportedModel model, LoadExport(options.Text("--model", "")));
+  DD2_TRY_ASSIGN(
+      const std::vector<std::int64_t> classes,
+      ParseClasses(options.Text("--classes", "all"), model.network->spec().backbone.classes));
+  const Drawn drawn = Draw(model, classes, count, seed);
+  if (out.extension() == ".png") {
+    const GreyImage grid =
+        ImageGrid(Values(drawn.images), static_cast<int>(classes.size()), static_cast<int>(count),
+                  static_cast<int>(drawn.images.size(-1)));
+    DD2_TRY(WriteGreyPng(out, grid));
+  } else {
+    DD2_TRY(WriteTensors(out, drawn, seed));
+  }
+  std::printf("%lld images of %zu classes in %s\n", static_cast<long long>(drawn.images.size(0)),
+              classes.size(), out.c_str());
+  return {};
+}
+
+void PrintPoint(const EvalPoint& point, const EvalContext& context, std::uint64_t seed,
+                bool as_json) {
+  const EvalPoint& reference = context.reconstruction_point();
+  if (as_json) {
+    const boost::json::object out{{"fdr", point.fdr},
+                                  {"fd", point.fd},
+                                  {"accuracy", point.accuracy},
+                                  {"samples", point.samples},
+                                  {"seed", seed},
+                                  {"fd_reconstruction", reference.fd},
+                                  {"accuracy_reconstruction", reference.accuracy},
+                                  {"test_images", context.images().size(0)}};
+    std::printf("%s\n", boost::json::serialize(out).c_str());
+    return;
+  }
+  std::printf("samples         %lld (seed %llu, stratified)\n",
+              static_cast<long long>(point.samples), static_cast<unsigned long long>(seed));
+  std::printf("FDr             %.2f\nFD              %.2f\nclass accuracy  %.1f %%\n", point.fdr,
+              point.fd, point.accuracy * 100);
+  std::printf(
+      "for comparison, tokenizer reconstructions of %lld test images: FD %.2f, accuracy %.1f %%\n",
+      static_cast<long long>(reference.samples), reference.fd, reference.accuracy * 100);
+}
+
+// The folder that --teacher names or the model remembers, checked against the model's digest.
+Result<TeacherBundle> TeacherFor(const ExportedModel& model, const std::string& folder) {
+  Result<TeacherBundle> bundle = LoadTeacherBundle(folder);
+  if (!bundle) {
+    return bundle.error().Wrap("eval needs the teacher's classifier and tokenizer (--teacher DIR)");
+  }
+  if (bundle->teacher_digest.Hex() != model.teacher_digest) {
+    return Error(Code::kFailedPrecondition,
+                 "the teacher in " + folder + " has digest " + bundle->teacher_digest.Hex() +
+                     ", the model was distilled from " + model.teacher_digest +
+                     ": name the right folder with --teacher");
+  }
+  return bundle;
+}
+
+Status Eval(const std::vector<std::string>& arguments) {
+  DD2_TRY_ASSIGN(const Options options, Options::Parse(arguments,
+                                                       {"--model", "--teacher", "--dataset",
+                                                        "--samples", "--seed", "--cfg-scale"},
+                                                       {"--json"}, 0));
+  if (!options.Has("--model") && !options.Has("--teacher")) {
+    return Usage("--model PATH (an exported model) or --teacher DIR is missing");
+  }
+  DD2_TRY_ASSIGN(const auto samples, options.Get<std::int64_t>("--samples", 5000, 2, kMostSamples));
+  DD2_TRY_ASSIGN(const auto seed, options.Get<std::uint64_t>("--seed", 1, 0, UINT64_MAX));
+  const std::unique_ptr<Collectives> alone = NewLocalCollectives();
+  const bool as_json = options.Has("--json");
+  if (options.Has("--model")) {
+    DD2_TRY_ASSIGN(const ExportedModel model, LoadExport(options.Text("--model", "")));
+    DD2_TRY_ASSIGN(const TeacherBundle bundle,
+                   TeacherFor(model, options.Text("--teacher", model.teacher.path)));
+    DD2_TRY_ASSIGN(const EvalContext context,
+                   EvalContext::Create(bundle, options.Text("--dataset", model.dataset), *alone));
+    DD2_TRY_ASSIGN(const EvalPoint point,
+                   EvaluateGenerator(*model.network, context, samples, seed, *alone));
+    PrintPoint(point, context, seed, as_json);
+    return {};
+  }
+  TeacherConfig config;
+  DD2_TRY_ASSIGN(config.cfg_scale, options.Get<double>("--cfg-scale", config.cfg_scale, 0, 100));
+  DD2_TRY_ASSIGN(const TeacherBundle bundle, LoadTeacherBundle(options.Text("--teacher", "")));
+  DD2_TRY_ASSIGN(
+      const EvalContext context,
+      EvalContext::Create(bundle, options.Text("--dataset", DatasetConfig().path), *alone));
+  DD2_TRY_ASSIGN(const at::Tensor tokens,
+                 SampleTeacherTokens(bundle, config, samples, seed, *alone));
+  const at::Tensor labels = StratifiedLabels(samples, bundle.teacher->backbone().spec().classes);
+  DD2_TRY_ASSIGN(const EvalPoint point, EvaluateSequences(tokens, labels, context, *alone));
+  PrintPoint(point, context, seed, as_json);
+  return {};
+}
+
+Status Export(const std::vector<std::string>& arguments) {
+  DD2_TRY_ASSIGN(const Options options,
+                 Options::Parse(arguments, {"--out", "--checkpoint"}, {}, 1));
+  if (options.positionals().empty()) return Usage("the folder of a run is missing");
+  const std::filesystem::path run = options.positionals().front();
+  const std::filesystem::path out = options.Text("--out", (run / "export").string());
+  DD2_TRY_ASSIGN(const std::string id,
+                 ExportCheckpoint(run, options.Text("--checkpoint", ""), out));
+  std::printf("the generator of checkpoint %s is in %s\n", id.c_str(), out.c_str());
+  return {};
+}
+
+using Action = Status (*)(const std::vector<std::string>&);
+
+int RunAction(Action action, const std::vector<std::string>& arguments, const char* usage) {
+  if (WantsHelp(arguments, usage)) return kExitOk;
+  const Status status = action(arguments);
+  return status ? kExitOk : Fail(status.error());
+}
+
+}  // namespace
+
+int SampleCommand(const std::vector<std::string>& arguments) {
+  return RunAction(Sample, arguments, kSampleUsage);
+}
+
+int EvalCommand(const std::vector<std::string>& arguments) {
+  return RunAction(Eval, arguments, kEvalUsage);
+}
+
+int ExportCommand(const std::vector<std::string>& arguments) {
+  return RunAction(Export, arguments, kExportUsage);
+}
+
+}  // namespace dd2

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace dd2 {
+
+// What `dd2 sample`, `dd2 eval` and `dd2 export` hand to dd2-worker. `arguments` are the words
+// after the command's name; `--help` prints them. Messages go to standard error, answers to
+// standard output; the return value is the exit code (common/exit_codes.h).
+
+// --model PATH [--classes all|0,1,2] [--count N] [--seed S] --out FILE.png|FILE.safetensors
+int SampleCommand(const std::vector<std::string>& arguments);
+// --model PATH [--teacher DIR] [--dataset DIR] [--samples N] [--seed S] [--json], or without
+// --model: the teacher itself [--cfg-scale W]
+int EvalCommand(const std::vector<std::string>& arguments);
+// RUN [--out DIR] [--checkpoint ID]
+int ExportCommand(const std::vector<std::string>& arguments);
+
+}  // namespace dd2
