@@ -44,9 +44,11 @@ Result<RunPrograms> FindPrograms() {
 }
 
 int StartRun(const RunRequest& request) {
+  auto config = CheckRequest(request);
+  if (!config) return Refuse(config.error().exit_code, config.error().message);
   const auto programs = FindPrograms();
   if (!programs) return Refuse(kExitCannotStart, programs.error().message());
-  auto run = PrepareRun(request);
+  auto run = PrepareRun(request, std::move(*config));
   if (!run) return Refuse(run.error().exit_code, run.error().message);
   for (const auto& note : run->notes) std::printf("note: %s\n", note.c_str());
   if (!run->fresh) {

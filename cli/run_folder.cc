@@ -205,15 +205,22 @@ Status CheckTeacherFiles(const fs::path& folder) {
   return {};
 }
 
-tl::expected<PreparedRun, StartFailure> PrepareRun(const RunRequest& request) {
+tl::expected<RunConfig, StartFailure> CheckRequest(const RunRequest& request) {
   auto config = LoadRunConfig(request.config, OverridesOf(request));
   if (!config) return tl::unexpected(BadInput(config.error()));
   if (auto teacher = CheckTeacherFiles(config->teacher.path); !teacher) {
     return tl::unexpected(BadInput(teacher.error()));
   }
-  const fs::path folder = request.folder.empty() ? DefaultRunFolder(*config) : request.folder;
-  if (!request.resume) return PrepareFresh(folder, request.config, std::move(*config));
-  return PrepareResume(folder, request, *config);
+  return std::move(*config);
+}
+
+tl::expected<PreparedRun, StartFailure> PrepareRun(const RunRequest& request, RunConfig config) {
+  // The children must find it whatever their working folder is.
+  const fs::path folder =
+      fs::absolute(request.folder.empty() ? DefaultRunFolder(config) : request.folder)
+          .lexically_normal();
+  if (request.resume) return PrepareResume(folder, request, config);
+  return PrepareFresh(folder, request.config, std::move(config));
 }
 
 void AbandonRun(const PreparedRun& run) {

@@ -47,9 +47,13 @@ std::filesystem::path DefaultRunFolder(const RunConfig& config);
 // The request's --ranks, --seed and --set as overrides, in the order in which they apply.
 std::vector<std::string> OverridesOf(const RunRequest& request);
 
-// Checks the configuration, the teacher's files and the folder, then takes the lock and writes
-// config.yaml. On failure nothing that was not there before is left behind.
-tl::expected<PreparedRun, StartFailure> PrepareRun(const RunRequest& request);
+// The configuration that the request asks for, checked together with the teacher's files. Writes
+// nothing.
+tl::expected<RunConfig, StartFailure> CheckRequest(const RunRequest& request);
+
+// Makes the folder or checks the one to resume, takes its lock and writes config.yaml. `config`
+// comes from CheckRequest. On failure nothing that was not there before is left behind.
+tl::expected<PreparedRun, StartFailure> PrepareRun(const RunRequest& request, RunConfig config);
 
 // Takes back what PrepareRun made of a new folder: for a run that could not be started at all.
 void AbandonRun(const PreparedRun& run);

@@ -7,6 +7,7 @@
 #include <array>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -192,6 +193,13 @@ Task<void> WatchSignals(asio::signal_set& signals, CoordinatorLoop& loop) {
   }
 }
 
+// Ends the process before the run has begun but after a port was opened: its coroutines wait in a
+// loop that will not run, so they go with the process. What was journalled is synced.
+[[noreturn]] void Leave(const std::string& message) {
+  std::fprintf(stderr, "dd2-coordinator: %s\n", message.c_str());
+  std::_Exit(kExitCannotStart);
+}
+
 // From an opened run to its end.
 class Program {
  public:
@@ -211,13 +219,12 @@ class Program {
     options.token = opened_.token;
     Result<std::unique_ptr<HttpServer>> http = HttpServer::Start(context_, options, *loop_);
     if (!http) {
-      return Fail(kExitCannotStart,
-                  http.error().message() + ". Set api.port to another port, or to 0 for any");
+      Leave(http.error().message() + ". Set api.port to another port, or to 0 for any");
     }
     HttpObserver notify(**http);
     loop_->AddObserver(notify);
     const Status written = WriteCoordinatorFile(run_, run_id_, *control_port, **http);
-    if (!written) return Fail(kExitCannotStart, written.error().message());
+    if (!written) Leave(written.error().message());
     LogInfo("run " + run_id_ + " in " + run_.string() + ": control port " +
             std::to_string(*control_port) + ", API " + (*http)->url());
     asio::co_spawn(context_, WatchSignals(signals_, *loop_), asio::detached);

@@ -45,9 +45,16 @@ class RunFolderTest : public ::testing::Test {
     request_.folder = root_ / "run";
   }
 
+  // As `dd2 run` does it.
+  static tl::expected<PreparedRun, StartFailure> Prepare(const RunRequest& request) {
+    auto config = CheckRequest(request);
+    if (!config) return tl::unexpected(config.error());
+    return dd2::PrepareRun(request, std::move(*config));
+  }
+
   // Exit code and message of a request that must fail.
   StartFailure Failure() {
-    auto run = PrepareRun(request_);
+    auto run = Prepare(request_);
     EXPECT_FALSE(run) << "it did not fail";
     return run ? StartFailure{} : run.error();
   }
@@ -67,7 +74,7 @@ TEST_F(RunFolderTest, FreshRunHoldsTheEffectiveConfiguration) {
   request_.ranks = 4;
   request_.seed = 11;
   request_.overrides = {"phases.1.steps=70"};
-  const auto run = PrepareRun(request_);
+  const auto run = Prepare(request_);
   ASSERT_TRUE(run) << run.error().message;
   EXPECT_TRUE(run->fresh);
   const auto stored = LoadRunConfig(request_.folder / "config.yaml");
@@ -78,7 +85,7 @@ TEST_F(RunFolderTest, FreshRunHoldsTheEffectiveConfiguration) {
 }
 
 TEST_F(RunFolderTest, SecondRunWhileTheFirstLivesIsToldSo) {
-  const auto first = PrepareRun(request_);
+  const auto first = Prepare(request_);
   ASSERT_TRUE(first);
   const StartFailure failure = Failure();
   EXPECT_EQ(failure.exit_code, kExitAlreadyStarted);
@@ -87,18 +94,18 @@ TEST_F(RunFolderTest, SecondRunWhileTheFirstLivesIsToldSo) {
 }
 
 TEST_F(RunFolderTest, SecondRunAfterTheFirstNeedsResume) {
-  { ASSERT_TRUE(PrepareRun(request_)); }
+  { ASSERT_TRUE(Prepare(request_)); }
   const StartFailure failure = Failure();
   EXPECT_EQ(failure.exit_code, kExitAlreadyStarted);
   EXPECT_THAT(failure.message, HasSubstr("--resume"));
   request_.resume = true;
-  const auto resumed = PrepareRun(request_);
+  const auto resumed = Prepare(request_);
   ASSERT_TRUE(resumed) << resumed.error().message;
   EXPECT_FALSE(resumed->fresh);
 }
 
 TEST_F(RunFolderTest, ResumeUnderAnotherConfigurationNamesTheKeys) {
-  { ASSERT_TRUE(PrepareRun(request_)); }
+  { ASSERT_TRUE(Prepare(request_)); }
   request_.resume = true;
   request_.overrides = {"phases.1.steps=61", "eval.samples=600"};
   const StartFailure failure = Failure();
@@ -108,11 +115,11 @@ TEST_F(RunFolderTest, ResumeUnderAnotherConfigurationNamesTheKeys) {
 }
 
 TEST_F(RunFolderTest, ResumeTakesNewRanksAndKeepsTheRest) {
-  { ASSERT_TRUE(PrepareRun(request_)); }
+  { ASSERT_TRUE(Prepare(request_)); }
   request_.resume = true;
   request_.ranks = 1;
   request_.overrides = {"eval.samples=600"};
-  const auto run = PrepareRun(request_);
+  const auto run = Prepare(request_);
   ASSERT_TRUE(run) << run.error().message;
   EXPECT_EQ(run->config.ranks, 1);
   EXPECT_EQ(LoadRunConfig(request_.folder / "config.yaml")->ranks, 1);
@@ -174,13 +181,13 @@ TEST_F(RunFolderTest, FolderThatCannotBeMade) {
 
 TEST_F(RunFolderTest, AbandonLeavesNothingOfOurs) {
   {
-    const auto run = PrepareRun(request_);
+    const auto run = Prepare(request_);
     ASSERT_TRUE(run);
     AbandonRun(*run);
   }
   EXPECT_FALSE(fs::exists(request_.folder));
   fs::create_directory(request_.folder);  // the user's own empty folder stays
-  const auto run = PrepareRun(request_);
+  const auto run = Prepare(request_);
   ASSERT_TRUE(run) << run.error().message;
   AbandonRun(*run);
   EXPECT_TRUE(fs::is_empty(request_.folder));
