@@ -2,8 +2,9 @@
 
 namespace dd2 {
 
-std::string_view ReportStyle() {
-  return R"css(
+namespace {
+
+constexpr std::string_view kStyle = R"css(
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1b2130; --soft: #5d6678; --line: #e3e7ee;
   --panel: #f6f8fb; --accent: #2563c9; --faint: #a9c3ef; --level: #b4540a; }
 @media (prefers-color-scheme: dark) { :root { --page: #12161d; --ink: #e8ebf1; --soft: #9aa4b5;
@@ -74,6 +75,9 @@ footer { margin-top: 44px; color: var(--soft); font-size: 12.5px; }
   .tiles { grid-template-columns: repeat(5, 1fr); } .tile { padding: 8px 10px; } .tile b { font-size: 18px; } .charts { gap: 12px 20px; }
   .pictures { gap: 4px 10px; } details { display: none; } @page { margin: 14mm; } }
 )css";
-}
+
+}  // namespace
+
+std::string_view ReportStyle() { return kStyle; }
 
 }  // namespace dd2

@@ -10,8 +10,8 @@
 namespace dd2 {
 
 // A TCP connection that carries frames (little-endian u32 length, then that many bytes) for threads
-// that may block: the worker's control and rendezvous connections. One thread may send while another
-// receives; Shutdown() may be called from any thread and ends both.
+// that may block: the worker's control and rendezvous connections. One thread may send while
+// another receives; Shutdown() may be called from any thread and ends both.
 class BlockingChannel {
  public:
   // kUnavailable: refused or unreachable; kDeadlineExceeded: no answer within `timeout`.

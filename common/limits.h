@@ -21,7 +21,8 @@ inline constexpr std::size_t kStoreValueBytesMax = std::size_t{1} << 20;
 inline constexpr std::size_t kStoreKeysMax = std::size_t{1} << 20;
 // Events kept for readers that connect later.
 inline constexpr std::size_t kEventRingMax = 1024;
-// The HTTP API: open connections (a subscriber of events is one), header block and body of a request.
+// The HTTP API: open connections (a subscriber of events is one), header block and body of a
+// request.
 inline constexpr std::size_t kHttpConnectionsMax = 128;
 inline constexpr std::size_t kHttpHeaderBytesMax = std::size_t{8} << 10;
 inline constexpr std::size_t kHttpBodyBytesMax = std::size_t{16} << 10;
@@ -43,6 +44,6 @@ inline constexpr std::size_t kConfigBytesMax = std::size_t{1} << 20;
 inline constexpr std::size_t kConfigDepthMax = 16;      // of nesting
 inline constexpr std::size_t kConfigNodesMax = 20'000;  // values, aliases expanded
 inline constexpr std::size_t kConfigProblemsMax = 100;  // reported at once
-inline constexpr std::size_t kPhasesMax = 64;            // of one run
+inline constexpr std::size_t kPhasesMax = 64;           // of one run
 
 }  // namespace dd2

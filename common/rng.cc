@@ -60,7 +60,8 @@ void FillNormal(const RngKey& key, std::span<float> out) {
     for (std::size_t pair = 0; pair < 2; ++pair) {
       // (0, 1]: the logarithm is finite.
       const double u = (static_cast<double>(words[2 * pair]) + 1.0) * 0x1p-32;
-      const double angle = 2.0 * std::numbers::pi * static_cast<double>(words[2 * pair + 1]) * 0x1p-32;
+      const double angle =
+          2.0 * std::numbers::pi * static_cast<double>(words[2 * pair + 1]) * 0x1p-32;
       const double radius = std::sqrt(-2.0 * std::log(u));
       normals[2 * pair] = static_cast<float>(radius * std::cos(angle));
       normals[2 * pair + 1] = static_cast<float>(radius * std::sin(angle));

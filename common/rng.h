@@ -9,16 +9,16 @@ namespace dd2 {
 
 // What a random number is used for; part of its position. Never renumber: runs would change.
 enum class RngUse : std::uint32_t {
-  kParameterInit = 1,     // sample = parameter index
-  kLabel = 2,             // class label of a generated sample
-  kGeneratorNoise = 3,    // eps fed to the generator
-  kTime = 4,              // t of the forward process
-  kForwardNoise = 5,      // eps of the forward process x_t = (1-t) x_0 + t eps
-  kDataOrder = 6,         // which stored sequence a batch position takes
-  kTeacherToken = 7,      // token drawn from the teacher
-  kLabelDrop = 8,         // classifier-free guidance label dropout
-  kInputNoise = 9,        // noise on the teacher's inputs while it is trained
-  kAugment = 10,          // data augmentation (flip)
+  kParameterInit = 1,   // sample = parameter index
+  kLabel = 2,           // class label of a generated sample
+  kGeneratorNoise = 3,  // eps fed to the generator
+  kTime = 4,            // t of the forward process
+  kForwardNoise = 5,    // eps of the forward process x_t = (1-t) x_0 + t eps
+  kDataOrder = 6,       // which stored sequence a batch position takes
+  kTeacherToken = 7,    // token drawn from the teacher
+  kLabelDrop = 8,       // classifier-free guidance label dropout
+  kInputNoise = 9,      // noise on the teacher's inputs while it is trained
+  kAugment = 10,        // data augmentation (flip)
   kDropout = 11,
   kCodebookRestart = 12,
   kEvalNoise = 13,
@@ -27,8 +27,8 @@ enum class RngUse : std::uint32_t {
 // A position in the random field of a run: randomness comes from where a number is used, never from
 // a stream that somebody advances, so it does not matter who computes it (design 4, rule 1).
 struct RngKey {
-  std::uint64_t seed = 0;    // of the run
-  std::uint32_t phase = 0;   // index of the phase in the configuration
+  std::uint64_t seed = 0;   // of the run
+  std::uint32_t phase = 0;  // index of the phase in the configuration
   RngUse use = RngUse::kLabel;
   std::uint64_t update = 0;  // attempted update inside the phase, < 2^32
   std::uint64_t sample = 0;  // global sample index inside the batch (or data set), < 2^32

@@ -9,7 +9,8 @@
 namespace dd2 {
 
 // The settings of a run, immutable once loaded. common/config.h reads it from YAML, where each
-// setting is declared once with unit, default, bounds and one sentence; this file is only the shape.
+// setting is declared once with unit, default, bounds and one sentence; this file is only the
+// shape.
 
 // The phases a run is made of, in the order of design 4. Stored in journals: never renumber.
 enum class PhaseKind : std::uint8_t {
@@ -23,10 +24,10 @@ enum class PhaseKind : std::uint8_t {
 };
 
 struct TeacherConfig {
-  std::string path;           // folder: tokenizer, teacher, classifier, card; required
-  double cfg_scale = 1.5;     // w of logits = u + w (c - u)
-  int top_k = 0;              // 0: no top-k filter
-  double top_p = 1.0;         // 1: no top-p filter
+  std::string path;        // folder: tokenizer, teacher, classifier, card; required
+  double cfg_scale = 1.5;  // w of logits = u + w (c - u)
+  int top_k = 0;           // 0: no top-k filter
+  double top_p = 1.0;      // 1: no top-p filter
   double temperature = 1.0;
 };
 
@@ -35,77 +36,77 @@ struct DatasetConfig {
 };
 
 struct ModelConfig {
-  int head_width = 128;       // MAR head: width of the residual stream
-  int head_depth = 3;         // residual blocks
-  int time_features = 64;     // sinusoid features of 1000 t
+  int head_width = 128;    // MAR head: width of the residual stream
+  int head_depth = 3;      // residual blocks
+  int time_features = 64;  // sinusoid features of 1000 t
 };
 
 struct BatchConfig {
-  int shards = 4;             // G: virtual shards (micro-batches) of every global batch; power of two
+  int shards = 4;  // G: virtual shards (micro-batches) of every global batch; power of two
 };
 
 struct CacheConfig {
-  std::string path;           // empty: $XDG_CACHE_HOME/dd2/scores
+  std::string path;  // empty: $XDG_CACHE_HOME/dd2/scores
   std::int64_t quota_bytes = std::int64_t{20} << 30;
-  bool enabled = true;        // false: GTS recomputes the teacher at every step
+  bool enabled = true;  // false: GTS recomputes the teacher at every step
 };
 
 struct CheckpointConfig {
-  int keep_last = 3;          // committed checkpoints kept; older ones are deleted
-  int every_seconds = 0;      // reserved for the interval by measured cost; 0: by steps only
+  int keep_last = 3;      // committed checkpoints kept; older ones are deleted
+  int every_seconds = 0;  // reserved for the interval by measured cost; 0: by steps only
 };
 
 struct EvalConfig {
-  int samples = 5000;         // of the final evaluation, stratified over classes
-  int curve_samples = 2000;   // of each point of the FDr curve during csd
+  int samples = 5000;            // of the final evaluation, stratified over classes
+  int curve_samples = 2000;      // of each point of the FDr curve during csd
   int reference_images = 10000;  // test images that distances are measured to
 };
 
 // Where the coordinator listens, for workers and agents as well as for HTTP.
 struct ApiConfig {
   std::string host = "127.0.0.1";  // anything but loopback opens the API to the network
-  int port = 0;               // of HTTP; 0: any free port, written into the run folder
+  int port = 0;                    // of HTTP; 0: any free port, written into the run folder
 };
 
 // Adam with linear warm-up, then cosine from the peak to final_ratio of it over the phase.
 struct ScheduleConfig {
-  double peak = 0;            // learning rate after warm-up
-  int warmup = 0;             // steps of the phase
-  double final_ratio = 1.0;   // 1: constant after warm-up
+  double peak = 0;           // learning rate after warm-up
+  int warmup = 0;            // steps of the phase
+  double final_ratio = 1.0;  // 1: constant after warm-up
 };
 
 // One phase. Fields that a kind does not use keep their defaults and are refused in YAML.
 struct PhaseConfig {
   PhaseKind kind = PhaseKind::kEval;
-  std::int64_t steps = 1;     // sample: sequences / block; gts, align: updates; csd: outer cycles
-  int batch = 32;             // global batch: sequences per update (divisible by shards)
-  int draws = 2;              // m: (t, eps) draws per token sharing one backbone pass
-  int sequences = 0;          // sample: teacher sequences in all (a multiple of block)
-  int block = 250;            // sample: sequences computed together, always with the same shapes
-  int validation = 0;         // gts: the last n sequences are held out
-  int guidance_updates = 4;   // csd: K
-  int generator_draws = 2;    // csd: draws in the generator's loss
-  ScheduleConfig generator;   // csd
-  ScheduleConfig guidance;    // csd, align; gts: the backbone's rate
-  double head_lr_ratio = 1.0; // gts: rate of the head / rate of the backbone
+  std::int64_t steps = 1;      // sample: sequences / block; gts, align: updates; csd: outer cycles
+  int batch = 32;              // global batch: sequences per update (divisible by shards)
+  int draws = 2;               // m: (t, eps) draws per token sharing one backbone pass
+  int sequences = 0;           // sample: teacher sequences in all (a multiple of block)
+  int block = 250;             // sample: sequences computed together, always with the same shapes
+  int validation = 0;          // gts: the last n sequences are held out
+  int guidance_updates = 4;    // csd: K
+  int generator_draws = 2;     // csd: draws in the generator's loss
+  ScheduleConfig generator;    // csd
+  ScheduleConfig guidance;     // csd, align; gts: the backbone's rate
+  double head_lr_ratio = 1.0;  // gts: rate of the head / rate of the backbone
   double beta1 = 0.9;
   double beta2 = 0.95;
-  double clip_norm = 1.0;     // gradient norm limit; 0: none
-  double ema_max = 0.995;     // decay = min(ema_max, (k+1)/(k+10)), k = updates in this phase
-  double t_min = 0.03;        // guidance and gts: t ~ U(t_min, t_max) per token
+  double clip_norm = 1.0;  // gradient norm limit; 0: none
+  double ema_max = 0.995;  // decay = min(ema_max, (k+1)/(k+10)), k = updates in this phase
+  double t_min = 0.03;     // guidance and gts: t ~ U(t_min, t_max) per token
   double t_max = 1.0;
   double generator_t_min = 0.05;
   double generator_t_max = 0.98;
-  double sid_alpha = 1.0;     // alpha of the SiD loss
-  int eval_every = 0;         // csd: cycles between points of the FDr curve; 0: none
-  int checkpoint_every = 0;   // steps between checkpoints inside the phase; 0: only at its end
+  double sid_alpha = 1.0;    // alpha of the SiD loss
+  int eval_every = 0;        // csd: cycles between points of the FDr curve; 0: none
+  int checkpoint_every = 0;  // steps between checkpoints inside the phase; 0: only at its end
 };
 
 struct RunConfig {
-  std::string name;           // default run folder: runs/<name>
+  std::string name;  // default run folder: runs/<name>
   std::uint64_t seed = 1;
-  int ranks = 2;              // worker processes on this machine
-  int threads_per_rank = 1;   // part of the numeric mode
+  int ranks = 2;             // worker processes on this machine
+  int threads_per_rank = 1;  // part of the numeric mode
   TeacherConfig teacher;
   DatasetConfig dataset;
   ModelConfig model;

@@ -31,8 +31,8 @@ inline constexpr milliseconds kStop = seconds(600);
 inline constexpr milliseconds kFarewell = seconds(15);
 // An agent sends SIGTERM to its domain, and SIGKILL after this.
 inline constexpr milliseconds kDomainKill = seconds(5);
-// One collective among the ranks: the slowest rank's step lies inside it. A rank that hangs is noticed
-// by its missing heart-beats long before.
+// One collective among the ranks: the slowest rank's step lies inside it. A rank that hangs is
+// noticed by its missing heart-beats long before.
 inline constexpr milliseconds kCollective = seconds(300);
 // A checkpoint that some ranks have reported and others not.
 inline constexpr milliseconds kCheckpointParts = seconds(300);

@@ -38,8 +38,8 @@ enum class CheckpointWord : std::uint8_t {
 };
 const char* CheckpointWordName(CheckpointWord word);
 
-// Counters of proto::Counters, as the newest progress of rank 0 gave them; cache hits and misses are
-// summed over the ranks of this generation.
+// Counters of proto::Counters, as the newest progress of rank 0 gave them; cache hits and misses
+// are summed over the ranks of this generation.
 struct RunCounters {
   std::int64_t outer_cycles = 0;
   std::int64_t generator_updates = 0;
@@ -129,7 +129,7 @@ struct RunState {
   RunWord word = RunWord::kWaiting;
   std::string message;           // why it stopped or failed; empty while all is well
   std::uint64_t generation = 0;  // 0: none formed yet
-  std::string numeric_mode;        // of all ranks; empty: no generation yet
+  std::string numeric_mode;      // of all ranks; empty: no generation yet
   std::vector<PhaseState> phases;
   std::int32_t phase = 0;                    // current index; phases.size() when all are done
   std::vector<MemberState> members;          // agents first, then by rank

@@ -39,8 +39,8 @@ HOMES = {
     r"spdlog/|fmt/": ("common/log.",),
     r"xxh": ("common/hash.cc",),
     r"CLI/": ("cli/",),
-    r"png\.h": ("worker/engine/png.",),
-    r"zlib\.h": ("worker/engine/dataset.",),
+    r"png\.h": ("worker/engine/png.", "tests/"),
+    r"zlib\.h": ("worker/engine/dataset.", "tests/"),
     r"tl/": ("common/result.h",),
     r"gtest/|gmock/": ("tests/",),
 }

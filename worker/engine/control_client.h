@@ -22,7 +22,7 @@ namespace dd2 {
 struct ControlOptions {
   std::string host = "127.0.0.1";
   std::uint16_t port = 0;
-  proto::WorkerHello hello;               // carries the run secret
+  proto::WorkerHello hello;  // carries the run secret
   std::chrono::milliseconds connect_timeout{10000};
   std::chrono::milliseconds assignment_timeout{120000};  // until all ranks of the run have joined
 };
@@ -32,7 +32,8 @@ struct ControlOptions {
 // kUnavailable: this worker cannot go on.
 class ControlClient {
  public:
-  // Says hello and waits for the assignment. kFailedPrecondition: refused (message of the coordinator).
+  // Says hello and waits for the assignment. kFailedPrecondition: refused (message of the
+  // coordinator).
   static Result<std::unique_ptr<ControlClient>> Join(const ControlOptions& options);
   ~ControlClient();
   ControlClient(const ControlClient&) = delete;

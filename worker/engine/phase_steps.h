@@ -23,8 +23,8 @@ struct PhaseStepResult {
   std::string result_json;  // of phases that end in one
 };
 
-// The steps of every kind of phase. Collective: every rank makes the same calls. Compute thread only.
-// Keeps references to its arguments.
+// The steps of every kind of phase. Collective: every rank makes the same calls. Compute thread
+// only. Keeps references to its arguments.
 class PhaseSteps {
  public:
   PhaseSteps(const WorkerOptions& options, const RunConfig& config, const TeacherBundle& teacher,
@@ -32,8 +32,8 @@ class PhaseSteps {
   ~PhaseSteps();
 
   Status EnterPhase(std::int32_t phase);
-  // Runs the step at state.step; a sample phase takes all steps up to `lease_end` at once, since its
-  // blocks are spread over the ranks.
+  // Runs the step at state.step; a sample phase takes all steps up to `lease_end` at once, since
+  // its blocks are spread over the ranks.
   Result<PhaseStepResult> Run(std::int64_t lease_end, const Wish& wish);
   Result<StepOutcome> Agree(const Wish& wish) { return trainer_.Agree(wish); }
   CacheStats cache_stats() const;

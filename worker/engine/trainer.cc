@@ -38,7 +38,8 @@ double LearningRate(const ScheduleConfig& schedule, std::int64_t step, std::int6
   const auto at = static_cast<double>(step);
   double rate = schedule.peak;
   if (schedule.final_ratio < 1) {
-    const double turn = std::numbers::pi * at / static_cast<double>(std::max<std::int64_t>(total, 1));
+    const double turn =
+        std::numbers::pi * at / static_cast<double>(std::max<std::int64_t>(total, 1));
     rate *= schedule.final_ratio + (1 - schedule.final_ratio) * 0.5 * (1 + std::cos(turn));
   }
   if (step < schedule.warmup) rate *= (at + 1) / static_cast<double>(schedule.warmup);
@@ -212,8 +213,8 @@ Result<UpdateResult> Trainer::GuidanceUpdate(std::int64_t update, std::int64_t s
   int local = 0;
   for (const ShardRange& range : LocalShards(settings.batch)) {
     const at::Tensor labels = RandomLabels(Key(RngUse::kLabel, update), range, shape.classes);
-    const at::Tensor noise = RandomNoise(Key(RngUse::kGeneratorNoise, update), range, shape.tokens,
-                                         shape.channels);
+    const at::Tensor noise =
+        RandomNoise(Key(RngUse::kGeneratorNoise, update), range, shape.tokens, shape.channels);
     at::Tensor q;
     {
       const at::NoGradGuard no_grad;
@@ -247,8 +248,8 @@ Result<UpdateResult> Trainer::GeneratorUpdate(std::int64_t update, const Wish& w
   int local = 0;
   for (const ShardRange& range : LocalShards(settings.batch)) {
     const at::Tensor labels = RandomLabels(Key(RngUse::kLabel, update), range, shape.classes);
-    const at::Tensor noise = RandomNoise(Key(RngUse::kGeneratorNoise, update), range, shape.tokens,
-                                         shape.channels);
+    const at::Tensor noise =
+        RandomNoise(Key(RngUse::kGeneratorNoise, update), range, shape.tokens, shape.channels);
     state_.generator.params.BindGradient(updater_.GradientOfShard(local++));
     const at::Tensor q = generator_.Generate(noise, labels);
     const at::Tensor prefix = q.detach();
@@ -266,8 +267,9 @@ Result<UpdateResult> Trainer::GeneratorUpdate(std::int64_t update, const Wish& w
                     settings.generator_t_min, settings.generator_t_max);
     const at::Tensor draws = RandomDraws(Key(RngUse::kForwardNoise, update), range,
                                          settings.generator_draws, shape.tokens, shape.channels);
-    const CsdLossResult loss = CsdLoss(guidance_, prefix, features, logp,
-                                       teacher_.tokenizer->codebook(), t, draws, settings.sid_alpha);
+    const CsdLossResult loss =
+        CsdLoss(guidance_, prefix, features, logp, teacher_.tokenizer->codebook(), t, draws,
+                settings.sid_alpha);
     q.backward(loss.gradient);
     scalars.per_shard.push_back(loss.loss);
     scalars.per_shard.push_back(loss.mean_difference);
@@ -309,9 +311,8 @@ Result<StepOutcome> Trainer::CsdCycle(const Wish& wish) {
 }
 
 Result<StepOutcome> Trainer::AlignStep(const Wish& wish) {
-  DD2_TRY_ASSIGN(
-      const UpdateResult result,
-      GuidanceUpdate(state_.step, state_.counters.phase_guidance_updates(), wish));
+  DD2_TRY_ASSIGN(const UpdateResult result,
+                 GuidanceUpdate(state_.step, state_.counters.phase_guidance_updates(), wish));
   StepOutcome outcome;
   outcome.metrics = {{"align/fcs", result.mean.at(0)},
                      {"align/guidance_norm", result.gradient_norm}};

@@ -17,7 +17,8 @@
 
 namespace dd2 {
 
-// What a rank knows of the coordinator's wish (proto Desired), carried by the collectives of a step.
+// What a rank knows of the coordinator's wish (proto Desired), carried by the collectives of a
+// step.
 struct Wish {
   std::uint64_t version = 0;
   std::uint64_t checkpoint_requests = 0;

@@ -102,9 +102,9 @@ Status CheckIdentity(const proto::CheckpointHeader& header, const CheckpointIden
   }};
   for (const auto& [what, stored, ours] : fields) {
     if (stored != ours) {
-      return Error(Code::kFailedPrecondition,
-                   std::string("it was made with another ") + what + " (" + stored + ", this run has " +
-                       ours + "): continuing would not give the same result");
+      return Error(Code::kFailedPrecondition, std::string("it was made with another ") + what +
+                                                  " (" + stored + ", this run has " + ours +
+                                                  "): continuing would not give the same result");
     }
   }
   return {};

@@ -19,8 +19,8 @@ namespace dd2 {
 // entered (networks copied, optimisers reset) when its step 0 begins, so a checkpoint taken at the
 // end of a phase and one taken at the start of the next are the same. Compute thread only.
 struct TrainingState {
-  NetworkState guidance;    // psi; during gts the AR-diffusion network
-  NetworkState generator;   // theta
+  NetworkState guidance;   // psi; during gts the AR-diffusion network
+  NetworkState generator;  // theta
   proto::Counters counters;
   std::int32_t phase = 0;
   std::int64_t step = 0;
@@ -40,7 +40,8 @@ struct CheckpointIdentity {
 };
 
 // Writes this rank's part of the state (its slice of every tensor) into the checkpoint's folder and
-// returns the report for the coordinator. Tensor names: "<network>.<param|adam_m|adam_v|ema>/<parameter>".
+// returns the report for the coordinator. Tensor names:
+// "<network>.<param|adam_m|adam_v|ema>/<parameter>".
 Result<proto::PartReport> SaveState(FileSystem& files, const std::filesystem::path& checkpoints,
                                     const TrainingState& state, const CheckpointIdentity& identity,
                                     int rank, int world_size);

@@ -30,8 +30,8 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
 
 // Threads, precision and libraries decide bits; ranks that differ in them must not train together.
 std::string NumericMode(const RunConfig& config) {
-  return "cpu-fp32 threads=" + std::to_string(config.threads_per_rank) + " shards=" +
-         std::to_string(config.batch.shards) + " " + TorchBuild();
+  return "cpu-fp32 threads=" + std::to_string(config.threads_per_rank) +
+         " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild();
 }
 
 Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
@@ -105,11 +105,10 @@ class WorkerLoop {
     if (lease.first_step() == 0) {
       DD2_TRY(steps_.EnterPhase(lease.phase()));
     } else if (lease.phase() != state_.phase || lease.first_step() != state_.step) {
-      return Error(Code::kInternal, "lease for step " + std::to_string(lease.first_step()) +
-                                        " of phase " + std::to_string(lease.phase()) +
-                                        ", but this rank is at step " +
-                                        std::to_string(state_.step) + " of phase " +
-                                        std::to_string(state_.phase));
+      return Error(Code::kInternal,
+                   "lease for step " + std::to_string(lease.first_step()) + " of phase " +
+                       std::to_string(lease.phase()) + ", but this rank is at step " +
+                       std::to_string(state_.step) + " of phase " + std::to_string(state_.phase));
     }
     const std::int64_t end = lease.first_step() + lease.count();
     while (state_.step < end) {
@@ -167,8 +166,8 @@ class WorkerLoop {
     // Evaluation and export change nothing that a checkpoint holds.
     const bool changes_state = kind != PhaseKind::kEval && kind != PhaseKind::kExport;
     const std::int64_t every = phase().checkpoint_every;
-    const bool border = changes_state && (state_.step == phase().steps ||
-                                          (every > 0 && state_.step % every == 0));
+    const bool border =
+        changes_state && (state_.step == phase().steps || (every > 0 && state_.step % every == 0));
     if (!border && !requested && !wish.stop) return {};
     return Checkpoint();
   }
@@ -214,8 +213,7 @@ Result<WorkerOutcome> WorkAsMember(const WorkerOptions& options, const RunConfig
   DD2_TRY_ASSIGN(const std::unique_ptr<Collectives> collectives, ConnectRanks(options, control));
   DD2_TRY_ASSIGN(const TeacherBundle teacher, LoadTeacherBundle(config.teacher.path));
   const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
-  TrainingState state =
-      MakeTrainingState(layout, collectives->rank(), collectives->world_size());
+  TrainingState state = MakeTrainingState(layout, collectives->rank(), collectives->world_size());
   CheckpointIdentity identity{.config_digest = ConfigDigest(config).Hex(),
                               .teacher_digest = teacher.teacher_digest.Hex(),
                               .numeric_mode = numeric_mode,

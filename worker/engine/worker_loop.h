@@ -10,10 +10,10 @@ namespace dd2 {
 
 // How `dd2-worker run` was started by its agent's mpirun.
 struct WorkerOptions {
-  std::filesystem::path run;       // the run folder
+  std::filesystem::path run;  // the run folder
   std::string coordinator_host;
   std::uint16_t coordinator_port = 0;
-  std::string domain;              // the failure domain this process dies with
+  std::string domain;  // the failure domain this process dies with
   int local_rank = 0;
   int local_size = 1;
 };

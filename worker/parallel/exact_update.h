@@ -17,13 +17,13 @@ namespace dd2 {
 // this rank's slice of Adam's moments and of the EMA. Slices are equal runs of whole chunks:
 // rank r owns [r * slice, (r + 1) * slice) of the padded flat buffer.
 struct NetworkState {
-  ParamBuffer params;   // full, capacity = slice * world_size
-  at::Tensor adam_m;    // [slice]
-  at::Tensor adam_v;    // [slice]
-  at::Tensor ema;       // [slice]
+  ParamBuffer params;  // full, capacity = slice * world_size
+  at::Tensor adam_m;   // [slice]
+  at::Tensor adam_v;   // [slice]
+  at::Tensor ema;      // [slice]
   std::int64_t slice = 0;
-  std::int64_t begin = 0;          // rank * slice
-  std::int64_t adam_steps = 0;     // for bias correction
+  std::int64_t begin = 0;       // rank * slice
+  std::int64_t adam_steps = 0;  // for bias correction
 };
 NetworkState MakeNetworkState(const ParamLayout& layout, int rank, int world_size,
                               bool requires_grad);
@@ -34,8 +34,8 @@ struct AdamStep {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double epsilon = 1e-8;
-  double clip_norm = 0;       // 0: no clipping
-  double ema_decay = -1;      // < 0: leave the EMA alone
+  double clip_norm = 0;            // 0: no clipping
+  double ema_decay = -1;           // < 0: leave the EMA alone
   std::int64_t boosted_begin = 0;  // elements [boosted_begin, boosted_end) of the flat buffer use
   std::int64_t boosted_end = 0;    // learning_rate * boost (GTS: the head)
   double boost = 1.0;
@@ -53,9 +53,9 @@ struct UpdateScalars {
 };
 
 struct UpdateResult {
-  double gradient_norm = 0;       // before clipping; the same bits on every rank
-  bool applied = false;           // false: the norm was not finite, nothing changed
-  std::vector<double> mean;       // [k] per-shard scalars averaged over all G shards in tree order
+  double gradient_norm = 0;  // before clipping; the same bits on every rank
+  bool applied = false;      // false: the norm was not finite, nothing changed
+  std::vector<double> mean;  // [k] per-shard scalars averaged over all G shards in tree order
   std::uint64_t desired_version = 0;  // the newest known to any rank, with its content:
   std::uint64_t checkpoint_requests = 0;
   bool paused = false;
@@ -63,9 +63,10 @@ struct UpdateResult {
 };
 
 // Computes updates whose bits do not depend on the world size (design 4, rule 3):
-// sub-tree sums of shard gradients -> all-to-all -> the owner of a slice finishes the tree, divides by
-// G -> squared norms per chunk all-gathered and added in chunk order -> Adam and EMA on the slice in
-// one fused pass -> all-gather of the parameters. Owns its buffers (allocated and touched once).
+// sub-tree sums of shard gradients -> all-to-all -> the owner of a slice finishes the tree, divides
+// by G -> squared norms per chunk all-gathered and added in chunk order -> Adam and EMA on the
+// slice in one fused pass -> all-gather of the parameters. Owns its buffers (allocated and touched
+// once).
 class ExactUpdater {
  public:
   ExactUpdater(Collectives& collectives, const ShardPlan& plan, std::int64_t capacity);

@@ -11,7 +11,8 @@
 namespace dd2 {
 
 // How a rank reaches the rendezvous store that the coordinator serves: sends one serialised
-// proto::Envelope and returns the answer. Blocking; called from Gloo's set-up on the compute thread.
+// proto::Envelope and returns the answer. Blocking; called from Gloo's set-up on the compute
+// thread.
 struct StoreAddress {
   std::string host = "127.0.0.1";
   std::uint16_t port = 0;
@@ -22,7 +23,7 @@ struct StoreAddress {
 
 struct GlooOptions {
   StoreAddress store;
-  std::string prefix;                        // key prefix of this generation
+  std::string prefix;  // key prefix of this generation
   int rank = 0;
   int world_size = 1;
   std::string interface_host = "127.0.0.1";  // address the peers reach this process under

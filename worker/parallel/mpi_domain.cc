@@ -45,12 +45,16 @@ MpiDomain::~MpiDomain() {
 
 Status MpiDomain::AgreeOn(const std::string& what, std::uint64_t digest) const {
   std::vector<std::uint64_t> all(static_cast<std::size_t>(size_));
-  DD2_TRY(Check(MPI_Allgather(&digest, 1, MPI_UINT64_T, all.data(), 1, MPI_UINT64_T, MPI_COMM_WORLD),
-                "MPI_Allgather"));
+  DD2_TRY(
+      Check(MPI_Allgather(&digest, 1, MPI_UINT64_T, all.data(), 1, MPI_UINT64_T, MPI_COMM_WORLD),
+            "MPI_Allgather"));
   for (std::size_t i = 0; i < all.size(); ++i) {
     if (all[i] != all[0]) {
-      return Error(Code::kFailedPrecondition, "process " + std::to_string(i) + " of this domain read "
-                   "another " + what + " than process 0: is the run folder the same everywhere?");
+      return Error(Code::kFailedPrecondition,
+                   "process " + std::to_string(i) +
+                       " of this domain read "
+                       "another " +
+                       what + " than process 0: is the run folder the same everywhere?");
     }
   }
   return {};

@@ -22,8 +22,8 @@ class MpiDomain {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
-  // Node-local exchange at start: every process of the domain must have read the same bytes (say, of
-  // the configuration on a shared folder). kFailedPrecondition: they differ, with the rank.
+  // Node-local exchange at start: every process of the domain must have read the same bytes (say,
+  // of the configuration on a shared folder). kFailedPrecondition: they differ, with the rank.
   Status AgreeOn(const std::string& what, std::uint64_t digest) const;
 
  private:
