@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "common/result.h"
+#include "common/timeouts.h"
 
 namespace dd2 {
 
@@ -17,8 +18,14 @@ struct HttpResponse {
   std::string body;
 };
 
-// One server-sent event: `id` counts the events of the run, `type` names the kind ("progress",
-// "phase", ...), `data` is one JSON object.
+// The error that an answer with a status from 400 on carries: {code, message} of its body where it
+// has them, else its status and text.
+Error ErrorOf(const HttpResponse& response);
+
+// One server-sent event. `type` is "state" (data: the document of /api/v1/run, newest only) or what
+// kind of thing happened ("run", "phase", "checkpoint", "member", "desired", "incident"; data:
+// {sequence, unix_ms, kind, message}). `id` names the place in the stream: pass it as `after` to go
+// on behind it; it grows, is not dense, and a "state" event has the id of the event before it.
 struct StreamedEvent {
   std::uint64_t id = 0;
   std::string type;
@@ -39,7 +46,7 @@ struct HttpTarget {
 class HttpClient {
  public:
   explicit HttpClient(HttpTarget target,
-                      std::chrono::milliseconds deadline = std::chrono::seconds(10));
+                      std::chrono::milliseconds deadline = timeouts::kHttpClient);
 
   // The client for the coordinator that works on `run_folder`, from its coordinator.json and token
   // files. kUnavailable: no coordinator is alive there; kNotFound: no such run folder; kCorruption:
@@ -51,10 +58,11 @@ class HttpClient {
   Result<HttpResponse> Get(std::string_view path);
   Result<HttpResponse> Post(std::string_view path);
 
-  // Calls `on_event` for each event of the run after number `after` (0: from the oldest one kept),
-  // as they happen. Returns success when `stop` says so (asked at least every 250 ms) or when the
-  // coordinator ended the stream because the run is over; kUnavailable when the connection broke:
-  // call again with the last id seen. Any answer other than 200 is an error that carries its text.
+  // Calls `on_event` for each event of the run behind the one with id `after` (0: from the oldest
+  // one kept), as they happen. Returns success when `stop` says so (asked at least every 250 ms) or
+  // when the coordinator ended the stream because the run is over; kUnavailable when the connection
+  // broke: call again with the last id seen. Any answer other than 200 is an error that carries its
+  // text.
   Status StreamEvents(const std::function<void(const StreamedEvent&)>& on_event,
                       const std::function<bool()>& stop, std::uint64_t after = 0);
 

@@ -38,8 +38,9 @@ using boost::system::error_code;
 template <class T>
 using Task = asio::awaitable<T, asio::any_io_executor>;
 
-// Cancels everything pending on `socket` when `limit` passes while this object lives: a peer that
-// is late is given up, so reader and writer may both see it. Control thread only.
+// Ends everything pending on `socket`, and what is tried on it later, when `limit` passes while
+// this object lives: a peer that is late is given up, so reader and writer may both see it (as an
+// abort, an end of file or a broken pipe). Control thread only.
 class Deadline {
  public:
   Deadline(tcp::socket& socket, std::chrono::milliseconds limit)
@@ -49,6 +50,9 @@ class Deadline {
       state->fired = true;
       error_code ignored;
       state->socket->cancel(ignored);
+      // A composed operation may be between two of its steps: there is nothing to cancel then, and
+      // its next step would wait without a limit.
+      state->socket->shutdown(tcp::socket::shutdown_both, ignored);
     });
   }
   // A timer handler that runs later finds nothing to cancel.

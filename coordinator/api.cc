@@ -1,0 +1,372 @@
+#include "coordinator/api.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <system_error>
+#include <utility>
+
+#include "common/check.h"
+#include "common/json.h"
+
+namespace dd2 {
+namespace {
+
+namespace json = boost::json;
+
+constexpr int stream_id_bits = 20;
+
+constexpr auto routes = std::to_array<Route>({
+    {"GET", "/api/v1/run", Endpoint::kRun, false},
+    {"GET", "/api/v1/phases", Endpoint::kPhases, false},
+    {"GET", "/api/v1/members", Endpoint::kMembers, false},
+    {"GET", "/api/v1/checkpoints", Endpoint::kCheckpoints, false},
+    {"GET", "/api/v1/events", Endpoint::kEvents, false},
+    {"GET", "/api/v1/openapi.json", Endpoint::kOpenApi, false},
+    {"GET", "/metrics", Endpoint::kMetrics, false},
+    {"GET", "/healthz", Endpoint::kHealth, true},
+    {"GET", "/readyz", Endpoint::kReady, false},
+    {"POST", "/api/v1/run:pause", Endpoint::kPause, false},
+    {"POST", "/api/v1/run:resume", Endpoint::kResume, false},
+    {"POST", "/api/v1/run:checkpoint", Endpoint::kCheckpoint, false},
+    {"POST", "/api/v1/run:cancel", Endpoint::kCancel, false},
+});
+
+// "failed_precondition": the code's name as one word.
+std::string ApiCode(Code code) {
+  std::string name(CodeName(code));
+  std::replace(name.begin(), name.end(), ' ', '_');
+  return name;
+}
+
+int StatusOf(Code code) {
+  switch (code) {
+    case Code::kUnavailable: return 503;
+    case Code::kAborted: return 409;
+    case Code::kFailedPrecondition: return 409;
+    case Code::kNotFound: return 404;
+    case Code::kInvalidArgument: return 400;
+    case Code::kDeadlineExceeded: return 504;
+    case Code::kCorruption: return 500;
+    case Code::kResourceExhausted: return 507;
+    case Code::kInternal: return 500;
+  }
+  return 500;
+}
+
+ApiReply MakeReply(int status, std::string_view content_type, std::string body) {
+  ApiReply reply;
+  reply.status = status;
+  reply.content_type = content_type;
+  reply.body = std::move(body);
+  return reply;
+}
+
+ApiReply JsonReply(int status, std::string body) {
+  return MakeReply(status, "application/json", std::move(body));
+}
+
+// JSON has neither NaN nor infinity.
+json::value Number(double value) {
+  return std::isfinite(value) ? json::value(value) : json::value(nullptr);
+}
+
+json::value TimeOrNull(std::int64_t unix_ms) {
+  return unix_ms > 0 ? json::value(unix_ms) : json::value(nullptr);
+}
+
+// A document that a worker made, as part of ours.
+json::value Embedded(const std::string& text) {
+  if (text.empty()) return nullptr;
+  boost::system::error_code error;
+  json::value parsed = json::parse(text, error);
+  return error ? json::value(nullptr) : parsed;
+}
+
+json::object CountersObject(const RunCounters& counters) {
+  json::object object;
+  object["outer_cycles"] = counters.outer_cycles;
+  object["generator_updates"] = counters.generator_updates;
+  object["guidance_updates"] = counters.guidance_updates;
+  object["skipped_updates"] = counters.skipped_updates;
+  object["phase_generator_updates"] = counters.phase_generator_updates;
+  object["phase_guidance_updates"] = counters.phase_guidance_updates;
+  object["cache_hits"] = counters.cache_hits;
+  object["cache_misses"] = counters.cache_misses;
+  return object;
+}
+
+json::object PhaseObject(const PhaseState& phase, std::size_t index) {
+  json::object object;
+  object["index"] = index;
+  object["name"] = phase.name;
+  object["kind"] = PhaseKindName(phase.kind);
+  object["state"] = PhaseWordName(phase.word);
+  object["step"] = phase.done;
+  object["steps"] = phase.steps;
+  object["seconds"] = Number(phase.seconds);
+  return object;
+}
+
+json::value CurrentPhase(const RunState& state) {
+  const auto index = static_cast<std::size_t>(state.phase);
+  if (state.phase < 0 || index >= state.phases.size()) return nullptr;
+  json::object object = PhaseObject(state.phases[index], index);
+  object["steps_per_second"] =
+      state.steps_per_second > 0 ? Number(state.steps_per_second) : json::value(nullptr);
+  object["remaining_seconds"] =
+      state.phase_eta_seconds >= 0 ? Number(state.phase_eta_seconds) : json::value(nullptr);
+  return object;
+}
+
+json::object MemberObject(const MemberState& member) {
+  json::object object;
+  object["role"] = member.agent ? "agent" : "worker";
+  object["rank"] = member.rank >= 0 ? json::value(member.rank) : json::value(nullptr);
+  object["connected"] = member.connected;
+  object["domain"] = member.domain;
+  object["host"] = member.host;
+  object["pid"] = member.pid;
+  object["local_rank"] = member.local_rank;
+  object["numeric_mode"] = member.numeric_mode;
+  object["phase"] = member.phase >= 0 ? json::value(member.phase) : json::value(nullptr);
+  object["step"] = member.step;
+  object["last_seen_unix_ms"] = TimeOrNull(member.last_seen_unix_ms);
+  return object;
+}
+
+json::object CheckpointObject(const CheckpointState& checkpoint) {
+  json::object object;
+  object["id"] = checkpoint.id;
+  object["state"] = CheckpointWordName(checkpoint.word);
+  object["phase"] = checkpoint.phase;
+  object["step"] = checkpoint.step;
+  object["bytes"] = checkpoint.bytes;
+  object["parts"] = checkpoint.parts;
+  object["hold_seconds"] = Number(checkpoint.hold_seconds);
+  object["committed_unix_ms"] = TimeOrNull(checkpoint.committed_unix_ms);
+  object["reason"] = checkpoint.reason;
+  return object;
+}
+
+// {"<name>": [one object per element]}
+template <class Elements, class ToObject>
+std::string ListDocument(std::string_view name, const Elements& elements, ToObject to_object) {
+  json::array array;
+  for (std::size_t i = 0; i < elements.size(); ++i) array.push_back(to_object(elements[i], i));
+  json::object document;
+  document[json::string_view(name)] = std::move(array);
+  return json::serialize(document);
+}
+
+std::string_view WithoutQuery(std::string_view target) {
+  return target.substr(0, target.find('?'));
+}
+
+bool HasToken(std::string_view authorization, std::string_view token) {
+  constexpr std::string_view scheme = "bearer ";
+  if (token.empty() || authorization.size() < scheme.size()) return false;
+  for (std::size_t i = 0; i < scheme.size(); ++i) {  // scheme names know no case (RFC 9110)
+    const char c = authorization[i];
+    const char lower = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+    if (lower != scheme[i]) return false;
+  }
+  return EqualInConstantTime(authorization.substr(scheme.size()), token);
+}
+
+Status Carry(Endpoint endpoint, RunControl& run, const std::string& by) {
+  switch (endpoint) {
+    case Endpoint::kPause: return run.Pause(by);
+    case Endpoint::kResume: return run.Resume(by);
+    case Endpoint::kCheckpoint: return run.RequestCheckpoint(by);
+    case Endpoint::kCancel: return run.Cancel(by);
+    default: break;
+  }
+  DD2_CHECK_MSG(false, "not a command");
+  return Error(Code::kInternal, "not a command");
+}
+
+ApiReply ReadyReply(const RunState& state) {
+  const bool ready = state.word == RunWord::kRunning || state.word == RunWord::kPaused;
+  if (ready) return JsonReply(200, R"({"status":"ready"})");
+  return ErrorReply(503, "unavailable",
+                    std::string("the run is ") + RunWordName(state.word) + ", not training");
+}
+
+}  // namespace
+
+std::span<const Route> ApiRoutes() { return routes; }
+
+ApiReply ErrorReply(int status, std::string_view code, std::string_view message) {
+  json::object document;
+  document["code"] = json::string_view(code);
+  document["message"] = json::string_view(message);
+  return JsonReply(status, json::serialize(document));
+}
+
+ApiReply ErrorReply(const Error& error) {
+  return ErrorReply(StatusOf(error.code()), ApiCode(error.code()), error.message());
+}
+
+bool EqualInConstantTime(std::string_view a, std::string_view b) {
+  if (a.size() != b.size()) return false;
+  unsigned difference = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference |= static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b[i]);
+  }
+  return difference == 0;
+}
+
+Routed RouteRequest(std::string_view method, std::string_view target,
+                    std::string_view authorization, std::string_view token) {
+  const std::string_view path = WithoutQuery(target);
+  Routed routed;
+  std::string allow;
+  for (const Route& route : routes) {
+    if (route.path != path) continue;
+    if (!allow.empty()) allow += ", ";
+    allow += route.method;
+    if (route.method != method) continue;
+    if (route.open || HasToken(authorization, token)) {
+      routed.endpoint = route.endpoint;
+      return routed;
+    }
+  }
+  if (!HasToken(authorization, token)) {
+    routed.refusal = ErrorReply(401, "unauthenticated",
+                                "send 'Authorization: Bearer TOKEN' with the content of the run "
+                                "folder's file 'token'");
+    routed.refusal.authenticate = R"(Bearer realm="dd2")";
+    return routed;
+  }
+  if (allow.empty()) {
+    routed.refusal =
+        ErrorReply(404, "not_found", "no such path; /api/v1/openapi.json lists those that exist");
+    return routed;
+  }
+  routed.refusal = ErrorReply(405, "method_not_allowed", "this path takes " + allow);
+  routed.refusal.allow = allow;
+  return routed;
+}
+
+bool IsCommand(Endpoint endpoint) {
+  return endpoint == Endpoint::kPause || endpoint == Endpoint::kResume ||
+         endpoint == Endpoint::kCheckpoint || endpoint == Endpoint::kCancel;
+}
+
+ApiReply ReadReply(Endpoint endpoint, const RunState& state) {
+  switch (endpoint) {
+    case Endpoint::kRun: return JsonReply(200, RunDocument(state));
+    case Endpoint::kPhases: return JsonReply(200, PhasesDocument(state));
+    case Endpoint::kMembers: return JsonReply(200, MembersDocument(state));
+    case Endpoint::kCheckpoints: return JsonReply(200, CheckpointsDocument(state));
+    case Endpoint::kOpenApi: return JsonReply(200, std::string(OpenApiDocument()));
+    case Endpoint::kHealth: return JsonReply(200, R"({"status":"ok"})");
+    case Endpoint::kReady: return ReadyReply(state);
+    case Endpoint::kMetrics:
+      return MakeReply(200, "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                       MetricsText(state));
+    default: break;
+  }
+  DD2_CHECK_MSG(false, "a stream or a command is not answered by ReadReply");
+  return {};
+}
+
+ApiReply CommandReply(Endpoint endpoint, RunControl& run, const std::string& by) {
+  if (Status done = Carry(endpoint, run, by); !done) return ErrorReply(done.error());
+  return JsonReply(202, RunDocument(run.state()));
+}
+
+std::string RunDocument(const RunState& state) {
+  json::object document;
+  document["run_id"] = state.run_id;
+  document["name"] = state.name;
+  document["state"] = RunWordName(state.word);
+  document["message"] = state.message;
+  document["version"] = state.version;
+  document["generation"] = state.generation;
+  document["ranks"] = state.ranks;
+  document["seed"] = state.seed;
+  document["resumed"] = state.resumed;
+  document["started_unix_ms"] = TimeOrNull(state.started_unix_ms);
+  document["code_version"] = state.code_version;
+  document["config_digest"] = state.config_digest;
+  document["phase"] = CurrentPhase(state);
+  document["phase_count"] = state.phases.size();
+  document["counters"] = CountersObject(state.counters);
+  json::object metrics;
+  for (const MetricValue& metric : state.metrics) metrics[metric.name] = Number(metric.value);
+  document["metrics"] = std::move(metrics);
+  document["metrics_unix_ms"] = TimeOrNull(state.metrics_unix_ms);
+  json::object desired;
+  desired["version"] = state.desired_version;
+  desired["paused"] = state.desired_paused;
+  desired["stop"] = state.desired_stop;
+  desired["checkpoint_requests"] = state.checkpoint_requests;
+  document["desired"] = std::move(desired);
+  return json::serialize(document);
+}
+
+std::string PhasesDocument(const RunState& state) {
+  return ListDocument("phases", state.phases, [](const PhaseState& phase, std::size_t index) {
+    json::object object = PhaseObject(phase, index);
+    object["result"] = Embedded(phase.result_json);
+    return object;
+  });
+}
+
+std::string MembersDocument(const RunState& state) {
+  return ListDocument("members", state.members,
+                      [](const MemberState& member, std::size_t) { return MemberObject(member); });
+}
+
+std::string CheckpointsDocument(const RunState& state) {
+  return ListDocument(
+      "checkpoints", state.checkpoints,
+      [](const CheckpointState& checkpoint, std::size_t) { return CheckpointObject(checkpoint); });
+}
+
+std::uint64_t StreamId(const RunState& state, std::uint64_t sequence) {
+  return (static_cast<std::uint64_t>(state.started_unix_ms) << stream_id_bits) + sequence;
+}
+
+std::uint64_t SequenceBehind(const RunState& state, std::string_view last_event_id) {
+  std::uint64_t id = 0;
+  const char* end = last_event_id.data() + last_event_id.size();
+  const std::from_chars_result parsed = std::from_chars(last_event_id.data(), end, id);
+  if (parsed.ec != std::errc() || parsed.ptr != end) return 0;
+  const std::uint64_t first = StreamId(state, 0);
+  if (id < first || id > StreamId(state, state.events.last_sequence())) return 0;
+  return id - first;
+}
+
+std::string EventText(const RunState& state, const RunEvent& event) {
+  json::object data;
+  data["sequence"] = event.sequence;
+  data["unix_ms"] = event.unix_ms;
+  data["kind"] = event.kind;
+  data["message"] = event.message;
+  std::string text = "id: ";
+  text += std::to_string(StreamId(state, event.sequence));
+  text += "\nevent: ";
+  text += event.kind;
+  text += "\ndata: ";
+  text += json::serialize(data);
+  text += "\n\n";
+  return text;
+}
+
+std::string StateEventText(const RunState& state) {
+  std::string text = "event: state\ndata: ";
+  text += RunDocument(state);
+  text += "\n\n";
+  return text;
+}
+
+bool IsOver(const RunState& state) {
+  return state.word == RunWord::kFinished || state.word == RunWord::kStopped ||
+         state.word == RunWord::kFailed;
+}
+
+}  // namespace dd2
