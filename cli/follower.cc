@@ -105,7 +105,10 @@ void Follower::OnEvent(const StreamedEvent& event) {
   boost::system::error_code code;
   const json::value value = json::parse(event.data, code);
   if (code || !value.is_object()) return;
-  if (const auto message = FindText(value.get_object(), "message")) Note(*message);
+  const auto message = FindText(value.get_object(), "message");
+  // The end is told by whoever follows; of a log's end in a message the first line is enough here.
+  if (!message || message->starts_with("run ")) return;
+  Note(message->substr(0, message->find('\n')));
 }
 
 Status Follower::Follow(const std::function<bool()>& stop) {

@@ -217,9 +217,11 @@ int RunSession::Conclude() {
     return kExitStopped;
   }
   if (files->outcome != "failed") return ConcludeDead(files->outcome);
+  std::string reason = files->message;
+  while (reason.ends_with('\n')) reason.pop_back();
   const int status = coordinator_status_.value_or(kExitRunFailed);
   return Tell(status == kExitCannotStart || status == kExitBadData ? status : kExitRunFailed,
-              "the run failed: " + files->message + "\n" + HowToResume() +
+              "the run failed: " + reason + "\n" + HowToResume() +
                   "\nLogs: " + (run_.folder / "logs").string());
 }
 

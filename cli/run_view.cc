@@ -139,7 +139,9 @@ bool IsOver(const RunView& view) {
 
 std::string FormatStatus(const RunView& view, std::string_view folder) {
   std::string out = StateLine(view) + "\n";
-  if (!view.message.empty()) out += "  " + view.message + "\n";
+  if (!view.message.empty()) {
+    out += "  " + view.message.substr(0, view.message.find_last_not_of('\n') + 1) + "\n";
+  }
   for (std::size_t i = 0; i < view.phases.size(); ++i) {
     const PhaseView& phase = view.phases[i];
     const PhaseProgress progress = ProgressOf(view, i);
