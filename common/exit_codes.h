@@ -1,5 +1,7 @@
 #pragma once
 
+#include "common/result.h"
+
 namespace dd2 {
 
 // Exit codes of dd2, dd2-coordinator, dd2-agent and dd2-worker. Documented for users: never
@@ -17,5 +19,21 @@ enum ExitCode : int {
   kExitBadData = 8,      // a weight file, checkpoint or cache failed its check
   kExitUnreachable = 9,  // the run's coordinator does not answer (status, pause, ...)
 };
+
+// The exit code of a program that ends because of `error`.
+constexpr ExitCode ExitCodeFor(Code code) {
+  switch (code) {
+    case Code::kInvalidArgument: return kExitUsage;
+    case Code::kNotFound: return kExitNotFound;
+    case Code::kCorruption: return kExitBadData;
+    case Code::kFailedPrecondition:
+    case Code::kResourceExhausted: return kExitCannotStart;
+    case Code::kUnavailable:
+    case Code::kAborted:
+    case Code::kDeadlineExceeded: return kExitRunFailed;
+    case Code::kInternal: return kExitInternal;
+  }
+  return kExitInternal;
+}
 
 }  // namespace dd2

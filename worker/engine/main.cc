@@ -12,7 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "common/config.h"
+#include "common/config_teacher.h"
+#include "common/file.h"
 #include "common/exit_codes.h"
 #include "common/hash.h"
 #include "worker/engine/commands.h"

@@ -1,5 +1,9 @@
 #include "worker/engine/phase_steps.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <torch/version.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -16,8 +20,9 @@
 namespace dd2 {
 namespace {
 
-// The card's figures come from another program run on another day: equal up to noise of arithmetic.
-constexpr double kQualityTolerance = 0.02;  // nats per token
+// The card's figure is over the whole test set, the check's over its first images. Weights of another
+// teacher or another data set are off by far more.
+constexpr double kQualityTolerance = 0.15;  // nats per token
 constexpr std::int64_t kCheckImages = 1000;
 // Blocks between two exchanges of the sample phase: how long a pause or stop may have to wait.
 constexpr std::int64_t kBlocksPerStep = 8;
@@ -116,9 +121,9 @@ Result<PhaseStepResult> PhaseSteps::TeacherCheck(const Wish& wish) {
   boost::system::error_code failure;
   const boost::json::value card = boost::json::parse(teacher_.card_json, failure);
   const boost::json::value* stated =
-      failure ? nullptr : card.find_pointer("/teacher/validation_nats_per_token", failure);
+      failure ? nullptr : card.find_pointer("/measured/teacher_test_nats_per_token", failure);
   if (stated == nullptr || !stated->is_number()) {
-    return Error(Code::kCorruption, "card.json of the teacher states no validation_nats_per_token: "
+    return Error(Code::kCorruption, "card.json of the teacher states no teacher_test_nats_per_token: "
                                     "train it again with `dd2 teacher train`");
   }
   const double promised = stated->to_number<double>();
@@ -272,6 +277,12 @@ Result<PhaseStepResult> PhaseSteps::Export(const Wish& wish) {
   DD2_TRY_ASSIGN(result.outcome, trainer_.Agree(wish));
   result.result_json = boost::json::serialize(boost::json::object{{"export", "export"}});
   return result;
+}
+
+void SetComputeThreads(int threads) { at::set_num_threads(threads); }
+
+std::string TorchBuild() {
+  return std::string("torch=") + TORCH_VERSION + " cpu=" + at::get_cpu_capability();
 }
 
 }  // namespace dd2

@@ -202,11 +202,14 @@ MlpHead::MlpHead(const HeadSpec& spec, const ParamBuffer& params, const std::str
   }
 }
 
+at::Tensor MlpHead::Sinusoids(const at::Tensor& t) const {
+  const at::Tensor angles = t * frequencies_;
+  return at::cat({at::cos(angles), at::sin(angles)}, -1);
+}
+
 at::Tensor MlpHead::Forward(const at::Tensor& x, const at::Tensor& t, const at::Tensor& f) const {
   const std::int64_t w = spec_.width;
-  const at::Tensor angles = t * frequencies_;
-  const at::Tensor sinusoids = at::cat({at::cos(angles), at::sin(angles)}, -1);
-  const at::Tensor time = at::linear(at::silu(at::linear(sinusoids, time1_weight_, time1_bias_)),
+  const at::Tensor time = at::linear(at::silu(at::linear(Sinusoids(t), time1_weight_, time1_bias_)),
                                      time2_weight_, time2_bias_);
   // Time and condition keep their own (smaller) shapes as long as they can.
   const at::Tensor y = at::silu(time + at::linear(f, condition_weight_, condition_bias_));

@@ -81,6 +81,8 @@ class MlpHead {
   // x [..., C], t [..., 1] (broadcastable too) as fed to the sinusoid (1000 t for t in [0, 1]), f
   // [..., d] broadcastable over leading dimensions -> velocity [..., C].
   at::Tensor Forward(const at::Tensor& x, const at::Tensor& t, const at::Tensor& f) const;
+  // What enters the time embedding: t [..., 1] -> [..., time_features].
+  at::Tensor Sinusoids(const at::Tensor& t) const;
   const HeadSpec& spec() const { return spec_; }
 
  private:
