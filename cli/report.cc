@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <set>
 #include <string>
 #include <utility>
@@ -228,35 +229,54 @@ struct Track {
   std::vector<std::pair<double, std::string>> borders;
 };
 
-Track TrackOf(const ReportData& data, const std::vector<std::string>& metrics) {
-  std::vector<MetricPoint> all;
+// Steps of each phase, as far as they were recorded.
+std::map<std::int64_t, std::int64_t> PhaseLengths(const ReportData& data) {
+  std::map<std::int64_t, std::int64_t> lengths;
+  for (const auto& [name, points] : data.metrics) {
+    for (const MetricPoint& point : points) {
+      lengths[point.phase] = std::max(lengths[point.phase], point.step);
+    }
+  }
+  return lengths;
+}
+
+// `only_kind`: leaves out phases of other kinds; empty: none.
+Track TrackOf(const ReportData& data, const std::vector<std::string>& metrics,
+              const std::string& only_kind = {}) {
+  const auto kind_of = [&](std::int64_t phase) {
+    const auto found = data.phase_kinds.find(phase);
+    return found == data.phase_kinds.end() ? std::string("next phase") : found->second;
+  };
+  std::map<std::int64_t, std::vector<MetricPoint>> by_phase;
   for (const std::string& metric : metrics) {
     const auto found = data.metrics.find(metric);
-    if (found != data.metrics.end())
-      all.insert(all.end(), found->second.begin(), found->second.end());
+    if (found == data.metrics.end()) continue;
+    for (const MetricPoint& point : found->second) {
+      if (only_kind.empty() || kind_of(point.phase) == only_kind) {
+        by_phase[point.phase].push_back(point);
+      }
+    }
   }
-  std::stable_sort(all.begin(), all.end(), [](const MetricPoint& a, const MetricPoint& b) {
-    return std::pair(a.phase, a.step) < std::pair(b.phase, b.step);
-  });
+  std::map<std::int64_t, std::int64_t> lengths = PhaseLengths(data);
   Track track;
   std::set<std::string> kinds;
-  double offset = 0;
-  for (std::size_t begin = 0; begin < all.size();) {
-    std::size_t end = begin;
+  std::int64_t offset = 0;
+  for (auto& [phase, points] : by_phase) {
+    std::ranges::stable_sort(points, {}, &MetricPoint::step);
     std::vector<std::pair<double, double>> part;
-    for (; end < all.size() && all[end].phase == all[begin].phase; ++end) {
-      part.emplace_back(offset + static_cast<double>(all[end].step), all[end].value);
+    for (const MetricPoint& point : points) {
+      part.emplace_back(static_cast<double>(offset + point.step), point.value);
     }
-    const auto found = data.phase_kinds.find(all[begin].phase);
-    const std::string kind = found == data.phase_kinds.end() ? "next phase" : found->second;
+    const std::string kind = kind_of(phase);
     const bool again = !kinds.insert(kind).second;
-    if (begin > 0) track.borders.emplace_back(offset, again ? kind + " again" : kind);
+    if (!track.points.empty()) {
+      track.borders.emplace_back(static_cast<double>(offset), again ? kind + " again" : kind);
+    }
     // Each phase by itself: an average over a border would hide a jump.
-    const auto smoothed = Smoothed(part, std::max<std::size_t>(1, all.size() / 40));
+    const auto smoothed = Smoothed(part, std::max<std::size_t>(1, part.size() / 30));
     track.smoothed.insert(track.smoothed.end(), smoothed.begin(), smoothed.end());
     track.points.insert(track.points.end(), part.begin(), part.end());
-    offset = part.back().first;
-    begin = end;
+    offset += lengths[phase];
   }
   return track;
 }
@@ -279,7 +299,12 @@ std::string LossChart(const ReportData& data, const std::vector<std::string>& me
 }
 
 std::string QualityCurve(const ReportData& data) {
-  const Track track = TrackOf(data, {"eval/fdr"});
+  // The final evaluation takes more samples and stands in the table.
+  Track track = TrackOf(data, {"eval/fdr"}, "csd");
+  const auto start = FindNumber(data.result, "fdr_start");
+  if (start && !track.points.empty() && track.points.front().first > 0) {
+    track.points.insert(track.points.begin(), {0.0, *start});
+  }
   Chart chart{
       .title = "FDr of the one-step generator",
       .note = "measured during distillation with fewer samples than the table: compare the shape",

@@ -109,8 +109,10 @@ std::string Line(double x1, double y1, double x2, double y2, const std::string& 
 
 std::string Axes(const Chart& chart, const Frame& frame) {
   std::string svg;
-  const std::vector<double> y_ticks =
-      chart.log_y ? LogTicks(frame.y_low, frame.y_high) : LinearTicks(frame.y_low, frame.y_high, 5);
+  std::vector<double> y_ticks;
+  if (chart.log_y) y_ticks = LogTicks(frame.y_low, frame.y_high);
+  // Less than a factor of two: round numbers of a logarithmic axis would be too few.
+  if (y_ticks.size() < 2) y_ticks = LinearTicks(frame.y_low, frame.y_high, 5);
   for (const double tick : y_ticks) {
     const double y = frame.Y(tick);
     svg += Line(kLeft, y, frame.width - kRight, y, "grid");

@@ -1,5 +1,6 @@
 #include "worker/distill/losses.h"
 
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 
 #include <cmath>

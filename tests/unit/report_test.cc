@@ -147,6 +147,21 @@ TEST_F(ReportTest, PassesOverDamagedMetricLinesAndPictures) {
   EXPECT_EQ(data->pictures.at("teacher").height, 300);
 }
 
+TEST_F(ReportTest, CurveCountsCyclesOverBothPhasesAndLeavesTheFinalEvaluationOut) {
+  Write("result.json", R"({"name": "curve", "fdr_start": 500, "fdr_end": 31})");
+  Write("metrics.jsonl",
+        "{\"phase\":3,\"kind\":\"csd\",\"step\":50,\"csd/dmu\":0.1,\"eval/fdr\":90}\n"
+        "{\"phase\":3,\"kind\":\"csd\",\"step\":80,\"csd/dmu\":0.1}\n"
+        "{\"phase\":5,\"kind\":\"csd\",\"step\":20,\"csd/dmu\":0.09,\"eval/fdr\":40}\n"
+        "{\"phase\":6,\"kind\":\"eval\",\"step\":1,\"eval/fdr\":31}\n");
+  const std::string html = Report();
+  // Points as "cycle: FDr": the second phase goes on after the 80 cycles of the first.
+  for (const char* point : {">0: 500<", ">50: 90.0<", ">100: 40.0<"}) {
+    EXPECT_NE(html.find(point), std::string::npos) << point;
+  }
+  EXPECT_EQ(html.find(": 31.0<"), std::string::npos);
+}
+
 TEST_F(ReportTest, SaysWhatIsWrong) {
   Write("result.json", "{\"fdr_end\": ");
   Status status = WriteReport(run_);

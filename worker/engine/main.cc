@@ -1,6 +1,6 @@
 // dd2-worker: everything of DD2 that links LibTorch. `run` is a rank of a training run, started by
-// dd2-agent through mpirun; the other commands are what `dd2 teacher train | sample | eval | export`
-// hand over.
+// dd2-agent through mpirun; the other commands are what `dd2 teacher train | sample | eval |
+// export` hand over.
 
 #include <signal.h>
 #include <sys/prctl.h>
@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "common/config_teacher.h"
-#include "common/file.h"
 #include "common/exit_codes.h"
+#include "common/file.h"
 #include "common/hash.h"
 #include "worker/engine/commands.h"
 #include "worker/engine/teacher_training.h"

@@ -20,8 +20,8 @@
 namespace dd2 {
 namespace {
 
-// The card's figure is over the whole test set, the check's over its first images. Weights of another
-// teacher or another data set are off by far more.
+// The card's figure is over the whole test set, the check's over its first images. Weights of
+// another teacher or another data set are off by far more.
 constexpr double kQualityTolerance = 0.15;  // nats per token
 constexpr std::int64_t kCheckImages = 1000;
 // Blocks between two exchanges of the sample phase: how long a pause or stop may have to wait.
@@ -38,8 +38,8 @@ std::optional<std::int32_t> SamplePhaseFor(const RunConfig& config, std::int32_t
 }  // namespace
 
 PhaseSteps::PhaseSteps(const WorkerOptions& options, const RunConfig& config,
-                       const TeacherBundle& teacher, Collectives& collectives,
-                       TrainingState& state, std::string numeric_mode)
+                       const TeacherBundle& teacher, Collectives& collectives, TrainingState& state,
+                       std::string numeric_mode)
     : options_(options),
       config_(config),
       teacher_(teacher),
@@ -86,21 +86,21 @@ Result<PhaseStepResult> PhaseSteps::Run(std::int64_t lease_end, const Wish& wish
 Result<TeacherData*> PhaseSteps::Data() {
   if (data_) return data_.get();
   const std::optional<std::int32_t> index = SamplePhaseFor(config_, state_.phase);
-  if (!index) return Error(Code::kInvalidArgument, "no sample phase before " +
-                                                       std::string(PhaseKindName(phase().kind)));
+  if (!index)
+    return Error(Code::kInvalidArgument,
+                 "no sample phase before " + std::string(PhaseKindName(phase().kind)));
   const PhaseConfig& sample = config_.phases[static_cast<std::size_t>(*index)];
   if (config_.cache.enabled && !cache_) {
     DD2_TRY_ASSIGN(cache_, ScoreCache::Open(ScoreCacheFolder(config_), collectives_.rank()));
   }
-  data_ = std::make_unique<TeacherData>(
-      TeacherDataSpec{.sampling = config_.teacher,
-                      .seed = config_.seed,
-                      .phase = static_cast<std::uint32_t>(*index),
-                      .sequences = sample.sequences,
-                      .block = sample.block,
-                      .use_cache = config_.cache.enabled,
-                      .numeric_mode = numeric_mode_},
-      teacher_, cache_.get());
+  data_ = std::make_unique<TeacherData>(TeacherDataSpec{.sampling = config_.teacher,
+                                                        .seed = config_.seed,
+                                                        .phase = static_cast<std::uint32_t>(*index),
+                                                        .sequences = sample.sequences,
+                                                        .block = sample.block,
+                                                        .use_cache = config_.cache.enabled,
+                                                        .numeric_mode = numeric_mode_},
+                                        teacher_, cache_.get());
   sequences_loaded_ = false;
   return data_.get();
 }
@@ -113,24 +113,24 @@ Result<PhaseStepResult> PhaseSteps::TeacherCheck(const Wish& wish) {
   const at::Tensor codes = CodesOf(teacher_.tokenizer->codebook(), ids);
   const at::Tensor logits = teacher_.teacher->Logits(
       teacher_.teacher->Hidden(codes, reference->labels().narrow(0, 0, count)));
-  const double nats = at::log_softmax(logits, -1)
-                          .gather(-1, ids.unsqueeze(-1))
-                          .mean()
-                          .neg()
-                          .item<double>();
+  const double nats =
+      at::log_softmax(logits, -1).gather(-1, ids.unsqueeze(-1)).mean().neg().item<double>();
   boost::system::error_code failure;
   const boost::json::value card = boost::json::parse(teacher_.card_json, failure);
   const boost::json::value* stated =
       failure ? nullptr : card.find_pointer("/measured/teacher_test_nats_per_token", failure);
   if (stated == nullptr || !stated->is_number()) {
-    return Error(Code::kCorruption, "card.json of the teacher states no teacher_test_nats_per_token: "
-                                    "train it again with `dd2 teacher train`");
+    return Error(Code::kCorruption,
+                 "card.json of the teacher states no teacher_test_nats_per_token: "
+                 "train it again with `dd2 teacher train`");
   }
   const double promised = stated->to_number<double>();
   if (!(std::abs(nats - promised) < kQualityTolerance)) {
-    return Error(Code::kFailedPrecondition,
-                 "the teacher gives " + std::to_string(nats) + " nats/token on the test images, its "
-                 "card says " + std::to_string(promised) + ": weights and card do not belong together");
+    return Error(Code::kFailedPrecondition, "the teacher gives " + std::to_string(nats) +
+                                                " nats/token on the test images, its "
+                                                "card says " +
+                                                std::to_string(promised) +
+                                                ": weights and card do not belong together");
   }
   PhaseStepResult result;
   DD2_TRY_ASSIGN(result.outcome, trainer_.Agree(wish));
