@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -8,6 +9,9 @@
 #include "proto/control.pb.h"
 
 namespace dd2 {
+
+// How long a fake waits for anything before it gives up.
+inline constexpr std::chrono::seconds kFakePatience{30};
 
 // The collective of a step: all ranks learn the newest wish that any of them knows.
 class FakeCollective {

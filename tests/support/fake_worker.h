@@ -26,8 +26,6 @@ namespace dd2 {
 // Agent and workers of one domain as threads of a test: they speak the real protocol over real
 // sockets and write real checkpoint parts, but compute nothing.
 
-inline constexpr std::chrono::seconds kFakePatience{30};
-
 struct FakeSettings {
   RunConfig config;
   std::filesystem::path run_folder;
