@@ -62,6 +62,18 @@ void ApplyCurrentPhase(const json::object& document, RunView& view) {
   view.phases[view.phase] = PhaseFrom(*object);
 }
 
+// The newest values of a kind belong to the last phase of that kind that has made a step; an
+// earlier one must not be shown with them, nor one that has not begun.
+bool OwnsMetrics(const RunView& view, std::size_t index) {
+  if (view.phases[index].step == 0) return false;
+  for (std::size_t later = index + 1; later < view.phases.size(); ++later) {
+    if (view.phases[later].kind == view.phases[index].kind && view.phases[later].step > 0) {
+      return false;
+    }
+  }
+  return true;
+}
+
 std::string StateLine(const RunView& view) {
   std::string line = view.name + ": " + view.state;
   if (view.state == "running" || view.state == "paused" || view.state == "stopping") {
@@ -125,6 +137,7 @@ PhaseProgress ProgressOf(const RunView& view, std::size_t index) {
     if (view.steps_per_second > 0) progress.step_seconds = 1 / view.steps_per_second;
     progress.remaining_seconds = view.remaining_seconds;
   }
+  if (!OwnsMetrics(view, index)) return progress;
   for (const auto& [name, value] : view.metrics) {
     if (!name.starts_with(phase.kind + "/") || progress.metrics.size() >= metrics_max) continue;
     progress.metrics.emplace_back(name.substr(phase.kind.size() + 1), value);

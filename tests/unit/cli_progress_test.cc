@@ -53,6 +53,16 @@ TEST(ProgressLineTest, ShowsStepMetricsOfItsKindSpeedAndRemainingTime) {
             "  2.0 cycle/s  0:45 left");
 }
 
+TEST(ProgressLineTest, MetricsBelongToTheLastPhaseOfTheirKindThatHasBegun) {
+  RunView view = ViewOf();
+  view.phases.push_back({.name = "csd-2", .kind = "csd", .state = "pending", .steps = 9});
+  EXPECT_EQ(ProgressOf(view, 1).metrics.size(), 2u);
+  EXPECT_TRUE(ProgressOf(view, 3).metrics.empty());
+  view.phases[3].step = 1;
+  EXPECT_TRUE(ProgressOf(view, 1).metrics.empty());
+  EXPECT_EQ(ProgressOf(view, 3).metrics.size(), 2u);
+}
+
 TEST(ProgressLineTest, NeverWiderThanTheTerminal) {
   const PhaseProgress progress = ProgressOf(ViewOf(), 1);
   for (int columns = 20; columns < 120; ++columns) {

@@ -294,7 +294,7 @@ TEST_F(HttpServerTest, RefusesWhatIsTooLargeOrNoHttp) {
   header.Send(Request("GET", "/healthz", "X: " + std::string(20000, 'x') + "\r\n"));
   EXPECT_THAT(header.ReadToEnd(), StartsWith("HTTP/1.1 431 "));
   RawSocket nonsense(server_->port());
-  nonsense.Send(std::string("\x16\x03\x01\x02\x00 not http \r\n\r\n", 22));
+  nonsense.Send("\x16\x03\x01\x02 not http \r\n\r\n");
   EXPECT_THAT(nonsense.ReadToEnd(), StartsWith("HTTP/1.1 400 "));
   EXPECT_TRUE(run_.calls.empty());
   EXPECT_EQ(StatusOfGet("/healthz"), 200);

@@ -84,7 +84,8 @@ class WorkerLoop {
         collectives_(collectives),
         steps_(steps),
         state_(state),
-        identity_(std::move(identity)) {}
+        identity_(std::move(identity)),
+        last_checkpoint_(control.assignment().restore_checkpoint()) {}
 
   Result<WorkerOutcome> Run() {
     for (;;) {
@@ -173,6 +174,10 @@ class WorkerLoop {
   }
 
   Status Checkpoint() {
+    // A committed checkpoint is never written again: a stop while paused at its border has it
+    // already.
+    const std::string here = CheckpointId(state_.phase, state_.step);
+    if (here == last_checkpoint_) return {};
     const auto start = std::chrono::steady_clock::now();
     // Counters of the cache differ between ranks; the manifest's header must not.
     TrainingState& state = state_;
@@ -184,7 +189,9 @@ class WorkerLoop {
     report.set_seconds(SecondsSince(start));
     const std::string id = report.checkpoint_id();
     DD2_TRY(control_.Send(std::move(report)));
-    return control_.WaitForCommit(id, timeouts::kCheckpointParts);
+    DD2_TRY(control_.WaitForCommit(id, timeouts::kCheckpointParts));
+    last_checkpoint_ = id;
+    return {};
   }
 
   // Every newer wish is agreed on by all ranks before anybody acts on it; true: stop.
@@ -206,6 +213,7 @@ class WorkerLoop {
   TrainingState& state_;
   const CheckpointIdentity identity_;
   std::uint64_t requests_served_ = 0;
+  std::string last_checkpoint_;  // committed by this generation, or restored from
 };
 
 Result<WorkerOutcome> WorkAsMember(const WorkerOptions& options, const RunConfig& config,
