@@ -357,6 +357,9 @@ std::string StorageFacts(const json::object& result) {
     if (*hits + *misses > 0)
       facts += Fact("Found in the cache", PercentText(*hits / (*hits + *misses)));
   }
+  if (const auto written = FindNumber(result, "cache.written")) {
+    facts += Fact("Sequences stored for later runs", CountText(*written));
+  }
   if (const auto count = FindNumber(result, "checkpoints.count")) {
     facts += Fact("Checkpoints written", CountText(*count));
   }
