@@ -94,10 +94,12 @@ class EventParser {
       : on_event_(on_event) {}
 
   void Feed(std::string_view bytes) {
+    // No line end is in what was pending before.
+    std::size_t end = bytes.find('\n');
+    end = end == std::string_view::npos ? end : pending_.size() + end;
     pending_ += bytes;
     std::size_t begin = 0;
-    for (std::size_t end = pending_.find('\n'); end != std::string::npos;
-         end = pending_.find('\n', begin)) {
+    for (; end != std::string::npos; end = pending_.find('\n', begin)) {
       TakeLine(std::string_view(pending_).substr(begin, end - begin));
       begin = end + 1;
     }

@@ -46,14 +46,12 @@ struct BatchConfig {
 };
 
 struct CacheConfig {
-  std::string path;  // empty: $XDG_CACHE_HOME/dd2/scores
-  std::int64_t quota_bytes = std::int64_t{20} << 30;
+  std::string path;     // empty: $XDG_CACHE_HOME/dd2/scores
   bool enabled = true;  // false: GTS recomputes the teacher at every step
 };
 
 struct CheckpointConfig {
-  int keep_last = 3;      // committed checkpoints kept; older ones are deleted
-  int every_seconds = 0;  // reserved for the interval by measured cost; 0: by steps only
+  int keep_last = 3;  // committed checkpoints kept; older ones are deleted
 };
 
 struct EvalConfig {
@@ -83,7 +81,7 @@ struct PhaseConfig {
   int draws = 2;               // m: (t, eps) draws per token sharing one backbone pass
   int sequences = 0;           // sample: teacher sequences in all (a multiple of block)
   int block = 250;             // sample: sequences computed together, always with the same shapes
-  int validation = 0;          // gts: the last n sequences are held out
+  int validation = 0;          // gts: the first n sequences are kept out of training
   int guidance_updates = 4;    // csd: K
   int generator_draws = 2;     // csd: draws in the generator's loss
   ScheduleConfig generator;    // csd

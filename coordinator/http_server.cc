@@ -22,6 +22,9 @@ using std::chrono::milliseconds;
 constexpr auto use_tuple = asio::as_tuple(asio::use_awaitable);
 // Connections over the limit that are being told so; further ones are just closed.
 constexpr std::size_t refusals_max = 32;
+// Events are written in pieces of about this size, each with its own time limit: a subscriber that
+// has much to catch up with is slow only when it does not get on.
+constexpr std::size_t chunk_bytes = std::size_t{64} << 10;
 
 using Request = http::request<http::string_body>;
 using Response = http::response<http::string_body>;
@@ -134,7 +137,7 @@ class HttpServer::Impl {
   Task<bool> WriteChunk(Connection& connection, std::string text);
   Task<bool> WriteResponse(Connection& connection, Response response);
   Task<void> Linger(Connection& connection);
-  // Appends events behind `sequence` to `text`; false: some are lost to this subscriber.
+  // Appends some events behind `sequence` to `text`; false: some are lost to this subscriber.
   bool TakeEvents(std::uint64_t& sequence, std::string& text) const;
 
   // Constant after construction.
@@ -286,6 +289,7 @@ bool HttpServer::Impl::TakeEvents(std::uint64_t& sequence, std::string& text) co
   const RunState& state = run_.state();
   if (state.events.last_sequence() == sequence) return true;
   for (const RunEvent& event : state.events.After(sequence)) {
+    if (text.size() >= chunk_bytes) break;  // the rest comes with the next round
     if (sequence != 0 && event.sequence != sequence + 1) return false;
     text += EventText(state, event);
     sequence = event.sequence;

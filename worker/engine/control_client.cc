@@ -1,28 +1,22 @@
 #include "worker/engine/control_client.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "common/timeouts.h"
+
 namespace dd2 {
-namespace {
 
-using namespace std::chrono_literals;
-
-constexpr std::chrono::milliseconds kSendTimeout = 10s;
-constexpr std::chrono::milliseconds kHeartbeatInterval = 1s;
-
-}  // namespace
-
-ControlClient::ControlClient(BlockingChannel channel, const ControlOptions&)
-    : channel_(std::move(channel)) {}
+ControlClient::ControlClient(BlockingChannel channel) : channel_(std::move(channel)) {}
 
 Result<std::unique_ptr<ControlClient>> ControlClient::Join(const ControlOptions& options) {
   DD2_TRY_ASSIGN(BlockingChannel channel,
-                 BlockingChannel::Connect(options.host, options.port, options.connect_timeout));
-  std::unique_ptr<ControlClient> client(new ControlClient(std::move(channel), options));
+                 BlockingChannel::Connect(options.host, options.port, timeouts::kHello));
+  std::unique_ptr<ControlClient> client(new ControlClient(std::move(channel)));
   proto::Envelope hello;
   *hello.mutable_worker_hello() = options.hello;
   DD2_TRY(client->SendEnvelope(std::move(hello)));
-  DD2_TRY(client->AwaitAssignment(options.assignment_timeout));
+  DD2_TRY(client->AwaitAssignment(timeouts::kWorkersJoin));
   client->receiver_ = std::thread([raw = client.get()] { raw->ReceiveLoop(); });
   return client;
 }
@@ -38,11 +32,11 @@ Status ControlClient::AwaitAssignment(std::chrono::milliseconds timeout) {
   for (;;) {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
         deadline - std::chrono::steady_clock::now());
-    if (left <= 0ms) {
+    if (left.count() <= 0) {
       return Error(Code::kDeadlineExceeded,
                    "no assignment from the coordinator: not all workers of the run have joined");
     }
-    Result<std::string> frame = channel_.Receive(std::min<std::chrono::milliseconds>(left, 1s));
+    Result<std::string> frame = channel_.Receive(std::min(left, timeouts::kHeartbeatInterval));
     if (!frame && frame.error().code() == Code::kDeadlineExceeded) {
       proto::Envelope beat;
       beat.mutable_heartbeat()->set_phase(-1);
@@ -70,7 +64,7 @@ Status ControlClient::AwaitAssignment(std::chrono::milliseconds timeout) {
 
 void ControlClient::ReceiveLoop() {
   while (!stopping_) {
-    Result<std::string> frame = channel_.Receive(kHeartbeatInterval);
+    Result<std::string> frame = channel_.Receive(timeouts::kHeartbeatInterval);
     if (!frame && frame.error().code() == Code::kDeadlineExceeded) {
       proto::Envelope beat;
       {
@@ -116,7 +110,7 @@ Status ControlClient::SendEnvelope(proto::Envelope envelope) {
   envelope.set_generation(generation_);
   const std::string bytes = envelope.SerializeAsString();
   const std::lock_guard lock(send_mutex_);
-  return channel_.Send(bytes, kSendTimeout);
+  return channel_.Send(bytes, timeouts::kWrite);
 }
 
 Status ControlClient::WaitUntil(const std::function<bool()>& ready,

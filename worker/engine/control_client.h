@@ -23,8 +23,6 @@ struct ControlOptions {
   std::string host = "127.0.0.1";
   std::uint16_t port = 0;
   proto::WorkerHello hello;  // carries the run secret
-  std::chrono::milliseconds connect_timeout{10000};
-  std::chrono::milliseconds assignment_timeout{120000};  // until all ranks of the run have joined
 };
 
 // The worker's side of the control connection. A thread of its own receives and sends heart-beats;
@@ -60,7 +58,7 @@ class ControlClient {
   void SetPosition(std::int32_t phase, std::int64_t step);
 
  private:
-  ControlClient(BlockingChannel channel, const ControlOptions& options);
+  explicit ControlClient(BlockingChannel channel);
   Status AwaitAssignment(std::chrono::milliseconds timeout);
   void ReceiveLoop();
   void Handle(proto::Envelope envelope);

@@ -27,16 +27,6 @@ constexpr const char* kTokenizerPrefix = "tokenizer.";
 constexpr std::int64_t kVersion = 1;
 constexpr std::int64_t kMostExtent = 1 << 20;  // of any size in the JSON: refuses nonsense early
 
-NetworkSpec SpecOf(const ModelConfig& model, const Teacher& teacher) {
-  const BackboneSpec& backbone = teacher.backbone().spec();
-  return {.backbone = backbone,
-          .head = {.channels = backbone.channels,
-                   .condition = backbone.width,
-                   .width = model.head_width,
-                   .depth = model.head_depth,
-                   .time_features = model.time_features}};
-}
-
 void AddTensors(const ParamBuffer& params, const std::string& prefix,
                 std::vector<TensorToWrite>& tensors) {
   for (const ParamSpec& spec : params.layout().specs()) {
@@ -292,7 +282,7 @@ Result<std::string> ExportCheckpoint(const std::filesystem::path& run, std::stri
                      teacher.teacher_digest.Hex() + ") is not the one of checkpoint " + checkpoint +
                      " (" + digest + "): the generator would be decoded wrongly");
   }
-  const NetworkSpec spec = SpecOf(config.model, *teacher.teacher);
+  const NetworkSpec spec = SpecFor(config.model, *teacher.teacher);
   const ParamBuffer params(Network::Layout(spec), /*requires_grad=*/false);
   for (const ParamSpec& parameter : params.layout().specs()) {
     float* target = params.flat().data_ptr<float>() + parameter.offset;

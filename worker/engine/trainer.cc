@@ -32,6 +32,16 @@ double EmaDecay(double limit, std::int64_t k) {
   return std::min(limit, static_cast<double>(k + 1) / static_cast<double>(k + 10));
 }
 
+// A skipped update advances neither schedule nor EMA: only these counters drive them.
+void CountGuidanceUpdate(bool applied, proto::Counters& counters) {
+  if (!applied) {
+    counters.set_skipped_updates(counters.skipped_updates() + 1);
+    return;
+  }
+  counters.set_guidance_updates(counters.guidance_updates() + 1);
+  counters.set_phase_guidance_updates(counters.phase_guidance_updates() + 1);
+}
+
 }  // namespace
 
 double LearningRate(const ScheduleConfig& schedule, std::int64_t step, std::int64_t total) {
@@ -44,17 +54,6 @@ double LearningRate(const ScheduleConfig& schedule, std::int64_t step, std::int6
   }
   if (step < schedule.warmup) rate *= (at + 1) / static_cast<double>(schedule.warmup);
   return rate;
-}
-
-NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher) {
-  NetworkSpec spec;
-  spec.backbone = teacher.backbone().spec();
-  spec.head = HeadSpec{.channels = spec.backbone.channels,
-                       .condition = spec.backbone.width,
-                       .width = model.head_width,
-                       .depth = model.head_depth,
-                       .time_features = model.time_features};
-  return spec;
 }
 
 Trainer::Trainer(const RunConfig& config, const TeacherBundle& teacher, Collectives& collectives,
@@ -191,12 +190,7 @@ Result<StepOutcome> Trainer::GtsStep(TeacherData& data, const Wish& wish) {
   adam.boosted_end = state_.guidance.params.flat().numel();
   adam.boost = settings.head_lr_ratio;
   DD2_TRY_ASSIGN(const UpdateResult result, updater_.Apply(state_.guidance, adam, scalars));
-  if (result.applied) {
-    state_.counters.set_guidance_updates(state_.counters.guidance_updates() + 1);
-    state_.counters.set_phase_guidance_updates(state_.counters.phase_guidance_updates() + 1);
-  } else {
-    state_.counters.set_skipped_updates(state_.counters.skipped_updates() + 1);
-  }
+  CountGuidanceUpdate(result.applied, state_.counters);
   StepOutcome outcome;
   outcome.metrics = {{"gts/loss", result.mean.at(0)},
                      {"gts/gradient_norm", result.gradient_norm},
@@ -231,12 +225,7 @@ Result<UpdateResult> Trainer::GuidanceUpdate(std::int64_t update, std::int64_t s
   }
   const AdamStep adam = Adam(settings.guidance, schedule_step);
   DD2_TRY_ASSIGN(UpdateResult result, updater_.Apply(state_.guidance, adam, scalars));
-  if (result.applied) {
-    state_.counters.set_guidance_updates(state_.counters.guidance_updates() + 1);
-    state_.counters.set_phase_guidance_updates(state_.counters.phase_guidance_updates() + 1);
-  } else {
-    state_.counters.set_skipped_updates(state_.counters.skipped_updates() + 1);
-  }
+  CountGuidanceUpdate(result.applied, state_.counters);
   return result;
 }
 

@@ -83,9 +83,6 @@ class Trainer {
   std::int64_t head_begin_ = 0;  // first element of the head in the flat buffer
 };
 
-// The shape of generator and guidance network for this teacher.
-NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher);
-
 // Linear warm-up to the peak, then cosine to final_ratio of it at `total` (design 4).
 double LearningRate(const ScheduleConfig& schedule, std::int64_t step, std::int64_t total);
 

@@ -176,18 +176,16 @@ class WorkerLoop {
   Status Checkpoint() {
     // A committed checkpoint is never written again: a stop while paused at its border has it
     // already.
-    const std::string here = CheckpointId(state_.phase, state_.step);
-    if (here == last_checkpoint_) return {};
+    const std::string id = CheckpointId(state_.phase, state_.step);
+    if (id == last_checkpoint_) return {};
     const auto start = std::chrono::steady_clock::now();
     // Counters of the cache differ between ranks; the manifest's header must not.
-    TrainingState& state = state_;
-    state.counters.set_cache_hits(0);
-    state.counters.set_cache_misses(0);
+    state_.counters.set_cache_hits(0);
+    state_.counters.set_cache_misses(0);
     DD2_TRY_ASSIGN(proto::PartReport report,
-                   SaveState(RealFileSystem(), checkpoints_, state, identity_, collectives_.rank(),
+                   SaveState(RealFileSystem(), checkpoints_, state_, identity_, collectives_.rank(),
                              collectives_.world_size()));
     report.set_seconds(SecondsSince(start));
-    const std::string id = report.checkpoint_id();
     DD2_TRY(control_.Send(std::move(report)));
     DD2_TRY(control_.WaitForCommit(id, timeouts::kCheckpointParts));
     last_checkpoint_ = id;

@@ -111,6 +111,17 @@ at::Tensor FilterThreshold(const at::Tensor& logits, const TeacherConfig& config
   return sorted.gather(-1, kept - 1).squeeze(-1);
 }
 
+NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher) {
+  NetworkSpec spec;
+  spec.backbone = teacher.backbone().spec();
+  spec.head = HeadSpec{.channels = spec.backbone.channels,
+                       .condition = spec.backbone.width,
+                       .width = model.head_width,
+                       .depth = model.head_depth,
+                       .time_features = model.time_features};
+  return spec;
+}
+
 at::Tensor FilterLogits(const at::Tensor& logits, const TeacherConfig& config) {
   const at::Tensor tempered = Temper(logits, config);
   if (!HasFilter(config, logits.size(-1))) return tempered;

@@ -41,6 +41,9 @@ class Teacher {
   at::Tensor head_weight_, head_bias_;
 };
 
+// The shape of generator and guidance network for this teacher.
+NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher);
+
 // Temperature, then top-k, then top-p (keeps the code that crosses p). logits [..., V] are guided.
 // Removed codes become -inf. The result is unnormalised.
 at::Tensor FilterLogits(const at::Tensor& logits, const TeacherConfig& config);
