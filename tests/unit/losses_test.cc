@@ -89,6 +89,7 @@ TEST(FcsLossTest, IsTheVelocityRegressionOnTheSampleAndLeavesItAlone) {
 class CsdLossTest : public ::testing::TestWithParam<double> {
  protected:
   CsdLossTest() : network_(shard_.network()) {
+    shard_.params.SetRequiresGrad(false);
     const at::NoGradGuard no_grad;
     features_ = network_.Features(shard_.q, shard_.labels);
     const at::Tensor mu = PlainPosteriorMean(shard_.x(), shard_.t, shard_.logp, shard_.codebook);
@@ -111,7 +112,7 @@ class CsdLossTest : public ::testing::TestWithParam<double> {
                    shard_.noise, GetParam());
   }
 
-  const Shard shard_;
+  Shard shard_;
   const Network network_;
   at::Tensor features_, weight_;
 };
@@ -151,6 +152,11 @@ TEST_P(CsdLossTest, TouchesNoParameterAndNoPrefix) {
   EXPECT_FALSE(q.grad().defined());
   EXPECT_EQ(shard_.gradient.abs().max().item<double>(), 0);
   EXPECT_TRUE(at::equal(ours.gradient, Ours().gradient)) << "the prefix must not matter";
+}
+
+TEST_P(CsdLossTest, WantsAFrozenGuidanceNetwork) {
+  shard_.params.SetRequiresGrad(true);
+  EXPECT_DEATH(Ours(), "requires_grad");
 }
 
 TEST_P(CsdLossTest, ReportsTheDistanceOfTheMeans) {

@@ -28,7 +28,8 @@ struct CsdLossResult {
   double loss = 0;             // expectation ~0 when guidance keeps up: not a progress metric
   double mean_difference = 0;  // mean |mu_Phi - mu_psi|^2: the progress metric ("dmu")
 };
-// features: guidance backbone features of the detached q [B, n, d].
+// features: guidance backbone features of the detached q [B, n, d]. The guidance network must be
+// frozen (its parameters without requires_grad), or its gradients would collect what is not theirs.
 CsdLossResult CsdLoss(const Network& guidance, const at::Tensor& q, const at::Tensor& features,
                       const at::Tensor& logp, const at::Tensor& codebook, const at::Tensor& t,
                       const at::Tensor& noise, double alpha);

@@ -40,7 +40,9 @@ class Backbone {
   // Takes the tensors named prefix + "..." of `params` (shared storage).
   Backbone(const BackboneSpec& spec, const ParamBuffer& params, const std::string& prefix);
 
-  // q [B, n, C], labels [B] -> features [B, n, d]; feature i sees q_<i and the class only.
+  // q [B, n, C], labels [B] -> features [B, n, d]; feature i sees q_<i and the class only. One node
+  // of autograd's graph, which adds the gradients of the parameters to their .grad itself: call
+  // backward(), not grad() with respect to parameters.
   at::Tensor Forward(const at::Tensor& q, const at::Tensor& labels) const;
   // One token of sampling: q_previous [B, C] (ignored at position 0) -> feature [B, d].
   at::Tensor Step(const at::Tensor& q_previous, std::int64_t position, const at::Tensor& labels,
@@ -52,15 +54,29 @@ class Backbone {
     at::Tensor norm1_weight, norm1_bias, qkv_weight, qkv_bias, out_weight, out_bias;
     at::Tensor norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
   };
-  // x [B, T, d]. Without a cache T = n and attention is causal; with one T = 1 and x stands at
-  // `position`.
-  at::Tensor RunBlock(const Block& block, const at::Tensor& x, std::int64_t layer,
-                      std::int64_t position, KvCache* cache) const;
+  // Handles on the parameters; a backward pass keeps its own.
+  struct Weights {
+    at::Tensor in1_weight, in1_bias, in2_weight, in2_bias, positions, classes, start;
+    std::vector<Block> blocks;
+    at::Tensor norm_weight, norm_bias;
+  };
+  struct Carry;
+  struct BlockTrace;
+  struct Trace;
+  class Backward;
+  static void Embed(const BackboneSpec& spec, const Weights& weights, Trace& trace);
+  static void EmbedBackward(const BackboneSpec& spec, const Weights& weights, const Trace& trace,
+                            const at::Tensor& dx, at::Tensor* d_q);
+  static void RunBlock(const BackboneSpec& spec, const Block& block, BlockTrace& trace,
+                       Carry& carry);
+  static at::Tensor BlockBackward(const BackboneSpec& spec, const Block& block,
+                                  const BlockTrace& trace, const at::Tensor& d_out);
+  // `keep`: fill trace.blocks for a backward pass.
+  static at::Tensor Run(const BackboneSpec& spec, const Weights& weights, bool keep, Trace& trace);
+  at::Tensor StepBlock(const Block& block, const at::Tensor& x, std::int64_t layer,
+                       std::int64_t position, KvCache& cache) const;
   BackboneSpec spec_;
-  at::Tensor in1_weight_, in1_bias_, in2_weight_, in2_bias_, positions_, classes_, start_;
-  at::Tensor norm_weight_, norm_bias_;
-  at::Tensor causal_mask_;  // [n, n]: 0 where j <= i, -inf elsewhere
-  std::vector<Block> blocks_;
+  Weights weights_;
 };
 
 // MAR's SimpleMLPAdaLN (models.md 3) with the names of the released files: time_embed, cond_embed,
@@ -78,8 +94,10 @@ class MlpHead {
   static void Declare(const HeadSpec& spec, const std::string& prefix, ParamLayout& layout);
   MlpHead(const HeadSpec& spec, const ParamBuffer& params, const std::string& prefix);
 
-  // x [..., C], t [..., 1] (broadcastable too) as fed to the sinusoid (1000 t for t in [0, 1]), f
-  // [..., d] broadcastable over leading dimensions -> velocity [..., C].
+  // x [..., C], t [..., 1] as fed to the sinusoid (1000 t for t in [0, 1]), f [..., d] -> velocity
+  // [..., C]. A row is a row of x; t has as many or one, and the rows of f repeat (draws of the
+  // same tokens). One node of autograd's graph, with Backbone::Forward's rule; no gradient reaches
+  // t.
   at::Tensor Forward(const at::Tensor& x, const at::Tensor& t, const at::Tensor& f) const;
   // What enters the time embedding: t [..., 1] -> [..., time_features].
   at::Tensor Sinusoids(const at::Tensor& t) const;
@@ -90,12 +108,30 @@ class MlpHead {
     at::Tensor norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
     at::Tensor modulation_weight, modulation_bias;
   };
+  struct Weights {
+    at::Tensor time1_weight, time1_bias, time2_weight, time2_bias, condition_weight, condition_bias;
+    at::Tensor input_weight, input_bias;
+    std::vector<ResBlock> blocks;
+    at::Tensor final_weight, final_bias, final_modulation_weight, final_modulation_bias;
+  };
+  struct BlockTrace;
+  struct Trace;
+  class Backward;
+  static void Embed(const Weights& weights, Trace& trace);
+  static at::Tensor EmbedBackward(const Weights& weights, const Trace& trace, const at::Tensor& d_y,
+                                  bool wants_f);
+  static void RunBlock(const ResBlock& block, const at::Tensor& y, BlockTrace& trace,
+                       at::Tensor& h);
+  static at::Tensor BlockBackward(const ResBlock& block, const Trace& trace,
+                                  const BlockTrace& block_trace, const at::Tensor& d_out,
+                                  at::Tensor& d_y);
+  static void AddModulationGradient(const at::Tensor& weight, const at::Tensor& bias,
+                                    const at::Tensor& d_modulation, const Trace& trace,
+                                    at::Tensor& d_y);
+  static at::Tensor Run(const Weights& weights, bool keep, Trace& trace);
   HeadSpec spec_;
   at::Tensor frequencies_;  // [time_features / 2]
-  at::Tensor time1_weight_, time1_bias_, time2_weight_, time2_bias_, condition_weight_,
-      condition_bias_, input_weight_, input_bias_;
-  at::Tensor final_weight_, final_bias_, final_modulation_weight_, final_modulation_bias_;
-  std::vector<ResBlock> blocks_;
+  Weights weights_;
 };
 
 // The AR-diffusion network: generator = guidance network = backbone + MLP head (method 2, 3).

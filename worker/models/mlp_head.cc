@@ -1,0 +1,289 @@
+#include <cmath>
+#include <utility>
+
+#include "common/check.h"
+#include "worker/models/fused.h"
+#include "worker/models/networks.h"
+
+namespace dd2 {
+namespace {
+
+constexpr double kNormEpsilon = 1e-6;
+constexpr double kTimePeriod = 10000.0;  // longest sinusoid of the time embedding
+
+void AddLinear(ParamLayout& layout, const std::string& name, std::int64_t in, std::int64_t out) {
+  layout.Add(name + ".weight", {out, in});
+  layout.Add(name + ".bias", {out});
+}
+
+}  // namespace
+
+// What the backward pass of a block reads; rows are those of x, [rows, w] where nothing else is
+// said. Products stand without their bias.
+struct MlpHead::BlockTrace {
+  at::Tensor h, stats, modulated;
+  at::Tensor modulation;  // [rows, 3 w]: shift, scale, gate
+  at::Tensor pre, inner;  // before and after the SiLU
+  at::Tensor branch;
+};
+
+struct MlpHead::Trace {
+  at::Tensor x;                                // [rows, C]
+  at::Tensor sinusoids, time_pre, time_inner;  // one row, or as many as x
+  at::Tensor f;                                // [rows of f, d]
+  at::Tensor y_pre, y;                         // time + condition, and its SiLU
+  std::vector<BlockTrace> blocks;
+  at::Tensor last, last_stats, last_modulation, last_modulated;
+};
+
+void MlpHead::Declare(const HeadSpec& spec, const std::string& prefix, ParamLayout& layout) {
+  const std::int64_t w = spec.width;
+  AddLinear(layout, prefix + "time_embed.mlp.0", spec.time_features, w);
+  AddLinear(layout, prefix + "time_embed.mlp.2", w, w);
+  AddLinear(layout, prefix + "cond_embed", spec.condition, w);
+  AddLinear(layout, prefix + "input_proj", spec.channels, w);
+  for (std::int64_t i = 0; i < spec.depth; ++i) {
+    const std::string block = prefix + "res_blocks." + std::to_string(i) + ".";
+    layout.Add(block + "in_ln.weight", {w});
+    layout.Add(block + "in_ln.bias", {w});
+    AddLinear(layout, block + "mlp.0", w, w);
+    AddLinear(layout, block + "mlp.2", w, w);
+    AddLinear(layout, block + "adaLN_modulation.1", w, 3 * w);
+  }
+  AddLinear(layout, prefix + "final_layer.linear", w, spec.channels);
+  AddLinear(layout, prefix + "final_layer.adaLN_modulation.1", w, 2 * w);
+}
+
+MlpHead::MlpHead(const HeadSpec& spec, const ParamBuffer& params, const std::string& prefix)
+    : spec_(spec) {
+  DD2_CHECK(spec.time_features > 0 && spec.time_features % 2 == 0);
+  const std::int64_t half = spec.time_features / 2;
+  frequencies_ =
+      at::exp(at::arange(half, at::kFloat) * (-std::log(kTimePeriod) / static_cast<double>(half)));
+  weights_.time1_weight = params[prefix + "time_embed.mlp.0.weight"];
+  weights_.time1_bias = params[prefix + "time_embed.mlp.0.bias"];
+  weights_.time2_weight = params[prefix + "time_embed.mlp.2.weight"];
+  weights_.time2_bias = params[prefix + "time_embed.mlp.2.bias"];
+  weights_.condition_weight = params[prefix + "cond_embed.weight"];
+  weights_.condition_bias = params[prefix + "cond_embed.bias"];
+  weights_.input_weight = params[prefix + "input_proj.weight"];
+  weights_.input_bias = params[prefix + "input_proj.bias"];
+  weights_.final_weight = params[prefix + "final_layer.linear.weight"];
+  weights_.final_bias = params[prefix + "final_layer.linear.bias"];
+  weights_.final_modulation_weight = params[prefix + "final_layer.adaLN_modulation.1.weight"];
+  weights_.final_modulation_bias = params[prefix + "final_layer.adaLN_modulation.1.bias"];
+  for (std::int64_t i = 0; i < spec.depth; ++i) {
+    const std::string b = prefix + "res_blocks." + std::to_string(i) + ".";
+    weights_.blocks.push_back(
+        {params[b + "in_ln.weight"], params[b + "in_ln.bias"], params[b + "mlp.0.weight"],
+         params[b + "mlp.0.bias"], params[b + "mlp.2.weight"], params[b + "mlp.2.bias"],
+         params[b + "adaLN_modulation.1.weight"], params[b + "adaLN_modulation.1.bias"]});
+  }
+}
+
+at::Tensor MlpHead::Sinusoids(const at::Tensor& t) const {
+  const at::Tensor angles = t * frequencies_;
+  return at::cat({at::cos(angles), at::sin(angles)}, -1);
+}
+
+namespace {
+
+NormAffine BlockNorm(const at::Tensor& weight, const at::Tensor& bias) {
+  return {Values(weight), Values(bias), static_cast<float>(kNormEpsilon)};
+}
+
+constexpr NormAffine kFinalNorm{.epsilon = static_cast<float>(kNormEpsilon)};
+
+Modulation ModulationOf(const at::Tensor& rows, const at::Tensor& bias) {
+  return {Values(rows), Values(bias), rows.size(1)};
+}
+
+}  // namespace
+
+// y = SiLU(time MLP(t) + condition(f)). Time and condition keep their own rows until they meet: one
+// time for all rows when t is one number, one condition for all draws of a token.
+void MlpHead::Embed(const Weights& weights, Trace& trace) {
+  const std::int64_t rows = trace.x.size(0), w = weights.input_weight.size(0);
+  trace.time_pre = Product(trace.sinusoids, weights.time1_weight);
+  trace.time_inner = at::empty_like(trace.time_pre);
+  BiasSilu(ShapeOf(trace.time_pre), Data(trace.time_pre), Values(weights.time1_bias),
+           Data(trace.time_inner));
+  const at::Tensor time = Product(trace.time_inner, weights.time2_weight);
+  const at::Tensor condition = Product(trace.f, weights.condition_weight);
+  trace.y_pre = at::empty({rows, w}, at::kFloat);
+  const float* condition_bias = Values(weights.condition_bias);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const float* of_time = Values(time) + row % time.size(0) * w;
+    const float* of_condition = Values(condition) + row % condition.size(0) * w;
+    float* out = Data(trace.y_pre) + row * w;
+    for (std::int64_t i = 0; i < w; ++i) {
+      out[i] = of_time[i] + (of_condition[i] + condition_bias[i]);
+    }
+  }
+  trace.y = at::empty_like(trace.y_pre);
+  BiasSilu(ShapeOf(trace.y_pre), Data(trace.y_pre), Values(weights.time2_bias), Data(trace.y));
+}
+
+// d_y -> parameters; returns d f.
+at::Tensor MlpHead::EmbedBackward(const Weights& weights, const Trace& trace, const at::Tensor& d_y,
+                                  bool wants_f) {
+  const std::int64_t w = d_y.size(1), draws = d_y.size(0) / trace.f.size(0);
+  at::Tensor sums = at::zeros({1, w}, at::kFloat);
+  SiluBackward(ShapeOf(d_y), Values(trace.y_pre), Data(d_y), Data(sums));
+  const at::Tensor d_condition = draws == 1 ? d_y : d_y.view({draws, trace.f.size(0), w}).sum(0);
+  if (weights.time1_weight.requires_grad()) {
+    AddBiasGradient(weights.condition_bias, sums);
+    AddBiasGradient(weights.time2_bias, sums);
+    AddWeightGradient(weights.condition_weight, d_condition, trace.f);
+    const at::Tensor d_time = trace.time_pre.size(0) == 1 ? sums : d_y;
+    AddWeightGradient(weights.time2_weight, d_time, trace.time_inner);
+    const at::Tensor d_pre = ProductBackward(d_time, weights.time2_weight);
+    SiluBackward(ShapeOf(d_pre), Values(trace.time_pre), Data(d_pre),
+                 GradientData(weights.time1_bias));
+    AddWeightGradient(weights.time1_weight, d_pre, trace.sinusoids);
+  }
+  return wants_f ? ProductBackward(d_condition, weights.condition_weight) : at::Tensor();
+}
+
+void MlpHead::RunBlock(const ResBlock& block, const at::Tensor& y, BlockTrace& trace,
+                       at::Tensor& h) {
+  const RowShape shape = ShapeOf(h);
+  trace.h = h;
+  trace.modulation = Product(y, block.modulation_weight);
+  const Modulation modulation = ModulationOf(trace.modulation, block.modulation_bias);
+  trace.stats = EmptyStats(shape.rows);
+  trace.modulated = at::empty_like(h);
+  ModulatedNorm(shape, Values(h), BlockNorm(block.norm_weight, block.norm_bias), modulation,
+                Data(trace.modulated), Stats(trace.stats));
+  trace.pre = Product(trace.modulated, block.fc1_weight);
+  trace.inner = at::empty_like(trace.pre);
+  BiasSilu(shape, Data(trace.pre), Values(block.fc1_bias), Data(trace.inner));
+  trace.branch = Product(trace.inner, block.fc2_weight);
+  h = at::empty_like(trace.h);
+  GatedResidual(shape, Values(trace.h), Values(trace.branch), Values(block.fc2_bias), modulation,
+                Data(h));
+}
+
+// d_out of h + gate branch -> d h; adds to d_y what flows through the modulation.
+at::Tensor MlpHead::BlockBackward(const ResBlock& block, const Trace& trace,
+                                  const BlockTrace& block_trace, const at::Tensor& d_out,
+                                  at::Tensor& d_y) {
+  const RowShape shape = ShapeOf(d_out);
+  const Modulation modulation = ModulationOf(block_trace.modulation, block.modulation_bias);
+  at::Tensor d_modulation = at::empty_like(block_trace.modulation);
+  at::Tensor d_branch = at::empty_like(d_out);
+  GatedResidualBackward(shape, Values(block_trace.branch), Values(block.fc2_bias), modulation,
+                        Values(d_out), Data(d_branch), Data(d_modulation));
+  AddBiasGradient(block.fc2_bias, d_branch);
+  AddWeightGradient(block.fc2_weight, d_branch, block_trace.inner);
+  const at::Tensor d_inner = ProductBackward(d_branch, block.fc2_weight);
+  SiluBackward(shape, Values(block_trace.pre), Data(d_inner), GradientData(block.fc1_bias));
+  AddWeightGradient(block.fc1_weight, d_inner, block_trace.modulated);
+  const at::Tensor d_modulated = ProductBackward(d_inner, block.fc1_weight);
+  at::Tensor d_h = at::empty_like(d_out);
+  ModulatedNormBackward(shape, Values(block_trace.h), Stats(block_trace.stats),
+                        BlockNorm(block.norm_weight, block.norm_bias), modulation,
+                        Values(d_modulated), Values(d_out), Data(d_h), Data(d_modulation),
+                        NormGradientsOf(block.norm_weight, block.norm_bias));
+  AddModulationGradient(block.modulation_weight, block.modulation_bias, d_modulation, trace, d_y);
+  return d_h;
+}
+
+void MlpHead::AddModulationGradient(const at::Tensor& weight, const at::Tensor& bias,
+                                    const at::Tensor& d_modulation, const Trace& trace,
+                                    at::Tensor& d_y) {
+  AddBiasGradient(bias, d_modulation);
+  AddWeightGradient(weight, d_modulation, trace.y);
+  if (d_y.defined()) d_y.addmm_(d_modulation, weight);
+}
+
+at::Tensor MlpHead::Run(const Weights& weights, bool keep, Trace& trace) {
+  Embed(weights, trace);
+  at::Tensor h = Product(trace.x, weights.input_weight).add_(weights.input_bias);
+  for (const ResBlock& block : weights.blocks) {
+    BlockTrace block_trace;
+    RunBlock(block, trace.y, block_trace, h);
+    if (keep) trace.blocks.push_back(std::move(block_trace));
+  }
+  trace.last = h;
+  trace.last_modulation = Product(trace.y, weights.final_modulation_weight);
+  trace.last_stats = EmptyStats(h.size(0));
+  trace.last_modulated = at::empty_like(h);
+  ModulatedNorm(ShapeOf(h), Values(h), kFinalNorm,
+                ModulationOf(trace.last_modulation, weights.final_modulation_bias),
+                Data(trace.last_modulated), Stats(trace.last_stats));
+  return Product(trace.last_modulated, weights.final_weight).add_(weights.final_bias);
+}
+
+class MlpHead::Backward : public torch::autograd::Node {
+ public:
+  Backward(const Weights& weights, Trace trace) : weights_(weights), trace_(std::move(trace)) {}
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
+    const at::AutoDispatchBelowAutograd below;
+    DD2_CHECK(trace_.last.defined());  // a graph is walked once
+    const at::Tensor& out = gradients.at(0);
+    const at::Tensor d_out = out.contiguous().view({-1, out.size(-1)});
+    const bool wants_x = task_should_compute_output(0), wants_f = task_should_compute_output(1);
+    // Nobody may ask for what flows into time and condition: the score of frozen weights.
+    at::Tensor d_y;
+    if (wants_f || weights_.time1_weight.requires_grad()) d_y = at::zeros_like(trace_.y);
+    at::Tensor d_h = FinalBackward(d_out, d_y);
+    for (std::size_t i = weights_.blocks.size(); i-- > 0;) {
+      d_h = BlockBackward(weights_.blocks[i], trace_, trace_.blocks[i], d_h, d_y);
+    }
+    AddBiasGradient(weights_.input_bias, d_h);
+    AddWeightGradient(weights_.input_weight, d_h, trace_.x);
+    at::Tensor d_x, d_f;
+    if (d_y.defined()) d_f = EmbedBackward(weights_, trace_, d_y, wants_f);
+    if (wants_x) d_x = ProductBackward(d_h, weights_.input_weight).view_as(out);
+    if (wants_f) d_f = d_f.view(f_sizes);
+    return {d_x, d_f};
+  }
+  void release_variables() override { trace_ = Trace(); }
+
+  std::vector<std::int64_t> f_sizes;
+
+ private:
+  at::Tensor FinalBackward(const at::Tensor& d_out, at::Tensor& d_y) {
+    AddBiasGradient(weights_.final_bias, d_out);
+    AddWeightGradient(weights_.final_weight, d_out, trace_.last_modulated);
+    const at::Tensor d_modulated = ProductBackward(d_out, weights_.final_weight);
+    const at::Tensor d_modulation = at::empty_like(trace_.last_modulation);
+    at::Tensor d_h = at::empty_like(d_modulated);
+    ModulatedNormBackward(ShapeOf(d_h), Values(trace_.last), Stats(trace_.last_stats), kFinalNorm,
+                          ModulationOf(trace_.last_modulation, weights_.final_modulation_bias),
+                          Values(d_modulated), nullptr, Data(d_h), Data(d_modulation), {});
+    AddModulationGradient(weights_.final_modulation_weight, weights_.final_modulation_bias,
+                          d_modulation, trace_, d_y);
+    return d_h;
+  }
+
+  const Weights weights_;
+  Trace trace_;
+};
+
+at::Tensor MlpHead::Forward(const at::Tensor& x, const at::Tensor& t, const at::Tensor& f) const {
+  const bool keep = at::GradMode::is_enabled() && (x.requires_grad() || f.requires_grad() ||
+                                                   weights_.time1_weight.requires_grad());
+  Trace trace;
+  at::Tensor out;
+  {
+    const at::AutoDispatchBelowAutograd below;
+    trace.x = x.detach().contiguous().view({-1, spec_.channels});
+    trace.f = f.detach().contiguous().view({-1, spec_.condition});
+    trace.sinusoids = Sinusoids(t.detach().reshape({-1, 1}));
+    const std::int64_t rows = trace.x.size(0), times = trace.sinusoids.size(0);
+    DD2_CHECK(rows % trace.f.size(0) == 0 && (times == 1 || times == rows));
+    out = Run(weights_, keep, trace).view_as(x);
+  }
+  if (!keep) return out;
+  const auto node = std::shared_ptr<Backward>(new Backward(weights_, std::move(trace)),
+                                              torch::autograd::deleteNode);
+  node->f_sizes = f.sizes().vec();
+  node->set_next_edges(torch::autograd::collect_next_edges(x, f));
+  torch::autograd::set_history(out, node);
+  return out;
+}
+
+}  // namespace dd2
