@@ -352,10 +352,9 @@ std::string StorageFacts(const json::object& result) {
   const auto hits = FindNumber(result, "cache.hits");
   const auto misses = FindNumber(result, "cache.misses");
   if (hits && misses) {
-    facts += Fact("Teacher score cache: hits", CountText(*hits));
-    facts += Fact("Teacher score cache: misses", CountText(*misses));
-    if (*hits + *misses > 0)
-      facts += Fact("Found in the cache", PercentText(*hits / (*hits + *misses)));
+    facts += Fact("Sequences found in the score cache", CountText(*hits));
+    facts += Fact("Sequences not found, drawn by the teacher", CountText(*misses));
+    if (*hits + *misses > 0) facts += Fact("Found", PercentText(*hits / (*hits + *misses)));
   }
   if (const auto written = FindNumber(result, "cache.written")) {
     facts += Fact("Sequences stored for later runs", CountText(*written));

@@ -151,8 +151,10 @@ void WriteCounters(const RunCounters& counters, MetricsWriter& out) {
               counters.guidance_updates);
   out.Counter("dd2_skipped_updates", "Updates skipped because a number was not finite.",
               counters.skipped_updates);
-  out.Counter("dd2_score_cache_hits", "Score cache entries read.", counters.cache_hits);
-  out.Counter("dd2_score_cache_misses", "Score cache entries computed.", counters.cache_misses);
+  out.Counter("dd2_score_cache_hits", "Look-ups of score cache entries that were found.",
+              counters.cache_hits);
+  out.Counter("dd2_score_cache_misses",
+              "Look-ups of score cache entries that the teacher computed.", counters.cache_misses);
 }
 
 void WriteCheckpoints(const RunState& state, MetricsWriter& out) {

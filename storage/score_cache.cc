@@ -100,11 +100,21 @@ class RocksScoreCache : public ScoreCache {
   RocksScoreCache(fs::path root, int slot, std::unique_ptr<KvStore> own)
       : root_(std::move(root)), slot_(slot), own_(std::move(own)) {}
 
+  Result<TeacherEntry> FindEntry(const Digest128& settings, std::uint64_t sample) override {
+    std::optional<TeacherEntry> entry;
+    if (auto sequence = Find<TeacherSequence>(SequenceKey(settings, sample), DecodeSequence)) {
+      const std::string key = ScoreEntryKey(ScoreKey(settings, *sequence));
+      if (auto score = Find<TeacherScore>(key, DecodeScore)) {
+        entry = TeacherEntry{*std::move(sequence), *std::move(score)};
+      }
+    }
+    return Counted(std::move(entry));
+  }
   Result<TeacherSequence> FindSequence(const Digest128& settings, std::uint64_t sample) override {
-    return Find<TeacherSequence>(SequenceKey(settings, sample), DecodeSequence);
+    return Counted(Find<TeacherSequence>(SequenceKey(settings, sample), DecodeSequence));
   }
   Result<TeacherScore> FindScore(const Digest128& content) override {
-    return Find<TeacherScore>(ScoreEntryKey(content), DecodeScore);
+    return Counted(Find<TeacherScore>(ScoreEntryKey(content), DecodeScore));
   }
 
   Status StoreBlock(const Digest128& settings, std::uint64_t first,
@@ -124,7 +134,7 @@ class RocksScoreCache : public ScoreCache {
       add(ScoreEntryKey(ScoreKey(settings, sequences[i])), EncodeScore(scores[i]));
     }
     DD2_TRY(own_->PutAll(entries, Durability::kBuffered));
-    stats_.entries_written += static_cast<std::int64_t>(entries.size());
+    stats_.written += static_cast<std::int64_t>(sequences.size());
     return {};
   }
 
@@ -150,20 +160,26 @@ class RocksScoreCache : public ScoreCache {
   CacheStats stats() const override { return stats_; }
 
  private:
-  template <class T, class Decode>
-  Result<T> Find(const std::string& key, const Decode& decode) {
-    if (auto value = FindIn<T>(*own_, key, decode)) return Hit(*std::move(value));
-    for (auto& [slot, follower] : followers_) {
-      if (auto value = FindIn<T>(*follower, key, decode)) return Hit(*std::move(value));
+  // The end of one look-up.
+  template <class T>
+  Result<T> Counted(std::optional<T> found) {
+    if (damaged_) ++stats_.corrupt;
+    damaged_ = false;
+    if (found) {
+      ++stats_.hits;
+      return *std::move(found);
     }
     ++stats_.misses;
     return Error(Code::kNotFound, "not in the score cache");
   }
 
-  template <class T>
-  Result<T> Hit(T value) {
-    ++stats_.hits;
-    return value;
+  template <class T, class Decode>
+  std::optional<T> Find(const std::string& key, const Decode& decode) {
+    if (auto value = FindIn<T>(*own_, key, decode)) return value;
+    for (auto& [slot, follower] : followers_) {
+      if (auto value = FindIn<T>(*follower, key, decode)) return value;
+    }
+    return std::nullopt;
   }
 
   // Any failure to read is a miss: what is missing is computed again with the same bits.
@@ -176,7 +192,7 @@ class RocksScoreCache : public ScoreCache {
         if (auto value = decode(*payload)) return value;
       }
     }
-    ++stats_.corrupt;
+    damaged_ = true;
     // The next StoreBlock writes it anew; if the deletion fails it is found bad again, no more.
     if (&store == own_.get()) static_cast<void>(own_->Delete(key));
     return std::nullopt;
@@ -187,6 +203,7 @@ class RocksScoreCache : public ScoreCache {
   const std::unique_ptr<KvStore> own_;
   std::map<int, std::unique_ptr<KvStore>> followers_;  // by slot
   CacheStats stats_;
+  bool damaged_ = false;  // by the look-up that is under way
 };
 
 // A cache that does not open is worth less than its place: keeps it for a look and starts empty.

@@ -26,11 +26,18 @@ struct TeacherScore {
   std::vector<float> threshold;       // [n] lowest kept guided logit, -inf when nothing is filtered
 };
 
+// What the cache holds of one sample. Stored together; counted as one.
+struct TeacherEntry {
+  TeacherSequence sequence;
+  TeacherScore score;
+};
+
+// All of them count entries.
 struct CacheStats {
-  std::int64_t hits = 0;
-  std::int64_t misses = 0;
-  std::int64_t corrupt = 0;  // failed their checksum; dropped
-  std::int64_t entries_written = 0;
+  std::int64_t hits = 0;     // look-ups (calls of Find...) that gave what was asked for
+  std::int64_t misses = 0;   // look-ups that did not
+  std::int64_t corrupt = 0;  // look-ups that met a damaged value, which was dropped
+  std::int64_t written = 0;
 };
 
 // The score cache of this machine (design 7): one RocksDB per slot under `root` (slot-00, slot-01,
@@ -46,8 +53,10 @@ class ScoreCache {
                                                   int preferred_slot);
   virtual ~ScoreCache() = default;
 
-  // settings: digest of teacher, tokenizer, sampling settings, numeric mode and data seed.
-  // kNotFound: never stored, or dropped as corrupt.
+  // Each call of the three is one look-up of one entry, whole or the half that is needed. settings:
+  // digest of teacher, tokenizer, sampling settings, numeric mode and data seed. kNotFound: never
+  // stored, or dropped as corrupt.
+  virtual Result<TeacherEntry> FindEntry(const Digest128& settings, std::uint64_t sample) = 0;
   virtual Result<TeacherSequence> FindSequence(const Digest128& settings, std::uint64_t sample) = 0;
   // content: ScoreKey(settings, label, tokens).
   virtual Result<TeacherScore> FindScore(const Digest128& content) = 0;

@@ -74,8 +74,42 @@ TEST(ScoreCacheTest, ABlockIsFoundAgainAlsoAfterReopening) {
     EXPECT_EQ(cache->stats().hits, 10);
     EXPECT_EQ(cache->stats().misses, 2);
     EXPECT_EQ(cache->stats().corrupt, 0);
-    EXPECT_EQ(cache->stats().entries_written, round == 0 ? 10 : 0);
+    EXPECT_EQ(cache->stats().written, round == 0 ? 5 : 0);
   }
+}
+
+TEST(ScoreCacheTest, HitsMissesAndWrittenCountEntries) {
+  const TemporaryFolder folder;
+  const auto root = folder.path() / "scores";
+  {
+    auto cache = OpenCache(root, 0);
+    ASSERT_TRUE(StoreSamples(*cache, 0, 4));
+    const auto entry = cache->FindEntry(kSettings, 3);
+    ASSERT_TRUE(entry) << entry.error().message();
+    EXPECT_EQ(entry->sequence.tokens, SequenceOf(3).tokens);
+    EXPECT_TRUE(Same(entry->score, ScoreOf(3)));
+    EXPECT_EQ(cache->FindEntry(kSettings, 4).error().code(), Code::kNotFound);
+    EXPECT_EQ(cache->stats().hits, 1);
+    EXPECT_EQ(cache->stats().misses, 1);
+    EXPECT_EQ(cache->stats().written, 4);
+  }
+  {
+    // One loses its score: half an entry is none.
+    auto store = OpenRocksStore(root / "slot-00", {false, true});
+    std::string key;
+    ASSERT_TRUE((*store)->Scan("c", [&](std::string_view found, std::string_view) {
+      key = found;
+      return false;
+    }));
+    ASSERT_TRUE((*store)->Delete(key));
+  }
+  auto cache = OpenCache(root, 0);
+  for (std::uint64_t sample = 0; sample < 4; ++sample) {
+    static_cast<void>(cache->FindEntry(kSettings, sample));
+  }
+  EXPECT_EQ(cache->stats().hits, 3);
+  EXPECT_EQ(cache->stats().misses, 1);
+  EXPECT_EQ(cache->stats().corrupt, 0);
 }
 
 TEST(ScoreCacheTest, EveryFlippedByteIsNoticedAndDropped) {

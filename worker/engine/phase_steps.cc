@@ -162,12 +162,12 @@ Result<PhaseStepResult> PhaseSteps::Sample(std::int64_t lease_end, const Wish& w
     sum.hits += stats.hits;
     sum.misses += stats.misses;
     sum.corrupt += stats.corrupt;
-    sum.entries_written += stats.entries_written;
+    sum.written += stats.written;
   }
   boost::json::object cache{{"hits", sum.hits},
                             {"misses", sum.misses},
                             {"corrupt", sum.corrupt},
-                            {"written", sum.entries_written}};
+                            {"written", sum.written}};
   result.result_json = boost::json::serialize(boost::json::object{{"cache", std::move(cache)}});
   return result;
 }

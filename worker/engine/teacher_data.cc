@@ -88,7 +88,7 @@ TeacherData::Block TeacherData::Compute(int block) const {
   return result;
 }
 
-Status TeacherData::Recompute(int block) {
+Result<std::vector<TeacherScore>> TeacherData::Recompute(int block) {
   Block computed = Compute(block);
   const std::size_t first = static_cast<std::size_t>(block) * static_cast<std::size_t>(spec_.block);
   if (cache_ != nullptr) {
@@ -97,43 +97,50 @@ Status TeacherData::Recompute(int block) {
   for (std::size_t i = 0; i < computed.sequences.size(); ++i) {
     sequences_[first + i] = std::move(computed.sequences[i]);
   }
-  return {};
+  return std::move(computed.scores);
 }
 
 Status TeacherData::EnsureBlock(int block) {
   const std::size_t first = static_cast<std::size_t>(block) * static_cast<std::size_t>(spec_.block);
-  if (cache_ == nullptr) {
-    return sequences_[first].tokens.empty() ? Recompute(block) : Status();
+  bool complete = cache_ != nullptr || !sequences_[first].tokens.empty();
+  // All of them, also behind a missing one: each is a look-up that the figures count.
+  for (int i = 0; cache_ != nullptr && i < spec_.block; ++i) {
+    const std::size_t sample = first + static_cast<std::size_t>(i);
+    Result<TeacherEntry> entry = cache_->FindEntry(settings_, sample);
+    if (entry) {
+      sequences_[sample] = std::move(entry->sequence);
+    } else if (entry.error().code() == Code::kNotFound) {
+      complete = false;
+    } else {
+      return entry.error();
+    }
   }
-  for (std::size_t i = first; i < first + static_cast<std::size_t>(spec_.block); ++i) {
-    Result<TeacherSequence> sequence = cache_->FindSequence(settings_, i);
-    if (!sequence && sequence.error().code() == Code::kNotFound) return Recompute(block);
-    if (!sequence) return sequence.error();
-    const Result<TeacherScore> score = cache_->FindScore(ScoreKey(settings_, *sequence));
-    if (!score && score.error().code() == Code::kNotFound) return Recompute(block);
-    if (!score) return score.error();
-    sequences_[i] = std::move(*sequence);
-  }
+  if (!complete) DD2_TRY(Recompute(block));
   return {};
 }
 
 Status TeacherData::LoadSequences() {
   if (cache_ != nullptr) DD2_TRY(cache_->Refresh());
-  for (std::size_t i = 0; i < sequences_.size(); ++i) {
-    if (!sequences_[i].tokens.empty()) continue;
-    const int block = static_cast<int>(i) / spec_.block;
-    if (cache_ == nullptr) {
-      DD2_TRY(Recompute(block));
-      continue;
+  const auto block_size = static_cast<std::size_t>(spec_.block);
+  for (int block = 0; block < blocks(); ++block) {
+    const std::size_t first = static_cast<std::size_t>(block) * block_size;
+    bool complete = true;
+    for (std::size_t i = first; i < first + block_size; ++i) {
+      if (!sequences_[i].tokens.empty()) continue;
+      if (cache_ == nullptr) {
+        complete = false;
+        break;
+      }
+      Result<TeacherSequence> sequence = cache_->FindSequence(settings_, i);
+      if (sequence) {
+        sequences_[i] = std::move(*sequence);
+      } else if (sequence.error().code() == Code::kNotFound) {
+        complete = false;
+      } else {
+        return sequence.error();
+      }
     }
-    Result<TeacherSequence> sequence = cache_->FindSequence(settings_, i);
-    if (sequence) {
-      sequences_[i] = std::move(*sequence);
-    } else if (sequence.error().code() == Code::kNotFound) {
-      DD2_TRY(Recompute(block));
-    } else {
-      return sequence.error();
-    }
+    if (!complete) DD2_TRY(Recompute(block));
   }
   return {};
 }
@@ -142,8 +149,10 @@ Result<TeacherScore> TeacherData::Score(std::uint64_t sample) {
   const Digest128 key = ScoreKey(settings_, sequences_[sample]);
   Result<TeacherScore> score = cache_->FindScore(key);
   if (score || score.error().code() != Code::kNotFound) return score;
-  DD2_TRY(Recompute(static_cast<int>(sample) / spec_.block));
-  return cache_->FindScore(key);
+  const auto block_size = static_cast<std::uint64_t>(spec_.block);
+  DD2_TRY_ASSIGN(std::vector<TeacherScore> scores,
+                 Recompute(static_cast<int>(sample / block_size)));
+  return std::move(scores[sample % block_size]);
 }
 
 Result<std::pair<at::Tensor, at::Tensor>> TeacherData::Tokens(

@@ -56,6 +56,7 @@ class TeacherData {
   // Only tokens and labels.
   Result<std::pair<at::Tensor, at::Tensor>> Tokens(const std::vector<std::uint64_t>& samples);
 
+  // Look-ups of this process so far; zeros without a cache.
   CacheStats stats() const;
 
  private:
@@ -64,7 +65,8 @@ class TeacherData {
     std::vector<TeacherScore> scores;
   };
   Block Compute(int block) const;
-  Status Recompute(int block);
+  // Computes, stores and remembers a block; its scores.
+  Result<std::vector<TeacherScore>> Recompute(int block);
   Result<TeacherScore> Score(std::uint64_t sample);
   at::Tensor LogitsOf(const std::vector<TeacherScore>& scores) const;
 

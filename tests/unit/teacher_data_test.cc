@@ -1,0 +1,105 @@
+#include "worker/engine/teacher_data.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include "storage/kv_store.h"
+#include "tests/support/tiny_teacher.h"
+#include "tests/unit/storage_testing.h"
+
+namespace dd2 {
+namespace {
+
+constexpr int kSequences = 24;
+constexpr int kBlock = 8;
+
+class TeacherDataTest : public testing::Test {
+ protected:
+  // A process that begins: nothing in memory, the cache as it lies on the disk.
+  void Begin() {
+    data_.reset();
+    cache_.reset();
+    auto cache = ScoreCache::Open(root(), 0);
+    ASSERT_TRUE(cache) << cache.error().message();
+    cache_ = *std::move(cache);
+    TeacherDataSpec spec;
+    spec.sequences = kSequences;
+    spec.block = kBlock;
+    data_ = std::make_unique<TeacherData>(spec, teacher_, cache_.get());
+  }
+  void EnsureAll() {
+    for (int block = 0; block < data_->blocks(); ++block) ASSERT_TRUE(data_->EnsureBlock(block));
+  }
+  void DropOneScore() {
+    data_.reset();
+    cache_.reset();
+    auto store = OpenRocksStore(root() / "slot-00", {false, true});
+    ASSERT_TRUE(store);
+    std::string key;
+    ASSERT_TRUE((*store)->Scan("c", [&](std::string_view found, std::string_view) {
+      key = found;
+      return false;
+    }));
+    ASSERT_TRUE((*store)->Delete(key));
+  }
+  void Expect(std::int64_t hits, std::int64_t misses, std::int64_t written) const {
+    EXPECT_EQ(data_->stats().hits, hits);
+    EXPECT_EQ(data_->stats().misses, misses);
+    EXPECT_EQ(data_->stats().written, written);
+  }
+  std::filesystem::path root() const { return folder_.path() / "scores"; }
+
+  const TemporaryFolder folder_;
+  const TeacherBundle teacher_ = MakeTinyTeacher(5);
+  std::unique_ptr<ScoreCache> cache_;
+  std::unique_ptr<TeacherData> data_;
+};
+
+TEST_F(TeacherDataTest, FiguresCountSequencesWithTheirScores) {
+  Begin();
+  EnsureAll();
+  Expect(0, kSequences, kSequences);  // a cold cache: all missing, all computed, all stored
+  ASSERT_TRUE(data_->Load({3, 20, 3}));
+  Expect(3, kSequences, kSequences);
+
+  Begin();
+  EnsureAll();
+  Expect(kSequences, 0, 0);  // a warm one
+  ASSERT_TRUE(data_->LoadSequences());
+  Expect(kSequences, 0, 0);  // nothing had to be looked up again
+
+  DropOneScore();
+  Begin();
+  EnsureAll();
+  Expect(kSequences - 1, 1, kBlock);  // the teacher works in whole blocks
+}
+
+TEST_F(TeacherDataTest, SequencesAloneAreLookedUpOnce) {
+  Begin();
+  ASSERT_TRUE(data_->LoadSequences());
+  Expect(0, kSequences, kSequences);
+  Begin();
+  ASSERT_TRUE(data_->LoadSequences());
+  Expect(kSequences, 0, 0);
+}
+
+TEST_F(TeacherDataTest, AScoreThatIsGoneComesBackWithItsBits) {
+  std::vector<std::uint64_t> all(kSequences);
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = i;
+  Begin();
+  EnsureAll();
+  const auto whole = data_->Load(all);
+  ASSERT_TRUE(whole);
+  DropOneScore();
+  Begin();
+  ASSERT_TRUE(data_->LoadSequences());
+  const auto again = data_->Load(all);
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(at::equal(again->logp, whole->logp));
+  EXPECT_TRUE(at::equal(again->codes, whole->codes));
+  Expect(2 * kSequences - 1, 1, kBlock);
+}
+
+}  // namespace
+}  // namespace dd2
