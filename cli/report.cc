@@ -298,6 +298,29 @@ std::string LossChart(const ReportData& data, const std::vector<std::string>& me
   return RenderChart(chart);
 }
 
+// The loss in training, and on the sequences that were kept out of it.
+std::string TuningCurve(const ReportData& data) {
+  const Track held_out = TrackOf(data, {"gts/validation_loss"});
+  std::string note = "match to the teacher’s exact score, on teacher sequences";
+  if (!held_out.points.empty()) note += "; dots: sequences kept out of training";
+  const Track track = TrackOf(data, {"gts/loss"});
+  Chart chart{.title = "Tuning loss (GTS)",
+              .note = note,
+              .x_label = "update",
+              .series = {},
+              .log_y = true,
+              .wide = false,
+              .levels = {},
+              .borders = track.borders};
+  chart.series.push_back({.points = track.points, .dots = false, .faint = true});
+  chart.series.push_back({.points = track.smoothed, .dots = false, .faint = false});
+  if (!held_out.points.empty()) {
+    chart.series.push_back(
+        {.points = held_out.points, .dots = true, .faint = false, .second = true});
+  }
+  return RenderChart(chart);
+}
+
 std::string QualityCurve(const ReportData& data) {
   // The final evaluation takes more samples and stands in the table.
   Track track = TrackOf(data, {"eval/fdr"}, "csd");
@@ -323,9 +346,7 @@ std::string QualityCurve(const ReportData& data) {
 
 std::string Curves(const ReportData& data) {
   const std::string charts =
-      QualityCurve(data) +
-      LossChart(data, {"gts/loss"}, "Tuning loss (GTS)",
-                "match to the teacher’s exact score, on teacher sequences", "update", true) +
+      QualityCurve(data) + TuningCurve(data) +
       LossChart(data, {"csd/dmu"}, "Distance of generator and teacher",
                 "mean |μ_teacher − μ_guidance|²: the progress of distillation", "cycle", true) +
       LossChart(data, {"csd/fcs", "align/fcs"}, "Guidance loss (FCS)",
@@ -366,7 +387,7 @@ std::string StorageFacts(const json::object& result) {
     facts += Fact("Bytes of checkpoints", FigureText(*bytes / 1e6) + " MB");
   }
   if (const auto stall = FindNumber(result, "checkpoints.stall_seconds")) {
-    facts += Fact("Training waited for checkpoints", SecondsText(*stall));
+    facts += Fact("Training stood still for them", SecondsText(*stall));
   }
   return facts;
 }

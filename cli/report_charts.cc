@@ -151,11 +151,12 @@ std::string SeriesPath(const ChartSeries& series, const Points& points, const Fr
     path += (path.empty() ? "M" : "L") + Coordinate(frame.X(x)) + " " + Coordinate(frame.Y(y));
     if (series.dots || points.size() == 1) {
       dots += "<circle cx=\"" + Coordinate(frame.X(x)) + "\" cy=\"" + Coordinate(frame.Y(y)) +
-              "\" r=\"3\" class=\"dot\"><title>" + EscapeHtml(TickText(x)) + ": " +
-              EscapeHtml(FigureText(y)) + "</title></circle>";
+              "\" r=\"3\" class=\"" + (series.second ? "seconddot" : "dot") + "\"><title>" +
+              EscapeHtml(TickText(x)) + ": " + EscapeHtml(FigureText(y)) + "</title></circle>";
     }
   }
-  return "<path d=\"" + path + "\" class=\"" + (series.faint ? "faint" : "curve") + "\"/>" + dots;
+  const std::string style = series.second ? "second" : series.faint ? "faint" : "curve";
+  return "<path d=\"" + path + "\" class=\"" + style + "\"/>" + dots;
 }
 
 }  // namespace

@@ -12,6 +12,7 @@ struct ChartSeries {
   std::vector<std::pair<double, double>> points;  // (x, y), x ascending
   bool dots = false;                              // few measured points: mark each
   bool faint = false;                             // the noisy original behind a smoothed line
+  bool second = false;                            // another quantity: a colour of its own
 };
 
 // A chart of one quantity over the steps of a run.

@@ -54,6 +54,8 @@ svg .border { stroke: var(--soft); stroke-dasharray: 2 3; }
 svg .level { stroke: var(--level); stroke-dasharray: 5 4; }
 svg .curve { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
 svg .faint { fill: none; stroke: var(--faint); stroke-width: 1; stroke-linejoin: round; }
+svg .second { fill: none; stroke: var(--level); stroke-width: 1.5; stroke-linejoin: round; }
+svg .seconddot { fill: var(--level); stroke: var(--page); stroke-width: 1; }
 svg .dot { fill: var(--accent); stroke: var(--page); stroke-width: 1; }
 .columns { display: grid; grid-template-columns: 1.25fr 1fr; gap: 0 44px; }
 table.bars th { width: 8.5em; color: var(--soft); } table.bars td { border-bottom: 0; padding: 4px 0; }

@@ -112,7 +112,7 @@ constexpr Setting<PhaseConfig> kPhaseSettings[] = {
      [](PhaseConfig& p) -> SettingField { return &p.generator_t_max; }, kCsd},
     {{"sid_alpha", "", -10, 10, kBits, "Weight alpha of the score identity loss."},
      [](PhaseConfig& p) -> SettingField { return &p.sid_alpha; }, kCsd},
-    {{"validation", "sequences", 0, 1e8, kBits, "The first n sequences are kept out of training."},
+    {{"validation", "sequences", 0, 1e8, kBits, "The first n sequences are kept out of training; their loss is measured at each checkpoint."},
      [](PhaseConfig& p) -> SettingField { return &p.validation; }, kGts},
     {{"eval_every", "cycles", 0, kUpdatesMax, kPlain, "Cycles between points of the FDr curve; 0: none."},
      [](PhaseConfig& p) -> SettingField { return &p.eval_every; }, kCsd},

@@ -22,6 +22,8 @@ enum class RngUse : std::uint32_t {
   kDropout = 11,
   kCodebookRestart = 12,
   kEvalNoise = 13,
+  kValidationTime = 14,   // t of held-out sequences; sample = their index
+  kValidationNoise = 15,  // eps of held-out sequences
 };
 
 // A position in the random field of a run: randomness comes from where a number is used, never from

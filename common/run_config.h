@@ -81,7 +81,7 @@ struct PhaseConfig {
   int draws = 2;               // m: (t, eps) draws per token sharing one backbone pass
   int sequences = 0;           // sample: teacher sequences in all (a multiple of block)
   int block = 250;             // sample: sequences computed together, always with the same shapes
-  int validation = 0;          // gts: the first n sequences are kept out of training
+  int validation = 0;          // gts: the first n sequences are only measured, not trained on
   int guidance_updates = 4;    // csd: K
   int generator_draws = 2;     // csd: draws in the generator's loss
   ScheduleConfig generator;    // csd

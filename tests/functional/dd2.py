@@ -197,6 +197,13 @@ class Run:
         expect(groups, "dd2 checkpoint digest printed nothing", process)
         return groups
 
+    def record(self):
+        """The lines of metrics.jsonl without what a clock or the cache decides."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        skip = ("time", "step_seconds")
+        return [{key: value for key, value in json.loads(line).items()
+                 if key not in skip and "hits" not in key and "misses" not in key} for line in lines]
+
     def result(self):
         return json.loads((self.folder / "result.json").read_text())
 

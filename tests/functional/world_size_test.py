@@ -2,7 +2,7 @@
 
 import sys
 
-from dd2 import Workspace, expect_same
+from dd2 import Workspace, expect, expect_same
 
 seed = int(sys.argv[1])
 with Workspace() as work:
@@ -11,7 +11,11 @@ with Workspace() as work:
     for ranks, run in runs.items():
         run.wait_gone()
         expect_same(runs[2].digest(), run.digest())
+        expect(run.record() == runs[2].record(), f"metrics.jsonl of {ranks} ranks differs")
         print(f"{ranks} ranks: as 2 ranks")
+    # The loss on held-out sequences, at every checkpoint of gts and at its end (tiny.yaml: 3 and 6).
+    held_out = [line["step"] for line in runs[2].record() if "gts/validation_loss" in line]
+    expect(held_out == [3, 6], f"validation losses at steps {held_out}")
     other = work.run("tests/configs/tiny.yaml", "other-seed", ranks=2, seed=seed + 1)
     # The test can fail: another seed gives other weights.
     assert other.digest() != runs[2].digest(), "another seed gave the same weights"

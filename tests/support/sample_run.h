@@ -95,7 +95,12 @@ inline std::string SampleMetrics() {
     return "\"" + std::string(name) + "\":" + std::to_string(x);
   };
   for (int i = 1; i <= 300; ++i) {
-    line(2, "gts", i, value("gts/loss", (0.13 + 1.5 * std::exp(-i / 55.0)) * (1 + 0.12 * noise())));
+    std::string values =
+        value("gts/loss", (0.13 + 1.5 * std::exp(-i / 55.0)) * (1 + 0.12 * noise()));
+    if (i % 50 == 0) {
+      values += "," + value("gts/validation_loss", 0.135 + 1.5 * std::exp(-i / 55.0));
+    }
+    line(2, "gts", i, values);
   }
   int cycle = 0;
   for (const auto& [phase, cycles] : {std::pair{3, 110}, std::pair{5, 60}}) {

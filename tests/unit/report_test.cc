@@ -162,6 +162,29 @@ TEST_F(ReportTest, CurveCountsCyclesOverBothPhasesAndLeavesTheFinalEvaluationOut
   EXPECT_EQ(html.find(": 31.0<"), std::string::npos);
 }
 
+TEST_F(ReportTest, ShowsTheHeldOutLossBesideTheTuningLoss) {
+  EXPECT_THAT(Report(), HasSubstr("class=\"seconddot\"><title>300: 0.141<"));
+  Write("metrics.jsonl", "{\"phase\":2,\"kind\":\"gts\",\"step\":1,\"gts/loss\":1.5}\n");
+  const std::string without = Report();
+  EXPECT_THAT(without, HasSubstr("Tuning loss"));
+  EXPECT_THAT(without, Not(HasSubstr("kept out of training")));
+}
+
+TEST_F(ReportTest, ShowsWhatCheckpointsAndCacheCost) {
+  const std::string html = Report();
+  for (const char* row : {"Checkpoints written</th><td>6<", "Bytes of checkpoints</th><td>220 MB<",
+                          "Training stood still for them</th><td>1.2 s<",
+                          "Sequences found in the score cache</th><td>16,000<"}) {
+    EXPECT_NE(html.find(row), std::string::npos) << row;
+  }
+}
+
+TEST_F(ReportTest, NamesTheCommandThatBeganTheRun) {
+  Write("result.json", R"({"name": "x", "seed": 7, "command": "dd2 run 'a b.yaml' --ranks 4"})");
+  const std::string html = Report();
+  EXPECT_THAT(html, HasSubstr("<pre>dd2 run &#39;a b.yaml&#39; --ranks 4</pre>"));
+}
+
 TEST_F(ReportTest, SaysWhatIsWrong) {
   Write("result.json", "{\"fdr_end\": ");
   Status status = WriteReport(run_);

@@ -62,7 +62,7 @@ Status PhaseSteps::EnterPhase(std::int32_t index) {
     data_.reset();
     sequences_loaded_ = false;
   }
-  if (phase().kind == PhaseKind::kCsd && state_.fdr_start < 0) DD2_TRY(EvaluateStart());
+  if (phase().kind == PhaseKind::kCsd && !state_.start) DD2_TRY(EvaluateStart());
   return {};
 }
 
@@ -180,6 +180,13 @@ Result<PhaseStepResult> PhaseSteps::Gts(const Wish& wish) {
   }
   PhaseStepResult result;
   DD2_TRY_ASSIGN(result.outcome, trainer_.GtsStep(*data, wish));
+  const std::int64_t done = state_.step + 1;
+  const std::int64_t every = phase().checkpoint_every;
+  const bool border = done == phase().steps || (every > 0 && done % every == 0);
+  if (border && phase().validation > 0) {
+    DD2_TRY_ASSIGN(const double loss, trainer_.ValidationLoss(*data));
+    result.outcome.metrics.emplace_back("gts/validation_loss", loss);
+  }
   return result;
 }
 
@@ -219,8 +226,7 @@ Result<EvalPoint> PhaseSteps::CurvePoint(const Network& generator) {
 Status PhaseSteps::EvaluateStart() {
   DD2_TRY_ASSIGN(const ParamBuffer ema, trainer_.GatherGeneratorEma());
   const Network start(trainer_.spec(), ema);
-  DD2_TRY_ASSIGN(const EvalPoint point, CurvePoint(start));
-  state_.fdr_start = point.fdr;
+  DD2_TRY_ASSIGN(state_.start, CurvePoint(start));
   if (collectives_.rank() != 0) return {};
   DD2_TRY(RealFileSystem().MakeDirectories(options_.run / "samples"));
   return WriteGeneratorGrid(start, *teacher_.tokenizer, config_.seed,
@@ -242,7 +248,12 @@ Result<PhaseStepResult> PhaseSteps::Evaluate(const Wish& wish) {
   PhaseStepResult result;
   DD2_TRY_ASSIGN(const std::string text, RunEvaluation(inputs, collectives_));
   boost::json::object fields = boost::json::parse(text).as_object();
-  if (state_.fdr_start >= 0) fields["fdr_start"] = state_.fdr_start;
+  if (state_.start) {
+    if (std::isfinite(state_.start->fdr)) fields["fdr_start"] = state_.start->fdr;
+    if (std::isfinite(state_.start->fd)) fields["fd_start"] = state_.start->fd;
+    fields["accuracy_start"] = state_.start->accuracy;
+    fields["samples_start"] = state_.start->samples;
+  }
   for (const char* name : {"fdr", "fd"}) {
     result.outcome.metrics.emplace_back(std::string("eval/") + name,
                                         fields.at(std::string(name) + "_end").to_number<double>());

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <numeric>
 
 #include "common/check.h"
 #include "worker/distill/losses.h"
@@ -158,11 +159,23 @@ Status Trainer::EnterPhase(std::int32_t index) {
   return Error(Code::kInternal, "unknown phase kind");
 }
 
+Result<at::Tensor> Trainer::GtsLossOf(TeacherData& data, const std::vector<std::uint64_t>& samples,
+                                      ShardRange range, const RngKey& time,
+                                      const RngKey& noise) const {
+  const PhaseConfig& settings = phase();
+  const BackboneSpec& shape = spec_.backbone;
+  DD2_TRY_ASSIGN(const TeacherData::Batch batch, data.Load(samples));
+  const at::Tensor t =
+      RandomTimes(time, range, settings.draws, shape.tokens, settings.t_min, settings.t_max);
+  const at::Tensor draws = RandomDraws(noise, range, settings.draws, shape.tokens, shape.channels);
+  return GtsLoss(guidance_, batch.codes, batch.labels, batch.logp, teacher_.tokenizer->codebook(),
+                 t, draws);
+}
+
 Result<StepOutcome> Trainer::GtsStep(TeacherData& data, const Wish& wish) {
   const PhaseConfig& settings = phase();
   const std::int64_t update = state_.step;
   const auto usable = static_cast<std::uint64_t>(data.size() - settings.validation);
-  const at::Tensor& codebook = teacher_.tokenizer->codebook();
   UpdateScalars scalars = ScalarsFor(wish, 1);
   int local = 0;
   for (const ShardRange& range : LocalShards(settings.batch)) {
@@ -173,14 +186,10 @@ Result<StepOutcome> Trainer::GtsStep(TeacherData& data, const Wish& wish) {
       samples.push_back(static_cast<std::uint64_t>(settings.validation) +
                         UniformInt(order, usable));
     }
-    DD2_TRY_ASSIGN(const TeacherData::Batch batch, data.Load(samples));
-    const at::Tensor t = RandomTimes(Key(RngUse::kTime, update), range, settings.draws,
-                                     spec_.backbone.tokens, settings.t_min, settings.t_max);
-    const at::Tensor noise = RandomDraws(Key(RngUse::kForwardNoise, update), range, settings.draws,
-                                         spec_.backbone.tokens, spec_.backbone.channels);
     state_.guidance.params.BindGradient(updater_.GradientOfShard(local++));
-    const at::Tensor loss =
-        GtsLoss(guidance_, batch.codes, batch.labels, batch.logp, codebook, t, noise);
+    DD2_TRY_ASSIGN(const at::Tensor loss,
+                   GtsLossOf(data, samples, range, Key(RngUse::kTime, update),
+                             Key(RngUse::kForwardNoise, update)));
     loss.backward();
     scalars.per_shard.push_back(loss.item<double>());
   }
@@ -197,6 +206,34 @@ Result<StepOutcome> Trainer::GtsStep(TeacherData& data, const Wish& wish) {
                      {"gts/learning_rate", adam.learning_rate}};
   outcome.wish = WishOf(result);
   return outcome;
+}
+
+Result<double> Trainer::ValidationLoss(TeacherData& data) {
+  const at::NoGradGuard no_grad;
+  const std::int64_t count = phase().validation;
+  DD2_CHECK(count > 0);
+  const std::int64_t at_once = phase().batch / plan_.shards;
+  const auto rank = static_cast<std::size_t>(collectives_.rank());
+  UpdateScalars scalars = ScalarsFor(Wish(), 1);
+  // Each virtual shard takes its part, so that neither shapes nor sums depend on who computes it.
+  for (std::int64_t shard = plan_.first[rank]; shard < plan_.first[rank + 1]; ++shard) {
+    const std::int64_t end = (shard + 1) * count / plan_.shards;
+    double sum = 0;
+    ShardRange range;
+    for (range.first = shard * count / plan_.shards; range.first < end;
+         range.first += range.count) {
+      range.count = std::min(at_once, end - range.first);
+      std::vector<std::uint64_t> samples(static_cast<std::size_t>(range.count));
+      std::iota(samples.begin(), samples.end(), static_cast<std::uint64_t>(range.first));
+      DD2_TRY_ASSIGN(const at::Tensor loss,
+                     GtsLossOf(data, samples, range, Key(RngUse::kValidationTime, 0),
+                               Key(RngUse::kValidationNoise, 0)));
+      sum += loss.item<double>() * static_cast<double>(range.count);
+    }
+    scalars.per_shard.push_back(sum);
+  }
+  DD2_TRY_ASSIGN(const UpdateResult result, updater_.ExchangeScalars(scalars));
+  return result.mean.at(0) * plan_.shards / static_cast<double>(count);
 }
 
 Result<UpdateResult> Trainer::GuidanceUpdate(std::int64_t update, std::int64_t schedule_step,

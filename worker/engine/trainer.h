@@ -48,6 +48,9 @@ class Trainer {
   Status EnterPhase(std::int32_t phase);
   // One step of the current phase (state.phase, state.step); advances the counters, not state.step.
   Result<StepOutcome> GtsStep(TeacherData& data, const Wish& wish);
+  // The GTS loss of the parameters on the sequences that the current phase keeps out of training
+  // (at least one), always with the same t and noise. Changes nothing. Collective.
+  Result<double> ValidationLoss(TeacherData& data);
   Result<StepOutcome> CsdCycle(const Wish& wish);
   Result<StepOutcome> AlignStep(const Wish& wish);
   // Exchanges wishes alone.
@@ -63,6 +66,9 @@ class Trainer {
   // The position in the random field: update `update` of the current phase.
   RngKey Key(RngUse use, std::int64_t update) const;
   std::vector<ShardRange> LocalShards(std::int64_t batch) const;
+  // Stored sequences, with t and noise of the positions `range` under `time` and `noise`.
+  Result<at::Tensor> GtsLossOf(TeacherData& data, const std::vector<std::uint64_t>& samples,
+                               ShardRange range, const RngKey& time, const RngKey& noise) const;
   Status CopyFromEma(const NetworkState& source, NetworkState& target);
   // Zero moments, EMA equal to the parameters.
   void ResetOptimiser(NetworkState& network);

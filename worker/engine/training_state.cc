@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -50,8 +52,23 @@ std::string ExtraJson(const TrainingState& state) {
   boost::json::object extra;
   extra["generator_adam_steps"] = state.generator.adam_steps;
   extra["guidance_adam_steps"] = state.guidance.adam_steps;
-  extra["fdr_start"] = state.fdr_start;
+  extra["start"] = nullptr;
+  if (state.start) {
+    boost::json::object& start = extra["start"].emplace_object();
+    // JSON has no word for what is not finite: left out.
+    if (std::isfinite(state.start->fd)) start["fd"] = state.start->fd;
+    if (std::isfinite(state.start->fdr)) start["fdr"] = state.start->fdr;
+    start["accuracy"] = state.start->accuracy;
+    start["samples"] = state.start->samples;
+  }
   return boost::json::serialize(extra);
+}
+
+// `otherwise` when there is no such number.
+double NumberOf(const boost::json::object& object, const char* key,
+                double otherwise = std::numeric_limits<double>::quiet_NaN()) {
+  const boost::json::value* value = object.if_contains(key);
+  return value != nullptr && value->is_number() ? value->to_number<double>() : otherwise;
 }
 
 Status ReadExtra(const std::string& text, TrainingState& state) {
@@ -59,14 +76,20 @@ Status ReadExtra(const std::string& text, TrainingState& state) {
   const boost::json::value value = boost::json::parse(text, failure);
   const boost::json::object* extra = failure ? nullptr : value.if_object();
   if (extra == nullptr) return Error(Code::kCorruption, "the manifest's extra state is no JSON");
-  for (const char* key : {"generator_adam_steps", "guidance_adam_steps", "fdr_start"}) {
+  for (const char* key : {"generator_adam_steps", "guidance_adam_steps", "start"}) {
     if (!extra->contains(key)) {
       return Error(Code::kCorruption, std::string("the manifest's extra state lacks ") + key);
     }
   }
   state.generator.adam_steps = extra->at("generator_adam_steps").to_number<std::int64_t>();
   state.guidance.adam_steps = extra->at("guidance_adam_steps").to_number<std::int64_t>();
-  state.fdr_start = extra->at("fdr_start").to_number<double>();
+  state.start.reset();
+  if (const boost::json::object* start = extra->at("start").if_object()) {
+    state.start = EvalPoint{.fd = NumberOf(*start, "fd"),
+                            .fdr = NumberOf(*start, "fdr"),
+                            .accuracy = NumberOf(*start, "accuracy"),
+                            .samples = static_cast<std::int64_t>(NumberOf(*start, "samples", 0))};
+  }
   return {};
 }
 

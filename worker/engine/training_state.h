@@ -9,6 +9,7 @@
 #include "common/result.h"
 #include "common/run_config.h"
 #include "proto/control.pb.h"
+#include "worker/engine/evaluator.h"
 #include "worker/models/networks.h"
 #include "worker/parallel/exact_update.h"
 
@@ -24,8 +25,8 @@ struct TrainingState {
   proto::Counters counters;
   std::int32_t phase = 0;
   std::int64_t step = 0;
-  // Known once the one-step generator was first evaluated, before any csd update; < 0: not yet.
-  double fdr_start = -1;
+  // Of the one-step generator before any csd update; nothing until it was evaluated.
+  std::optional<EvalPoint> start;
 };
 
 TrainingState MakeTrainingState(const ParamLayout& layout, int rank, int world_size);

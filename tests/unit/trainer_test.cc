@@ -1,0 +1,186 @@
+// What the step loop computes and keeps, on tiny networks: without coordinator, files of a teacher
+// or processes.
+
+#include "worker/engine/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <optional>
+
+#include "common/file.h"
+#include "storage/checkpoint_store.h"
+#include "tests/support/thread_collectives.h"
+#include "tests/support/tiny_teacher.h"
+#include "tests/unit/storage_testing.h"
+#include "worker/distill/losses.h"
+#include "worker/engine/phase_steps.h"
+#include "worker/engine/training_state.h"
+
+namespace dd2 {
+namespace {
+
+constexpr std::int32_t kGts = 1;
+
+RunConfig TinyConfig() {
+  RunConfig config;
+  config.seed = 3;
+  config.batch.shards = 4;
+  config.model.head_width = 16;
+  config.model.head_depth = 1;
+  config.model.time_features = 8;
+  config.phases.resize(2);
+  config.phases[0].kind = PhaseKind::kSample;
+  PhaseConfig& gts = config.phases[kGts];
+  gts = DefaultPhase(PhaseKind::kGts);
+  gts.steps = 3;
+  gts.batch = 8;
+  gts.draws = 2;
+  gts.validation = 10;  // no multiple of the shards: their parts are 2, 3, 2 and 3
+  gts.guidance.peak = 1e-3;
+  return config;
+}
+
+TeacherDataSpec TinyData(const RunConfig& config) {
+  TeacherDataSpec spec;
+  spec.sampling = config.teacher;
+  spec.seed = config.seed;
+  spec.sequences = 24;
+  spec.block = 8;
+  spec.use_cache = false;
+  return spec;
+}
+
+struct Outcome {
+  std::vector<double> losses;  // after each step
+  std::vector<float> params;
+  bool operator==(const Outcome&) const = default;
+};
+
+std::vector<float> Values(const at::Tensor& tensor) {
+  const float* data = tensor.const_data_ptr<float>();
+  return {data, data + tensor.numel()};
+}
+
+// Three gts steps on `ranks` ranks; what rank 0 has at the end.
+Outcome Tune(const TeacherBundle& teacher, int ranks, bool validate) {
+  const RunConfig config = TinyConfig();
+  const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
+  Outcome outcome;
+  ThreadWorld(ranks).Run([&](Collectives& collectives) {
+    TrainingState state = MakeTrainingState(layout, collectives.rank(), ranks);
+    Trainer trainer(config, teacher, collectives, state);
+    TeacherData data(TinyData(config), teacher, nullptr);
+    ASSERT_TRUE(data.LoadSequences());
+    ASSERT_TRUE(trainer.EnterPhase(kGts));
+    for (; state.step < config.phases[kGts].steps; ++state.step) {
+      ASSERT_TRUE(trainer.GtsStep(data, Wish()));
+      if (!validate) continue;
+      const Result<double> loss = trainer.ValidationLoss(data);
+      ASSERT_TRUE(loss) << loss.error().message();
+      if (collectives.rank() == 0) outcome.losses.push_back(*loss);
+    }
+    // Its padding depends on the number of ranks.
+    if (collectives.rank() == 0) {
+      outcome.params = Values(state.guidance.params.flat().detach().narrow(0, 0, layout.size()));
+    }
+  });
+  return outcome;
+}
+
+class ValidationLossTest : public testing::Test {
+ protected:
+  ValidationLossTest() { SetComputeThreads(1); }
+  const TeacherBundle teacher_ = MakeTinyTeacher(5);
+};
+
+TEST_F(ValidationLossTest, SameBitsOnAnyNumberOfRanks) {
+  const Outcome alone = Tune(teacher_, 1, true);
+  ASSERT_EQ(alone.losses.size(), 3U);
+  for (const int ranks : {2, 3, 4}) EXPECT_EQ(Tune(teacher_, ranks, true), alone) << ranks;
+}
+
+TEST_F(ValidationLossTest, TrainingDoesNotNoticeIt) {
+  EXPECT_EQ(Tune(teacher_, 1, true).params, Tune(teacher_, 1, false).params);
+}
+
+TEST_F(ValidationLossTest, IsTheLossOfTheHeldOutSequencesAtFixedTimesAndNoise) {
+  const RunConfig config = TinyConfig();
+  const PhaseConfig& gts = config.phases[kGts];
+  const NetworkSpec spec = SpecFor(config.model, *teacher_.teacher);
+  const std::unique_ptr<Collectives> alone = NewLocalCollectives();
+  TrainingState state = MakeTrainingState(Network::Layout(spec), 0, 1);
+  Trainer trainer(config, teacher_, *alone, state);
+  TeacherData data(TinyData(config), teacher_, nullptr);
+  ASSERT_TRUE(data.LoadSequences());
+  ASSERT_TRUE(trainer.EnterPhase(kGts));
+  ASSERT_TRUE(trainer.GtsStep(data, Wish()));
+  const Result<double> loss = trainer.ValidationLoss(data);
+  ASSERT_TRUE(loss);
+  state.step = 2;  // at another step, the same numbers
+  EXPECT_EQ(*trainer.ValidationLoss(data), *loss);
+
+  std::vector<std::uint64_t> samples(static_cast<std::size_t>(gts.validation));
+  std::iota(samples.begin(), samples.end(), std::uint64_t{0});
+  const Result<TeacherData::Batch> batch = data.Load(samples);
+  ASSERT_TRUE(batch);
+  const ShardRange all{.first = 0, .count = gts.validation};
+  RngKey key{.seed = config.seed, .phase = kGts, .use = RngUse::kValidationTime};
+  const at::Tensor t = RandomTimes(key, all, gts.draws, spec.backbone.tokens, gts.t_min, gts.t_max);
+  key.use = RngUse::kValidationNoise;
+  const at::Tensor noise =
+      RandomDraws(key, all, gts.draws, spec.backbone.tokens, spec.backbone.channels);
+  const at::NoGradGuard no_grad;
+  const double expected = GtsLoss(Network(spec, state.guidance.params), batch->codes, batch->labels,
+                                  batch->logp, teacher_.tokenizer->codebook(), t, noise)
+                              .item<double>();
+  EXPECT_NEAR(*loss, expected, 1e-5 * expected);
+}
+
+// Saved and read back: what the manifest says besides tensors.
+std::optional<EvalPoint> StartAfterRestore(const std::optional<EvalPoint>& start) {
+  const RunConfig config = TinyConfig();
+  const TeacherBundle teacher = MakeTinyTeacher(5);
+  const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
+  const TemporaryFolder folder;
+  FileSystem& files = RealFileSystem();
+  EXPECT_TRUE(files.MakeDirectories(folder.path()));
+  TrainingState saved = MakeTrainingState(layout, 0, 1);
+  saved.start = start;
+  const Result<proto::PartReport> report =
+      SaveState(files, folder.path(), saved, CheckpointIdentity(), 0, 1);
+  EXPECT_TRUE(report) << report.error().message();
+  if (!report) return std::nullopt;
+  proto::CheckpointManifest manifest;
+  manifest.set_format_version(1);
+  manifest.set_checkpoint_id(report->checkpoint_id());
+  *manifest.mutable_header() = report->header();
+  *manifest.add_parts() = report->part();
+  EXPECT_TRUE(PublishManifest(files, folder.path(), manifest));
+  TrainingState restored = MakeTrainingState(layout, 0, 1);
+  const Status status =
+      RestoreState(files, folder.path(), report->checkpoint_id(), CheckpointIdentity(), restored);
+  EXPECT_TRUE(status) << status.error().message();
+  return restored.start;
+}
+
+TEST(TrainingStateTest, KeepsTheQualityAtTheStartOfDistillation) {
+  EXPECT_FALSE(StartAfterRestore(std::nullopt));
+  const auto start = StartAfterRestore(
+      EvalPoint{.fd = 851.8000000000001, .fdr = 0.1 + 0.2, .accuracy = 1.0 / 3, .samples = 2000});
+  ASSERT_TRUE(start);
+  EXPECT_EQ(start->fd, 851.8000000000001);
+  EXPECT_EQ(start->fdr, 0.1 + 0.2);
+  EXPECT_EQ(start->accuracy, 1.0 / 3);
+  EXPECT_EQ(start->samples, 2000);
+}
+
+TEST(TrainingStateTest, AStartThatIsNoNumberDoesNotSpoilTheCheckpoint) {
+  const auto start = StartAfterRestore(EvalPoint{.fd = std::nan(""), .fdr = 7, .samples = 50});
+  ASSERT_TRUE(start);
+  EXPECT_TRUE(std::isnan(start->fd));
+  EXPECT_EQ(start->fdr, 7);
+}
+
+}  // namespace
+}  // namespace dd2
