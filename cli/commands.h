@@ -12,7 +12,8 @@ namespace dd2 {
 // The groups of sub-commands of `dd2`, one source file each. Add...Command declares the options and
 // what happens after parsing; what happens sets `exit_code` (common/exit_codes.h). `app` and
 // `exit_code` outlive the parsing. Main thread only.
-void AddRunCommand(CLI::App& app, int& exit_code);          // run
+// `words`: the command line as typed.
+void AddRunCommand(CLI::App& app, const std::vector<std::string>& words, int& exit_code);
 void AddStatusCommands(CLI::App& app, int& exit_code);      // status, watch
 void AddControlCommands(CLI::App& app, int& exit_code);     // pause, resume, cancel
 void AddCheckpointCommands(CLI::App& app, int& exit_code);  // checkpoint [ls|verify|digest]

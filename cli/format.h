@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace dd2 {
 
@@ -20,5 +21,7 @@ std::string FormatSpeed(double seconds_per_unit, std::string_view unit);
 // `text` followed by spaces up to `width` characters (never cut).
 std::string PadRight(std::string_view text, std::size_t width);
 std::string PadLeft(std::string_view text, std::size_t width);
+// A command line that a shell splits into `words` again.
+std::string ShellLine(const std::vector<std::string>& words);
 
 }  // namespace dd2

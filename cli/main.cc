@@ -15,7 +15,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer("Exit codes are listed in docs/CLI.md. More: dd2 COMMAND --help");
   int exit_code = dd2::kExitOk;
-  dd2::AddRunCommand(app, exit_code);
+  dd2::AddRunCommand(app, {argv, argv + argc}, exit_code);
   dd2::AddStatusCommands(app, exit_code);
   dd2::AddControlCommands(app, exit_code);
   dd2::AddCheckpointCommands(app, exit_code);

@@ -47,7 +47,18 @@ void AddCache(std::string& out, const json::object& result) {
   const auto misses = FindNumber(result, "cache.misses");
   if (!hits || !misses) return;
   AddRow(out, "teacher score cache",
-         WithFormat("%.0f hits, ", *hits) + WithFormat("%.0f misses", *misses));
+         WithFormat("%.0f hits, ", *hits) + WithFormat("%.0f misses", *misses) +
+             " (sequences with their scores)");
+}
+
+void AddCheckpoints(std::string& out, const json::object& result) {
+  const auto count = FindNumber(result, "checkpoints.count");
+  const auto bytes = FindNumber(result, "checkpoints.bytes");
+  const auto stall = FindNumber(result, "checkpoints.stall_seconds");
+  if (!count || !bytes || !stall) return;
+  AddRow(out, "checkpoints",
+         WithFormat("%.0f, ", *count) + FormatBytes(static_cast<std::int64_t>(*bytes)) +
+             WithFormat("; training stood still for %.2f s", *stall));
 }
 
 }  // namespace
@@ -68,6 +79,7 @@ Result<std::string> FormatResultTable(std::string_view result_json) {
   AddFigure(out, result, "speedup_batch64", "sampling speed-up at batch 64", "%.1fx");
   AddTimes(out, result);
   AddCache(out, result);
+  AddCheckpoints(out, result);
   return out;
 }
 

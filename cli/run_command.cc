@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/format.h"
 #include "cli/report.h"
 #include "cli/run_files.h"
 #include "cli/run_folder.h"
@@ -61,16 +62,18 @@ int StartRun(const RunRequest& request) {
     }
   }
   const SystemClock clock;
-  RunSession session(std::move(*run), *programs, clock, ::isatty(STDOUT_FILENO) == 1);
+  RunSession session(std::move(*run), *programs, request.command, clock,
+                     ::isatty(STDOUT_FILENO) == 1);
   return session.Run();
 }
 
 }  // namespace
 
-void AddRunCommand(CLI::App& app, int& exit_code) {
+void AddRunCommand(CLI::App& app, const std::vector<std::string>& words, int& exit_code) {
   CLI::App* command = app.add_subcommand(
       "run", "Run a distillation on this machine: start it, show its progress, print the result");
   auto arguments = std::make_shared<RunArguments>();
+  arguments->request.command = ShellLine(words);
   command->add_option("config", arguments->config, "YAML file, as configs/fashion-mnist-quick.yaml")
       ->required()
       ->type_name("CONFIG");

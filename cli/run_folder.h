@@ -21,6 +21,7 @@ struct RunRequest {
   std::optional<std::uint64_t> seed;
   std::vector<std::string> overrides;  // key.path=value
   bool resume = false;
+  std::string command;  // the line as typed
 };
 
 // Why a run does not start, with the exit code that says so.

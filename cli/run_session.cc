@@ -54,8 +54,13 @@ std::string LastLines(const std::string& text) {
 
 }  // namespace
 
-RunSession::RunSession(PreparedRun run, RunPrograms programs, const Clock& clock, bool live)
-    : run_(std::move(run)), programs_(std::move(programs)), clock_(clock), live_(live) {}
+RunSession::RunSession(PreparedRun run, RunPrograms programs, std::string command,
+                       const Clock& clock, bool live)
+    : run_(std::move(run)),
+      programs_(std::move(programs)),
+      command_(std::move(command)),
+      clock_(clock),
+      live_(live) {}
 
 int RunSession::Tell(int exit_code, const std::string& message) const {
   std::fflush(stdout);
@@ -82,6 +87,7 @@ Result<std::string> RunSession::StartCoordinator() {
   SpawnOptions options;
   options.argv = {programs_.coordinator.string(), "--run", run_.folder.string()};
   if (!run_.fresh) options.argv.emplace_back("--resume");
+  options.argv.insert(options.argv.end(), {"--command", command_});
   options.output = output;
   DD2_TRY_ASSIGN(coordinator_, ChildProcess::Spawn(options));
   const TimePoint deadline = clock_.Now() + coordinator_start;

@@ -27,7 +27,9 @@ struct RunPrograms {
 class RunSession {
  public:
   // `live`: standard output is a terminal.
-  RunSession(PreparedRun run, RunPrograms programs, const Clock& clock, bool live);
+  // `command`: the line as typed, for the record.
+  RunSession(PreparedRun run, RunPrograms programs, std::string command, const Clock& clock,
+             bool live);
 
   // The exit code (common/exit_codes.h). Everything worth saying has been printed.
   int Run();
@@ -54,6 +56,7 @@ class RunSession {
 
   PreparedRun run_;
   const RunPrograms programs_;
+  const std::string command_;
   const Clock& clock_;
   const bool live_;
   SignalCounter signals_;

@@ -20,6 +20,10 @@ void Commit(JournalView& view, const proto::CheckpointManifest& manifest, const 
   std::erase_if(view.checkpoints, [&id](const auto& other) { return other.checkpoint_id() == id; });
   view.checkpoints.push_back(manifest);
   view.dropped.erase(id);
+  view.checkpoint_totals.count += 1;
+  for (const proto::CheckpointPart& part : manifest.parts()) {
+    view.checkpoint_totals.bytes += part.size_bytes();
+  }
   view.seconds_at[id] = 0;
   if (manifest.header().phase() == begin.phase) {
     const double since = static_cast<double>(unix_ms - begin.unix_ms) / 1000.0;
@@ -50,6 +54,7 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
       case proto::JournalRecord::kRunStarted:
         view.run_id = record.run_started().run_id();
         view.config_digest = record.run_started().config_digest();
+        if (!record.run_started().resumed()) view.command = record.run_started().command();
         view.outcome.clear();
         saw_generation(record.run_started().generation());
         break;
@@ -66,6 +71,9 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
       case proto::JournalRecord::kCheckpointCommitted:
         view.started = true;
         Commit(view, record.checkpoint_committed(), begin, record.unix_ms());
+        break;
+      case proto::JournalRecord::kCheckpointHeld:
+        view.checkpoint_totals.stall_seconds += record.checkpoint_held().seconds();
         break;
       case proto::JournalRecord::kCheckpointDropped: {
         const std::string& id = record.checkpoint_dropped().checkpoint_id();

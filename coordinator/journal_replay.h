@@ -8,6 +8,7 @@
 
 #include "common/ids.h"
 #include "coordinator/phase_scheduler.h"
+#include "coordinator/run_state.h"
 #include "proto/records.pb.h"
 
 namespace dd2 {
@@ -17,9 +18,11 @@ struct JournalView {
   bool started = false;  // work was handed out or a checkpoint committed
   std::string run_id;
   std::string config_digest;
+  std::string command;         // that began the run, as typed; empty: not known
   std::string outcome;         // of the last life: finished, stopped, failed; empty: it died
   Generation last_generation;  // newest that was ever announced; 0: none
   std::vector<proto::CheckpointManifest> checkpoints;  // committed and not dropped, oldest first
+  CheckpointTotals checkpoint_totals;                  // of all that were ever committed
   std::map<std::string, double> seconds_at;    // checkpoint id -> time its phase had taken there
   std::map<std::string, std::string> dropped;  // id -> reason, unless committed again
   std::vector<FinishedPhase> finished;         // after all rollbacks

@@ -1,6 +1,6 @@
-// dd2-coordinator --run DIR [--resume]: one process for one run. It owns phases, membership, the
-// journal and the checkpoints of RUN, and serves the control port and the HTTP API. Exit codes:
-// common/exit_codes.h.
+// dd2-coordinator --run DIR [--resume] [--command TEXT]: one process for one run. It owns phases,
+// membership, the journal and the checkpoints of RUN, and serves the control port and the HTTP API.
+// Exit codes: common/exit_codes.h.
 
 #include <unistd.h>
 
@@ -39,13 +39,15 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kUsage =
-    "usage: dd2-coordinator --run DIR [--resume]\n"
-    "  --run DIR   folder of the run; DIR/config.yaml says what to do\n"
-    "  --resume    go on from the newest checkpoint\n";
+    "usage: dd2-coordinator --run DIR [--resume] [--command TEXT]\n"
+    "  --run DIR       folder of the run; DIR/config.yaml says what to do\n"
+    "  --resume        go on from the newest checkpoint\n"
+    "  --command TEXT  what the user typed, for result.json\n";
 
 struct Arguments {
   fs::path run;
   bool resume = false;
+  std::string command;
 };
 
 // Why the program ends before the run does.
@@ -70,6 +72,8 @@ OrFailure<Arguments> ParseArguments(const std::vector<std::string>& words) {
       arguments.run = words[++i];
     } else if (words[i] == "--resume") {
       arguments.resume = true;
+    } else if (words[i] == "--command" && i + 1 < words.size()) {
+      arguments.command = words[++i];
     } else if (words[i] == "--help" || words[i] == "-h") {
       return Fail(kExitOk, kUsage);
     } else {
@@ -203,8 +207,11 @@ Task<void> WatchSignals(asio::signal_set& signals, CoordinatorLoop& loop) {
 // From an opened run to its end.
 class Program {
  public:
-  Program(fs::path run, OpenedRun opened)
-      : run_(std::move(run)), opened_(std::move(opened)), signals_(context_, SIGINT, SIGTERM) {}
+  Program(fs::path run, std::string command, OpenedRun opened)
+      : run_(std::move(run)),
+        command_(std::move(command)),
+        opened_(std::move(opened)),
+        signals_(context_, SIGINT, SIGTERM) {}
 
   OrFailure<ExitCode> Run() {
     Result<CoreStart> start = RecoverRun(RealFileSystem(), run_, *opened_.journal, clock_.UnixMs());
@@ -249,6 +256,7 @@ class Program {
     core.run_folder = run_.string();
     core.code_version = std::string(CodeVersion());
     core.config_digest = opened_.config_digest;
+    core.command = command_;
     LoopOptions options;
     options.run_folder = run_;
     options.secret = opened_.secret;
@@ -268,6 +276,7 @@ class Program {
   }
 
   const fs::path run_;
+  const std::string command_;
   OpenedRun opened_;
   const SystemClock clock_;
   asio::io_context context_{1};
@@ -303,7 +312,7 @@ OrFailure<ExitCode> Main(const std::vector<std::string>& words) {
   log.to_stderr = false;
   const Status logging = StartLog(log);
   if (!logging) return Fail(kExitCannotStart, logging.error().message());
-  return Program(run, std::move(*opened)).Run();
+  return Program(run, arguments->command, std::move(*opened)).Run();
 }
 
 }  // namespace

@@ -40,6 +40,8 @@ class Recovery {
     start_.generation = Generation(view_.last_generation.value() + 1);
     start_.finished = view_.finished;
     start_.checkpoints = view_.checkpoints;
+    start_.checkpoint_totals = view_.checkpoint_totals;
+    start_.command = view_.command;
     start_.desired_version = view_.desired_version;
     if (!view_.checkpoints.empty()) Restore(view_.checkpoints.back());
     return std::move(start_);

@@ -29,6 +29,7 @@ std::string BuildResultJson(const RunState& state) {
   result["outcome"] = RunWordName(state.word);
   result["seed"] = state.seed;
   result["ranks"] = state.ranks;
+  if (!state.command.empty()) result["command"] = state.command;
   json::object seconds;
   double total = 0;
   for (const PhaseState& phase : state.phases) {
@@ -41,6 +42,11 @@ std::string BuildResultJson(const RunState& state) {
   cache["hits"] = state.counters.cache_hits;
   cache["misses"] = state.counters.cache_misses;
   result["cache"] = std::move(cache);
+  json::object checkpoints;
+  checkpoints["count"] = state.checkpoint_totals.count;
+  checkpoints["bytes"] = state.checkpoint_totals.bytes;
+  checkpoints["stall_seconds"] = state.checkpoint_totals.stall_seconds;
+  result["checkpoints"] = std::move(checkpoints);
   json::object counters;
   counters["outer_cycles"] = state.counters.outer_cycles;
   counters["generator_updates"] = state.counters.generator_updates;

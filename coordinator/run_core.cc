@@ -194,6 +194,8 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
     OnProgress(member, envelope.progress(), at, out);
   } else if (envelope.has_part_report()) {
     OnPartReport(member, envelope.part_report(), at, out);
+  } else if (envelope.has_checkpoint_held()) {
+    OnCheckpointHeld(member, envelope.checkpoint_held(), out);
   } else if (envelope.has_lease_request()) {
     OnLeaseRequest(member, envelope.lease_request(), out);
   } else if (envelope.has_worker_failed()) {
@@ -329,10 +331,22 @@ void RunCore::Commit(const proto::CheckpointManifest& manifest, Moment at, Actio
   CheckpointState& view = CheckpointView(id);
   view.word = CheckpointWord::kCommitted;
   view.committed_unix_ms = manifest.committed_unix_ms();
+  state_.checkpoint_totals.count += 1;
+  state_.checkpoint_totals.bytes += view.bytes;
   Event(at, "checkpoint",
         "checkpoint " + id + " committed: " + std::to_string(view.bytes) + " bytes in " +
             std::to_string(view.parts) + " parts");
   Expire(at, out);
+}
+
+void RunCore::OnCheckpointHeld(const WorkerMember& member, const proto::CheckpointHeld& held,
+                               Actions& out) {
+  if (member.rank != Rank(0)) return;
+  CheckpointView(held.checkpoint_id()).hold_seconds = held.seconds();
+  state_.checkpoint_totals.stall_seconds += held.seconds();
+  proto::JournalRecord record;
+  *record.mutable_checkpoint_held() = held;
+  Journal(std::move(record), out);
 }
 
 void RunCore::Expire(Moment at, Actions& out) {

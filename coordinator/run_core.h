@@ -67,6 +67,7 @@ struct CoreOptions {
   std::string run_folder;  // for messages
   std::string code_version;
   std::string config_digest;
+  std::string command;  // that started this life, as typed; may be empty
 };
 
 // Where this life of the run begins; all default for a new run.
@@ -79,8 +80,10 @@ struct CoreStart {
   RunCounters counters;
   std::vector<FinishedPhase> finished;
   std::vector<proto::CheckpointManifest> checkpoints;
+  CheckpointTotals checkpoint_totals;
   std::vector<CheckpointState> quarantined;  // to be shown
   std::uint64_t desired_version = 0;
+  std::string command;  // of the life that began the run
 };
 
 // The coordinator's mind: takes events and the time, keeps the run's state, returns actions. It
@@ -130,6 +133,8 @@ class RunCore {
   void OnProgress(WorkerMember& member, const proto::Progress& progress, Moment at, Actions& out);
   void OnPartReport(const WorkerMember& member, const proto::PartReport& report, Moment at,
                     Actions& out);
+  void OnCheckpointHeld(const WorkerMember& member, const proto::CheckpointHeld& held,
+                        Actions& out);
   void OnLeaseRequest(const WorkerMember& member, const proto::LeaseRequest& request, Actions& out);
   void OnFromWorker(WorkerMember& member, const proto::Envelope& envelope, Moment at, Actions& out);
   void OnFromAgent(const proto::Envelope& envelope, Moment at, Actions& out);

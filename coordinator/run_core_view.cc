@@ -55,7 +55,9 @@ RunCore::RunCore(CoreOptions options, CoreStart start)
   state_.seed = options_.config.seed;
   state_.ranks = options_.config.ranks;
   state_.resumed = start_.resumed;
+  state_.command = start_.resumed ? start_.command : options_.command;
   state_.counters = start_.counters;
+  state_.checkpoint_totals = start_.checkpoint_totals;
   state_.phases = NamePhases(options_.config.phases);
   for (const proto::CheckpointManifest& manifest : start_.checkpoints) {
     ledger_.Restore(manifest);
@@ -73,6 +75,7 @@ Actions RunCore::Start(Moment at) {
   started.mutable_run_started()->set_code_version(options_.code_version);
   started.mutable_run_started()->set_resumed(start_.resumed);
   started.mutable_run_started()->set_generation(start_.generation.value());
+  started.mutable_run_started()->set_command(options_.command);
   Journal(std::move(started), out);
   if (start_.resumed) {
     proto::JournalRecord back;

@@ -80,11 +80,20 @@ struct CheckpointState {
   CheckpointWord word = CheckpointWord::kWriting;
   std::int32_t phase = 0;
   std::int64_t step = 0;
-  std::int64_t bytes = 0;   // of all parts
-  std::int32_t parts = 0;   // reported so far
-  double hold_seconds = 0;  // longest time a rank held up training for it
+  std::int64_t bytes = 0;  // of all parts
+  std::int32_t parts = 0;  // reported so far
+  double hold_seconds =
+      0;  // time training stood still for it; until the commit: to write its parts
   std::int64_t committed_unix_ms = 0;
   std::string reason;  // of deletion or quarantine
+};
+
+// Checkpoints that were committed in the whole run, its earlier lives included; also those that
+// were deleted since, or lie behind a rollback.
+struct CheckpointTotals {
+  std::int64_t count = 0;
+  std::int64_t bytes = 0;
+  double stall_seconds = 0;  // time that training stood still for them
 };
 
 struct MetricValue {
@@ -122,6 +131,7 @@ struct RunState {
   std::uint64_t seed = 0;
   std::int32_t ranks = 0;
   bool resumed = false;
+  std::string command;  // that started the run, as typed; not that of a resume; empty: not known
   std::int64_t started_unix_ms = 0;
 
   // Grows with every change below: a reader that has seen it need not look again.
@@ -134,6 +144,7 @@ struct RunState {
   std::int32_t phase = 0;                    // current index; phases.size() when all are done
   std::vector<MemberState> members;          // agents first, then by rank
   std::vector<CheckpointState> checkpoints;  // by position; deleted ones stay listed
+  CheckpointTotals checkpoint_totals;
   RunCounters counters;
   std::vector<MetricValue> metrics;  // newest value of each name, in order of first appearance
   std::int64_t metrics_unix_ms = 0;

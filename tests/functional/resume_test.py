@@ -5,7 +5,7 @@ import random
 import sys
 import time
 
-from dd2 import Workspace, expect_same
+from dd2 import Workspace, expect, expect_same
 
 seed = int(sys.argv[1])
 # Where to kill: phase, finished steps, and how much later (s), so that borders and commits are hit.
@@ -27,12 +27,15 @@ with Workspace() as work:
     victim.finish()
     victim.wait_gone()
     expect_same(calm.digest(), victim.digest())
-    assert calm.result()["fdr_end"] == victim.result()["fdr_end"], "the evaluation differs"
+    # Also the quality before distillation, which the victim measured in one of its earlier lives.
+    for name in ("fdr_end", "fdr_start", "fd_start", "accuracy_start", "samples_start"):
+        expect(calm.result()[name] == victim.result()[name], f"the evaluation differs: {name}")
+    expect(calm.result()["samples_start"] == 50, "samples_start is not eval.curve_samples")
     # The record was rewound exactly: the same steps once each, with the same numbers.
-    def record(run):
-        lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-        import json
-        skip = ("time", "step_seconds")
-        return [{k: v for k, v in json.loads(line).items()
-                 if k not in skip and "hits" not in k and "misses" not in k} for line in lines]
-    assert record(calm) == record(victim), "metrics.jsonl of the two runs differ"
+    expect(calm.record() == victim.record(), "metrics.jsonl of the two runs differ")
+    # Figures of the whole life of a run: the victim repeated some steps and committed no fewer.
+    once, again = calm.result()["checkpoints"], victim.result()["checkpoints"]
+    expect(once["count"] > 0 and once["bytes"] > 0 and once["stall_seconds"] > 0, f"calm: {once}")
+    expect(again["count"] >= once["count"] and again["bytes"] > 0 and again["stall_seconds"] > 0,
+           f"calm: {once}, victim: {again}")
+    expect("--resume" not in victim.result()["command"], victim.result()["command"])

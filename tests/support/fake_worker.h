@@ -194,6 +194,11 @@ class FakeWorker {
       if (!answer) return Die();
       Handle(*answer);
     }
+    if (committed_ != id || assignment.rank() != 0) return;
+    envelope.Clear();
+    envelope.mutable_checkpoint_held()->set_checkpoint_id(id);
+    envelope.mutable_checkpoint_held()->set_seconds(0.5);
+    Send(envelope);
   }
 
   const FakeSettings& settings_;

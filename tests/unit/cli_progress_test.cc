@@ -44,6 +44,8 @@ TEST(FormatTest, SpeedTurnsOverAtOneASecond) {
 TEST(FormatTest, Bytes) {
   EXPECT_EQ(FormatBytes(999), "999 B");
   EXPECT_EQ(FormatBytes(4'600'000), "4.6 MB");
+  EXPECT_EQ(ShellLine({"dd2", "run", "a b.yaml", "--set", "x.y=1", "it's", ""}),
+            R"(dd2 run 'a b.yaml' --set x.y=1 'it'\''s' '')");
 }
 
 TEST(ProgressLineTest, ShowsStepMetricsOfItsKindSpeedAndRemainingTime) {

@@ -239,6 +239,10 @@ TEST_F(CoordinatorLoopTest, RunsEveryPhaseToTheResult) {
   const auto result = boost::json::parse(ReadAll(folder_.path() / "result.json")).as_object();
   EXPECT_EQ(result.at("fdr_end").as_double(), 4.5);
   EXPECT_TRUE(result.at("seconds").as_object().contains("gts"));
+  const auto& checkpoints = result.at("checkpoints").as_object();
+  EXPECT_EQ(checkpoints.at("count").as_int64(), 5);
+  // 0.5 s each; the last one is committed when the workers are released already.
+  EXPECT_EQ(checkpoints.at("stall_seconds").as_double(), 2.0);
   EXPECT_EQ(ReplayJournal(journal().records()).outcome, "finished");
 }
 

@@ -103,7 +103,19 @@ class RunCoreTest : public testing::Test {
     report.mutable_header()->set_phase(phase);
     report.mutable_header()->set_step(step);
     report.mutable_header()->set_world_size(2);
+    report.mutable_part()->set_size_bytes(100 + rank);
     Say(kWorkers[rank], envelope, generation_);
+  }
+  // Both parts, and rank 0's word on the time it took.
+  void SayCheckpoint(const std::string& id, std::int32_t phase, std::int64_t step, double seconds) {
+    SayPart(0, id, phase, step);
+    SayPart(1, id, phase, step);
+    for (const int rank : {0, 1}) {
+      proto::Envelope envelope;
+      envelope.mutable_checkpoint_held()->set_checkpoint_id(id);
+      envelope.mutable_checkpoint_held()->set_seconds(rank == 0 ? seconds : 100);
+      Say(kWorkers[rank], envelope, generation_);
+    }
   }
   void SayDone(std::int32_t rank) {
     proto::Envelope envelope;
@@ -309,6 +321,38 @@ TEST_F(RunCoreTest, StopsAfterACheckpointAndCanBeResumed) {
   EXPECT_GT(sent[1].desired().version(), 1u);
   EXPECT_EQ(sent[2].lease().phase(), 1);
   EXPECT_EQ(sent[2].lease().first_step(), 4);
+}
+
+TEST_F(RunCoreTest, CheckpointFiguresAreOfTheWholeRun) {
+  options_.command = "dd2 run x.yaml";
+  NewCore(CoreStart());
+  Form();
+  SayProgress(0, 0, 1, true);
+  for (const std::int64_t step : {1, 2, 3}) {
+    SayCheckpoint("p001-s" + std::to_string(step), 1, step, 0.25);
+  }
+  EXPECT_EQ(state().checkpoints.at(1).hold_seconds, 0.25);
+  EXPECT_EQ(state().checkpoints.at(0).word, CheckpointWord::kDeleted) << "deleted ones count too";
+
+  // Killed, and resumed with another command line.
+  const JournalView view = ReplayJournal(journal_);
+  CoreStart start;
+  start.resumed = true;
+  start.generation = Generation(2);
+  start.restore_checkpoint = "p001-s3";
+  start.position = RunPosition{1, 3};
+  start.checkpoints = view.checkpoints;
+  start.checkpoint_totals = view.checkpoint_totals;
+  start.command = view.command;
+  options_.command = "dd2 run x.yaml --resume";
+  NewCore(std::move(start));
+  Form();
+  SayCheckpoint("p001-s4", 1, 4, 0.5);
+  const std::string result = BuildResultJson(state());
+  EXPECT_THAT(result, HasSubstr(R"("checkpoints":{"count":4,"bytes":804,"stall_seconds":1.25E0})"));
+  EXPECT_THAT(result, HasSubstr(R"("command":"dd2 run x.yaml")"));
+  EXPECT_EQ(ReplayJournal(journal_).checkpoint_totals.count, 4);
+  EXPECT_EQ(ReplayJournal(journal_).command, "dd2 run x.yaml");
 }
 
 TEST_F(RunCoreTest, MessagesOfAnotherGenerationAreRefused) {

@@ -164,6 +164,12 @@ Status ControlClient::Send(proto::PartReport report) {
   return SendEnvelope(std::move(envelope));
 }
 
+Status ControlClient::Send(proto::CheckpointHeld held) {
+  proto::Envelope envelope;
+  *envelope.mutable_checkpoint_held() = std::move(held);
+  return SendEnvelope(std::move(envelope));
+}
+
 Status ControlClient::Send(proto::WorkerFailed failed) {
   proto::Envelope envelope;
   *envelope.mutable_worker_failed() = std::move(failed);

@@ -52,6 +52,7 @@ class ControlClient {
 
   Status Send(proto::Progress progress);
   Status Send(proto::PartReport report);
+  Status Send(proto::CheckpointHeld held);
   Status Send(proto::WorkerFailed failed);
   Status Send(proto::WorkerDone done);
   // What the heart-beats say about where we are.

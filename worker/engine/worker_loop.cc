@@ -189,7 +189,11 @@ class WorkerLoop {
     DD2_TRY(control_.Send(std::move(report)));
     DD2_TRY(control_.WaitForCommit(id, timeouts::kCheckpointParts));
     last_checkpoint_ = id;
-    return {};
+    if (collectives_.rank() != 0) return {};
+    proto::CheckpointHeld held;
+    held.set_checkpoint_id(id);
+    held.set_seconds(SecondsSince(start));
+    return control_.Send(std::move(held));
   }
 
   // Every newer wish is agreed on by all ranks before anybody acts on it; true: stop.
