@@ -31,17 +31,16 @@ struct Rows {
 [[gnu::always_inline]] inline void Tile(const Strided& a, const Rows& b, const Rows& out,
                                         std::int64_t first, std::int64_t lane, std::int64_t begin,
                                         std::int64_t end, float factor) {
-  FloatVector sums[kRowsAtOnce] = {};
+  Lanes sums[kRowsAtOnce];
   const float* from = a.data + first * a.row;
   for (std::int64_t k = begin; k < end; ++k) {
-    const FloatVector vector = LoadLanes(b.data + k * b.stride + lane, kLanes);
+    const Lanes vector = LoadLanes(b.data + k * b.stride + lane, kLanes);
     for (std::int64_t i = 0; i < kRowsAtOnce; ++i) {
-      sums[i] += vector * from[i * a.row + k * a.column];
+      sums[i] = sums[i] + vector * from[i * a.row + k * a.column];
     }
   }
   for (std::int64_t i = 0; i < kRowsAtOnce; ++i) {
-    const FloatVector scaled = sums[i] * factor;
-    std::memcpy(out.data + (first + i) * out.stride + lane, &scaled, sizeof(scaled));
+    StoreLanes(sums[i] * factor, out.data + (first + i) * out.stride + lane);
   }
 }
 

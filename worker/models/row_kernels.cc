@@ -38,7 +38,7 @@ struct Normal {
   // The lanes behind a row's end hold zeros: their squares about the mean are taken off again.
   const auto beyond = static_cast<float>((kLanes - width % kLanes) % kLanes);
   const float squares = LaneSum(width, [x, mean](std::int64_t i, std::int64_t n) {
-    const FloatVector centred = LoadLanes(x + i, n) - mean;
+    const Lanes centred = LoadLanes(x + i, n) - mean;
     return centred * centred;
   });
   const float variance = (squares - beyond * (mean * mean)) * inverse_width;

@@ -44,23 +44,50 @@ inline constexpr std::int64_t kLanes = 16;
 
 [[gnu::always_inline]] inline float Sigmoid(float x) { return 1.0F / (1.0F + ExpClamped(-x)); }
 
-typedef float FloatVector __attribute__((vector_size(kLanes * sizeof(float))));
+// kLanes numbers as two native vectors of AVX2. One vector of 16 would be better only where there
+// is AVX-512, and compiles to a walk through memory where there is none.
+struct Lanes {
+  typedef float Half __attribute__((vector_size(kLanes / 2 * sizeof(float))));
+  Half low = {};
+  Half high = {};
+
+  [[gnu::always_inline]] friend inline Lanes operator+(const Lanes& a, const Lanes& b) {
+    return {a.low + b.low, a.high + b.high};
+  }
+  [[gnu::always_inline]] friend inline Lanes operator*(const Lanes& a, const Lanes& b) {
+    return {a.low * b.low, a.high * b.high};
+  }
+  [[gnu::always_inline]] friend inline Lanes operator-(const Lanes& a, float b) {
+    return {a.low - b, a.high - b};
+  }
+  [[gnu::always_inline]] friend inline Lanes operator*(const Lanes& a, float b) {
+    return {a.low * b, a.high * b};
+  }
+};
 
 // Elements [from, from + count), zeros behind them when count < kLanes.
-[[gnu::always_inline]] inline FloatVector LoadLanes(const float* from, std::int64_t count) {
-  FloatVector value = {};
+[[gnu::always_inline]] inline Lanes LoadLanes(const float* from, std::int64_t count) {
+  Lanes lanes;
   if (count >= kLanes) {
-    std::memcpy(&value, from, sizeof(value));
+    std::memcpy(&lanes.low, from, sizeof(lanes.low));
+    std::memcpy(&lanes.high, from + kLanes / 2, sizeof(lanes.high));
   } else {
-    std::memcpy(&value, from, static_cast<std::size_t>(count) * sizeof(float));
+    float padded[kLanes] = {};
+    for (std::int64_t i = 0; i < count; ++i) padded[i] = from[i];
+    std::memcpy(&lanes.low, padded, sizeof(lanes.low));
+    std::memcpy(&lanes.high, padded + kLanes / 2, sizeof(lanes.high));
   }
-  return value;
+  return lanes;
+}
+
+[[gnu::always_inline]] inline void StoreLanes(const Lanes& lanes, float* to) {
+  std::memcpy(to, &lanes.low, sizeof(lanes.low));
+  std::memcpy(to + kLanes / 2, &lanes.high, sizeof(lanes.high));
 }
 
 // The lanes' sum, added in a fixed tree.
-[[gnu::always_inline]] inline float SumLanes(const FloatVector& vector) {
-  const auto eight = __builtin_shufflevector(vector, vector, 0, 1, 2, 3, 4, 5, 6, 7) +
-                     __builtin_shufflevector(vector, vector, 8, 9, 10, 11, 12, 13, 14, 15);
+[[gnu::always_inline]] inline float SumLanes(const Lanes& lanes) {
+  const Lanes::Half eight = lanes.low + lanes.high;
   const auto four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
                     __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
   return (four[0] + four[2]) + (four[1] + four[3]);
@@ -70,10 +97,10 @@ typedef float FloatVector __attribute__((vector_size(kLanes * sizeof(float))));
 // [i, i + count), count <= kLanes, with zeros behind them.
 template <class Value>
 [[gnu::always_inline]] inline float LaneSum(std::int64_t count, Value value) {
-  FloatVector sum = {};
+  Lanes sum;
   std::int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) sum += value(i, kLanes);
-  if (i < count) sum += value(i, count - i);
+  for (; i + kLanes <= count; i += kLanes) sum = sum + value(i, kLanes);
+  if (i < count) sum = sum + value(i, count - i);
   return SumLanes(sum);
 }
 
