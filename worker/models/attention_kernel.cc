@@ -141,21 +141,30 @@ class Head {
   }
 }
 
-// Row by row over the first i + 1 columns; what lies beyond becomes zero.
+// Row by row over the first i + 1 columns; what lies beyond becomes zero. In whole vectors: the
+// columns up to the next one take part with a value that changes nothing.
 [[gnu::always_inline]] inline void CausalSoftmax(const Head& head, const Rows& scores) {
   for (std::int64_t i = 0; i < head.rows; ++i) {
     float* row = scores.data + i * scores.stride;
-    const std::int64_t count = std::min(i + 1, head.tokens);
-    float highest = row[0];
-    for (std::int64_t j = 1; j < count; ++j) highest = row[j] > highest ? row[j] : highest;
-#pragma GCC ivdep
-    for (std::int64_t j = 0; j < count; ++j) row[j] = ExpClamped(row[j] - highest);
+    const std::int64_t count = std::min(i + 1, head.tokens), padded = RoundUp(count);
+    for (std::int64_t j = count; j < padded; ++j) row[j] = row[0];
+    Lanes highest = LoadLanes(row, kLanes);
+    for (std::int64_t j = kLanes; j < padded; j += kLanes) {
+      highest = Larger(LoadLanes(row + j, kLanes), highest);
+    }
+    const float maximum = MaxOfLanes(highest);
+    for (std::int64_t j = 0; j < padded; j += kLanes) {
+      for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+        row[j + lane] = ExpClamped(row[j + lane] - maximum);
+      }
+    }
     for (std::int64_t j = count; j < scores.stride; ++j) row[j] = 0;
-    const float total =
-        LaneSum(count, [row](std::int64_t j, std::int64_t n) { return LoadLanes(row + j, n); });
-    const float inverse = 1.0F / total;
-#pragma GCC ivdep
-    for (std::int64_t j = 0; j < count; ++j) row[j] *= inverse;
+    Lanes total;
+    for (std::int64_t j = 0; j < padded; j += kLanes) total = total + LoadLanes(row + j, kLanes);
+    const float inverse = 1.0F / SumLanes(total);
+    for (std::int64_t j = 0; j < padded; j += kLanes) {
+      StoreLanes(LoadLanes(row + j, kLanes) * inverse, row + j);
+    }
   }
 }
 
@@ -164,13 +173,18 @@ class Head {
   for (std::int64_t i = 0; i < head.rows; ++i) {
     const float* weights = head.weights.data + i * head.weights.stride;
     float* gradient = head.d_weights.data + i * head.d_weights.stride;
-    const std::int64_t count = std::min(i + 1, head.tokens);
-    const float along = LaneSum(count, [=](std::int64_t j, std::int64_t n) {
-      return LoadLanes(weights + j, n) * LoadLanes(gradient + j, n);
-    });
-#pragma GCC ivdep
-    for (std::int64_t j = 0; j < count; ++j) gradient[j] = weights[j] * (gradient[j] - along);
-    for (std::int64_t j = count; j < head.d_weights.stride; ++j) gradient[j] = 0;
+    const std::int64_t count = std::min(i + 1, head.tokens), padded = RoundUp(count);
+    // Weights beyond the diagonal are zero, whatever the gradient there.
+    Lanes products;
+    for (std::int64_t j = 0; j < padded; j += kLanes) {
+      products = products + LoadLanes(weights + j, kLanes) * LoadLanes(gradient + j, kLanes);
+    }
+    const float along = SumLanes(products);
+    for (std::int64_t j = 0; j < padded; j += kLanes) {
+      StoreLanes(LoadLanes(weights + j, kLanes) * (LoadLanes(gradient + j, kLanes) - along),
+                 gradient + j);
+    }
+    for (std::int64_t j = padded; j < head.d_weights.stride; ++j) gradient[j] = 0;
   }
 }
 

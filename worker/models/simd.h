@@ -104,4 +104,18 @@ template <class Value>
   return SumLanes(sum);
 }
 
+// Lane by lane the larger one; `a` wins only where it is larger.
+[[gnu::always_inline]] inline Lanes Larger(const Lanes& a, const Lanes& b) {
+  return {a.low > b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
+}
+
+[[gnu::always_inline]] inline float MaxOfLanes(const Lanes& lanes) {
+  const Lanes::Half eight = lanes.low > lanes.high ? lanes.low : lanes.high;
+  float highest = eight[0];
+  for (std::int64_t lane = 1; lane < kLanes / 2; ++lane) {
+    highest = eight[lane] > highest ? eight[lane] : highest;
+  }
+  return highest;
+}
+
 }  // namespace dd2
