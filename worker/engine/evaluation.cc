@@ -1,6 +1,7 @@
 #include "worker/engine/evaluation.h"
 
 #include <algorithm>
+#include <cmath>
 #include <span>
 #include <vector>
 
@@ -69,11 +70,12 @@ Status WriteSampleGrids(const EvalInputs& inputs, const at::Tensor& tokens,
   return {};
 }
 
-// Adds "fdr_<suffix>", "fd_<suffix>" and the accuracy under `accuracy`.
+// Adds "fdr_<suffix>", "fd_<suffix>" and the accuracy under `accuracy`. JSON has no word for what
+// is not finite (the distance of a diverged generator): left out.
 void AddPoint(const EvalPoint& point, const std::string& suffix, const std::string& accuracy,
               json::object& out) {
-  out["fdr_" + suffix] = point.fdr;
-  out["fd_" + suffix] = point.fd;
+  if (std::isfinite(point.fdr)) out["fdr_" + suffix] = point.fdr;
+  if (std::isfinite(point.fd)) out["fd_" + suffix] = point.fd;
   out[accuracy] = point.accuracy;
 }
 

@@ -254,9 +254,10 @@ Result<PhaseStepResult> PhaseSteps::Evaluate(const Wish& wish) {
     fields["accuracy_start"] = state_.start->accuracy;
     fields["samples_start"] = state_.start->samples;
   }
-  for (const char* name : {"fdr", "fd"}) {
-    result.outcome.metrics.emplace_back(std::string("eval/") + name,
-                                        fields.at(std::string(name) + "_end").to_number<double>());
+  for (const std::string name : {"fdr", "fd"}) {
+    if (const boost::json::value* value = fields.if_contains(name + "_end")) {
+      result.outcome.metrics.emplace_back("eval/" + name, value->to_number<double>());
+    }
   }
   result.outcome.metrics.emplace_back("eval/accuracy", fields.at("accuracy").to_number<double>());
   DD2_TRY_ASSIGN(const StepOutcome agreed, trainer_.Agree(wish));
