@@ -11,16 +11,6 @@ namespace {
 
 constexpr double kNormEpsilon = 1e-5;
 
-void AddLinear(ParamLayout& layout, const std::string& name, std::int64_t in, std::int64_t out) {
-  layout.Add(name + ".weight", {out, in});
-  layout.Add(name + ".bias", {out});
-}
-
-void AddNorm(ParamLayout& layout, const std::string& name, std::int64_t width) {
-  layout.Add(name + ".weight", {width});
-  layout.Add(name + ".bias", {width});
-}
-
 NormAffine NormOf(const at::Tensor& weight, const at::Tensor& bias) {
   return {Values(weight), Values(bias), static_cast<float>(kNormEpsilon)};
 }
@@ -77,21 +67,21 @@ struct Backbone::Trace {
 
 void Backbone::Declare(const BackboneSpec& spec, const std::string& prefix, ParamLayout& layout) {
   const std::int64_t d = spec.width;
-  AddLinear(layout, prefix + "input.0", spec.channels, d);
-  AddLinear(layout, prefix + "input.2", d, d);
+  layout.AddLinear(prefix + "input.0", spec.channels, d);
+  layout.AddLinear(prefix + "input.2", d, d);
   layout.Add(prefix + "positions", {spec.tokens, d});
   layout.Add(prefix + "class_embed.weight", {spec.classes + 1, d});
   layout.Add(prefix + "start", {d});
   for (std::int64_t i = 0; i < spec.layers; ++i) {
     const std::string block = prefix + "blocks." + std::to_string(i) + ".";
-    AddNorm(layout, block + "norm1", d);
-    AddLinear(layout, block + "qkv", d, 3 * d);
-    AddLinear(layout, block + "proj", d, d);
-    AddNorm(layout, block + "norm2", d);
-    AddLinear(layout, block + "fc1", d, 4 * d);
-    AddLinear(layout, block + "fc2", 4 * d, d);
+    layout.AddNorm(block + "norm1", d);
+    layout.AddLinear(block + "qkv", d, 3 * d);
+    layout.AddLinear(block + "proj", d, d);
+    layout.AddNorm(block + "norm2", d);
+    layout.AddLinear(block + "fc1", d, 4 * d);
+    layout.AddLinear(block + "fc2", 4 * d, d);
   }
-  AddNorm(layout, prefix + "norm", d);
+  layout.AddNorm(prefix + "norm", d);
 }
 
 Backbone::Backbone(const BackboneSpec& spec, const ParamBuffer& params, const std::string& prefix)

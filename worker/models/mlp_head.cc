@@ -11,9 +11,14 @@ namespace {
 constexpr double kNormEpsilon = 1e-6;
 constexpr double kTimePeriod = 10000.0;  // longest sinusoid of the time embedding
 
-void AddLinear(ParamLayout& layout, const std::string& name, std::int64_t in, std::int64_t out) {
-  layout.Add(name + ".weight", {out, in});
-  layout.Add(name + ".bias", {out});
+NormAffine BlockNorm(const at::Tensor& weight, const at::Tensor& bias) {
+  return {Values(weight), Values(bias), static_cast<float>(kNormEpsilon)};
+}
+
+constexpr NormAffine kFinalNorm{.epsilon = static_cast<float>(kNormEpsilon)};
+
+Modulation ModulationOf(const at::Tensor& rows, const at::Tensor& bias) {
+  return {Values(rows), Values(bias), rows.size(1)};
 }
 
 }  // namespace
@@ -38,20 +43,19 @@ struct MlpHead::Trace {
 
 void MlpHead::Declare(const HeadSpec& spec, const std::string& prefix, ParamLayout& layout) {
   const std::int64_t w = spec.width;
-  AddLinear(layout, prefix + "time_embed.mlp.0", spec.time_features, w);
-  AddLinear(layout, prefix + "time_embed.mlp.2", w, w);
-  AddLinear(layout, prefix + "cond_embed", spec.condition, w);
-  AddLinear(layout, prefix + "input_proj", spec.channels, w);
+  layout.AddLinear(prefix + "time_embed.mlp.0", spec.time_features, w);
+  layout.AddLinear(prefix + "time_embed.mlp.2", w, w);
+  layout.AddLinear(prefix + "cond_embed", spec.condition, w);
+  layout.AddLinear(prefix + "input_proj", spec.channels, w);
   for (std::int64_t i = 0; i < spec.depth; ++i) {
     const std::string block = prefix + "res_blocks." + std::to_string(i) + ".";
-    layout.Add(block + "in_ln.weight", {w});
-    layout.Add(block + "in_ln.bias", {w});
-    AddLinear(layout, block + "mlp.0", w, w);
-    AddLinear(layout, block + "mlp.2", w, w);
-    AddLinear(layout, block + "adaLN_modulation.1", w, 3 * w);
+    layout.AddNorm(block + "in_ln", w);
+    layout.AddLinear(block + "mlp.0", w, w);
+    layout.AddLinear(block + "mlp.2", w, w);
+    layout.AddLinear(block + "adaLN_modulation.1", w, 3 * w);
   }
-  AddLinear(layout, prefix + "final_layer.linear", w, spec.channels);
-  AddLinear(layout, prefix + "final_layer.adaLN_modulation.1", w, 2 * w);
+  layout.AddLinear(prefix + "final_layer.linear", w, spec.channels);
+  layout.AddLinear(prefix + "final_layer.adaLN_modulation.1", w, 2 * w);
 }
 
 MlpHead::MlpHead(const HeadSpec& spec, const ParamBuffer& params, const std::string& prefix)
@@ -85,20 +89,6 @@ at::Tensor MlpHead::Sinusoids(const at::Tensor& t) const {
   const at::Tensor angles = t * frequencies_;
   return at::cat({at::cos(angles), at::sin(angles)}, -1);
 }
-
-namespace {
-
-NormAffine BlockNorm(const at::Tensor& weight, const at::Tensor& bias) {
-  return {Values(weight), Values(bias), static_cast<float>(kNormEpsilon)};
-}
-
-constexpr NormAffine kFinalNorm{.epsilon = static_cast<float>(kNormEpsilon)};
-
-Modulation ModulationOf(const at::Tensor& rows, const at::Tensor& bias) {
-  return {Values(rows), Values(bias), rows.size(1)};
-}
-
-}  // namespace
 
 // y = SiLU(time MLP(t) + condition(f)). Time and condition keep their own rows until they meet: one
 // time for all rows when t is one number, one condition for all draws of a token.

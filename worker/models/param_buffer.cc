@@ -31,6 +31,16 @@ void ParamLayout::Add(std::string name, std::vector<std::int64_t> shape) {
   end_ = RoundUp(end_ + numel, kAlignElements);
 }
 
+void ParamLayout::AddLinear(const std::string& name, std::int64_t in, std::int64_t out) {
+  Add(name + ".weight", {out, in});
+  Add(name + ".bias", {out});
+}
+
+void ParamLayout::AddNorm(const std::string& name, std::int64_t width) {
+  Add(name + ".weight", {width});
+  Add(name + ".bias", {width});
+}
+
 const ParamSpec& ParamLayout::Find(std::string_view name) const {
   const auto found = index_.find(name);
   DD2_CHECK_MSG(found != index_.end(), name);
