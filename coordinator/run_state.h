@@ -82,8 +82,8 @@ struct CheckpointState {
   std::int64_t step = 0;
   std::int64_t bytes = 0;  // of all parts
   std::int32_t parts = 0;  // reported so far
-  double hold_seconds =
-      0;  // time training stood still for it; until the commit: to write its parts
+  // Time that training stood still for it; until the commit, the time to write its parts.
+  double hold_seconds = 0;
   std::int64_t committed_unix_ms = 0;
   std::string reason;  // of deletion or quarantine
 };

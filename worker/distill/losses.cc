@@ -14,9 +14,6 @@ at::Tensor Noised(const at::Tensor& q, const at::Tensor& t, const at::Tensor& no
 // The weight of SiD's loss: per sample and draw, [m, B, 1, 1].
 constexpr double kWeightFloor = 1e-3;
 
-// Parameters of a network are frozen together.
-constexpr const char* kAnyParameter = "head.input_proj.weight";
-
 }  // namespace
 
 at::Tensor GtsLoss(const Network& network, const at::Tensor& q, const at::Tensor& labels,
@@ -48,7 +45,7 @@ at::Tensor FcsLoss(const Network& guidance, const at::Tensor& q, const at::Tenso
 CsdLossResult CsdLoss(const Network& guidance, const at::Tensor& q, const at::Tensor& features,
                       const at::Tensor& logp, const at::Tensor& codebook, const at::Tensor& t,
                       const at::Tensor& noise, double alpha) {
-  DD2_CHECK(!guidance.params()[kAnyParameter].requires_grad());
+  DD2_CHECK(!guidance.params().requires_grad());
   const at::Tensor clean = q.detach();
   at::Tensor x = Noised(clean, t, noise).detach().requires_grad_(true);
   at::Tensor velocity;

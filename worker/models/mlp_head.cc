@@ -1,4 +1,5 @@
 #include <cmath>
+#include <memory>
 #include <utility>
 
 #include "common/check.h"

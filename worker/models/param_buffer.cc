@@ -91,4 +91,8 @@ void ParamBuffer::SetRequiresGrad(bool requires_grad) {
   for (at::Tensor& leaf : leaves_) leaf.set_requires_grad(requires_grad);
 }
 
+bool ParamBuffer::requires_grad() const {
+  return !leaves_.empty() && leaves_.front().requires_grad();
+}
+
 }  // namespace dd2

@@ -65,6 +65,7 @@ class ParamBuffer {
   // .grad becomes a view of it.
   void BindGradient(const at::Tensor& gradient);
   void SetRequiresGrad(bool requires_grad);
+  bool requires_grad() const;  // of all leaves: they are frozen together
 
  private:
   void MakeLeaves(bool requires_grad);

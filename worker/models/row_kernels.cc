@@ -46,18 +46,14 @@ struct Normal {
 }
 
 // Affine parts as arrays, so that the loops have no branch: 1 and 0 where there is none.
-class Affine {
- public:
+struct Affine {
   Affine(const NormAffine& norm, std::int64_t width)
-      : ones_(norm.weight == nullptr ? width : 0, 1.0F),
-        zeros_(norm.bias == nullptr ? width : 0, 0.0F),
-        weight(norm.weight == nullptr ? ones_.data() : norm.weight),
-        bias(norm.bias == nullptr ? zeros_.data() : norm.bias) {}
+      : ones(norm.weight == nullptr ? width : 0, 1.0F),
+        zeros(norm.bias == nullptr ? width : 0, 0.0F),
+        weight(norm.weight == nullptr ? ones.data() : norm.weight),
+        bias(norm.bias == nullptr ? zeros.data() : norm.bias) {}
 
- private:
-  std::vector<float> ones_, zeros_;
-
- public:
+  const std::vector<float> ones, zeros;
   const float* const weight;
   const float* const bias;
 };
@@ -93,6 +89,38 @@ class Affine {
 void AddTo(const std::vector<float>& sums, float* out) {
   if (out == nullptr) return;
   for (std::size_t i = 0; i < sums.size(); ++i) out[i] += sums[i];
+}
+
+template <class Function>
+[[gnu::always_inline]] inline void BiasActivation(const RowShape& shape, float* a,
+                                                  const float* bias, float* y, Function function) {
+  for (std::int64_t row = 0; row < shape.rows; ++row) {
+    float* in = a + row * shape.width;
+    float* out = y + row * shape.width;
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < shape.width; ++i) {
+      const float x = in[i] + bias[i];
+      in[i] = x;
+      out[i] = function(x);
+    }
+  }
+}
+
+template <class Slope>
+[[gnu::always_inline]] inline void ActivationBackward(const RowShape& shape, const float* a,
+                                                      float* gradient, float* d_bias, Slope slope) {
+  std::vector<float> sums(shape.width);
+  float* sum = sums.data();
+  for (std::int64_t row = 0; row < shape.rows; ++row) {
+    const float* in = a + row * shape.width;
+    float* g = gradient + row * shape.width;
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < shape.width; ++i) {
+      g[i] *= slope(in[i]);
+      sum[i] += g[i];
+    }
+  }
+  AddTo(sums, d_bias);
 }
 
 }  // namespace
@@ -249,64 +277,28 @@ void GatedResidualBackward(const RowShape& shape, const float* branch, const flo
 
 DD2_SIMD_CLONES
 void BiasGelu(const RowShape& shape, float* a, const float* bias, float* y) {
-  for (std::int64_t row = 0; row < shape.rows; ++row) {
-    float* in = a + row * shape.width;
-    float* out = y + row * shape.width;
-#pragma GCC ivdep
-    for (std::int64_t i = 0; i < shape.width; ++i) {
-      const float x = in[i] + bias[i];
-      in[i] = x;
-      out[i] = x * NormalAt(x).distribution;
-    }
-  }
+  BiasActivation(shape, a, bias, y, [](float x) { return x * NormalAt(x).distribution; });
 }
 
 DD2_SIMD_CLONES
 void BiasSilu(const RowShape& shape, float* a, const float* bias, float* y) {
-  for (std::int64_t row = 0; row < shape.rows; ++row) {
-    float* in = a + row * shape.width;
-    float* out = y + row * shape.width;
-#pragma GCC ivdep
-    for (std::int64_t i = 0; i < shape.width; ++i) {
-      const float x = in[i] + bias[i];
-      in[i] = x;
-      out[i] = x * Sigmoid(x);
-    }
-  }
+  BiasActivation(shape, a, bias, y, [](float x) { return x * Sigmoid(x); });
 }
 
 DD2_SIMD_CLONES
 void GeluBackward(const RowShape& shape, const float* a, float* gradient, float* d_bias) {
-  std::vector<float> sums(shape.width);
-  float* sum = sums.data();
-  for (std::int64_t row = 0; row < shape.rows; ++row) {
-    const float* in = a + row * shape.width;
-    float* g = gradient + row * shape.width;
-#pragma GCC ivdep
-    for (std::int64_t i = 0; i < shape.width; ++i) {
-      const Normal normal = NormalAt(in[i]);
-      g[i] *= normal.distribution + in[i] * normal.density;
-      sum[i] += g[i];
-    }
-  }
-  AddTo(sums, d_bias);
+  ActivationBackward(shape, a, gradient, d_bias, [](float x) {
+    const Normal normal = NormalAt(x);
+    return normal.distribution + x * normal.density;
+  });
 }
 
 DD2_SIMD_CLONES
 void SiluBackward(const RowShape& shape, const float* a, float* gradient, float* d_bias) {
-  std::vector<float> sums(shape.width);
-  float* sum = sums.data();
-  for (std::int64_t row = 0; row < shape.rows; ++row) {
-    const float* in = a + row * shape.width;
-    float* g = gradient + row * shape.width;
-#pragma GCC ivdep
-    for (std::int64_t i = 0; i < shape.width; ++i) {
-      const float s = Sigmoid(in[i]);
-      g[i] *= s * (1.0F + in[i] * (1.0F - s));
-      sum[i] += g[i];
-    }
-  }
-  AddTo(sums, d_bias);
+  ActivationBackward(shape, a, gradient, d_bias, [](float x) {
+    const float s = Sigmoid(x);
+    return s * (1.0F + x * (1.0F - s));
+  });
 }
 
 DD2_SIMD_CLONES

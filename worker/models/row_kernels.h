@@ -7,8 +7,7 @@ namespace dd2 {
 // The element-wise work between the matrix products of the networks, forward and backward, each in
 // one pass over its rows. Raw fp32 pointers, no LibTorch. Every row (and every sum over rows) is
 // computed in an order of its own that depends on neither vector width nor other rows, so the bits
-// are the same on every CPU that has the same exp(). Outputs may alias inputs only where it is
-// said.
+// are the same on every CPU. Outputs may alias inputs only where it is said. Any thread.
 struct RowShape {
   std::int64_t rows = 0;
   std::int64_t width = 0;
