@@ -93,12 +93,15 @@ class RunRules {
         if (has_csd_) Add(key, {}, "gts after csd would train over the distilled generator");
         has_gts_ = true;
         break;
-      case PhaseKind::kCsd: has_csd_ = true; [[fallthrough]];
+      case PhaseKind::kCsd:
+        if (!has_gts_) Add(key, {}, "csd needs a gts phase before it");
+        has_csd_ = true;
+        break;
       case PhaseKind::kAlign:
       case PhaseKind::kEval:
-      case PhaseKind::kExport:
-        if (!has_gts_) {
-          Add(key, {}, std::string(PhaseKindName(phase.kind)) + " needs a gts phase before it");
+      case PhaseKind::kExport:  // the generator gets its first weights where csd begins
+        if (!has_csd_) {
+          Add(key, {}, std::string(PhaseKindName(phase.kind)) + " needs a csd phase before it");
         }
         break;
     }

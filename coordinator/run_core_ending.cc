@@ -200,8 +200,7 @@ Actions RunCore::OnClosed(ConnectionId connection, const std::string& reason, Mo
 
 void RunCore::NoteLoss(int weight, std::string reason, TimePoint deadline) {
   if (!loss_) {
-    loss_.emplace();
-    loss_->deadline = deadline;
+    loss_ = Loss{.weight = 0, .reason = {}, .deadline = deadline};
   }
   if (weight > loss_->weight) {
     loss_->weight = weight;

@@ -1,74 +1,105 @@
 #!/usr/bin/env python3
-"""clang-tidy (.clang-tidy: a short list, all errors) on the sources that changed.
+"""clang-tidy (.clang-tidy: a short list, all errors) on every source of the release build.
 
-Changed: not committed, or different from DD2_CHECK_BASE (default HEAD~1). A file with LibTorch
-takes half a minute, so at most a few of those; what is left out is said.
-usage: tidy.py ROOT [--all-tidy]
+A file takes seconds, so what was found clean is remembered under a hash of all that clang-tidy reads:
+its rules, the compile command, and the text of the source and of our headers it includes.
+usage: tidy.py ROOT [SOURCE...]
 """
 import concurrent.futures
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 
-from source import read, source_files
+from source import source_files
 
-TORCH_FILES_MAX = 2
-OTHER_FILES_MAX = 8
 BUILD = os.path.join("build", "release")
 # clang 14 needs to be told that it has coroutines, and does not know some of g++'s flags.
 EXTRA = ["--extra-arg=-DBOOST_ASIO_HAS_CO_AWAIT=1", "--extra-arg=-DBOOST_ASIO_HAS_STD_COROUTINE=1",
          "--extra-arg=-Wno-unknown-warning-option", "--extra-arg=-Wno-everything"]
 
 
-def git(root, *arguments):
-    ran = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True,
-                         check=False)
-    return ran.stdout.splitlines() if ran.returncode == 0 else []
+def remembered_folder():
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(cache, "dd2", "tidy")
 
 
-def changed(root):
-    base = os.environ.get("DD2_CHECK_BASE", "HEAD~1")
-    names = git(root, "diff", "--name-only", base) or git(root, "diff", "--name-only", "HEAD")
-    return set(names) | set(git(root, "ls-files", "--others", "--exclude-standard"))
+def compile_commands(root):
+    """{source: compile command}, both relative to the root."""
+    with open(os.path.join(root, BUILD, "compile_commands.json"), encoding="utf-8") as file:
+        return {os.path.relpath(entry["file"], root): entry["command"].replace(root, "")
+                for entry in json.load(file)}
 
 
-def uses_torch(root, path):
-    if path.startswith(("worker/", "tests/")) and not path.startswith("worker/agent/"):
-        text = read(root, path)
-        return not path.startswith("tests/") or "worker/" in text
-    return False
+def dependencies(root):
+    """{source: files it was last compiled from}, as ninja recorded them; empty before a build."""
+    ran = subprocess.run(["ninja", "-C", os.path.join(root, BUILD), "-t", "deps"],
+                         capture_output=True, text=True, check=False)
+    found, files = {}, []
+    for line in ran.stdout.splitlines() if ran.returncode == 0 else []:
+        if not line.startswith(" "):
+            files = []
+            continue
+        full = os.path.normpath(os.path.join(root, BUILD, line.strip()))
+        path = os.path.relpath(full, root) if full.startswith(root + os.sep) else full
+        if not files:
+            found[path] = files  # the first one is the source itself
+        files.append(path)
+    return found
+
+
+def key(root, path, command, files, tool):
+    """None when it is not known what the source includes."""
+    if not files:
+        return None
+    digest = hashlib.sha256(repr((tool, EXTRA, path, command)).encode())
+    for name in [".clang-tidy", *sorted(files)]:
+        digest.update(name.encode())
+        if not os.path.isabs(name):  # a system header counts by its name
+            try:
+                with open(os.path.join(root, name), "rb") as file:
+                    digest.update(file.read())
+            except OSError:
+                return None
+    return digest.hexdigest()
 
 
 def run(root, path):
     ran = subprocess.run(["clang-tidy", "--quiet", "-p", BUILD, *EXTRA, path], cwd=root,
                          capture_output=True, text=True, check=False)
-    return path, ran.returncode, ran.stdout + ran.stderr
+    return ran.returncode, ran.stdout + ran.stderr
 
 
 def main():
-    root, everything = sys.argv[1], "--all-tidy" in sys.argv[2:]
+    root, wanted = os.path.abspath(sys.argv[1]), sys.argv[2:]
     if not shutil.which("clang-tidy"):
         sys.exit("tidy: clang-tidy is missing; scripts/setup installs it")
     if not os.path.exists(os.path.join(root, BUILD, "compile_commands.json")):
         sys.exit("tidy: no build/release yet; scripts/build makes it")
-    names = None if everything else changed(root)
-    files = [path for path in source_files(root)
-             if path.endswith(".cc") and (everything or path in names)]
-    torch = [path for path in files if uses_torch(root, path)]
-    other = [path for path in files if path not in torch]
-    if not everything:
-        left_out = other[OTHER_FILES_MAX:] + torch[TORCH_FILES_MAX:]
-        if left_out:
-            print(f"tidy: {len(left_out)} changed files left out for time (--all-tidy reads them)")
-        other, torch = other[:OTHER_FILES_MAX], torch[:TORCH_FILES_MAX]
+    tool = subprocess.run(["clang-tidy", "--version"], capture_output=True, text=True,
+                          check=True).stdout
+    commands, included = compile_commands(root), dependencies(root)
+    folder = remembered_folder()
+    os.makedirs(folder, exist_ok=True)
+    sources = wanted or [path for path in source_files(root) if path.endswith(".cc")]
+    marks = {}
+    for path in sources:
+        name = key(root, path, commands.get(path), included.get(path), tool)
+        marks[path] = name and os.path.join(folder, name)
+    unread = [path for path, mark in marks.items() if not mark or not os.path.exists(mark)]
+    print(f"tidy: {len(sources)} sources, {len(unread)} to read", flush=True)
     failed = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, code, output in pool.map(lambda path: run(root, path), torch + other):
+        for path, (code, output) in zip(unread, pool.map(lambda path: run(root, path), unread)):
             if code != 0:
                 failed += 1
-                print(f"tidy: {path}\n{output}")
-    print(f"tidy: {len(torch) + len(other)} files read, {failed} with errors")
+                print(f"tidy: {path}\n{output}", flush=True)
+            elif marks[path]:
+                with open(marks[path], "w", encoding="utf-8"):
+                    pass
+    print(f"tidy: {failed} with errors")
     sys.exit(1 if failed else 0)
 
 

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Each static check finds what it is for, and leaves the harmless neighbour alone."""
+import json
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -53,6 +56,30 @@ class LayersTest(Tree):
         self.assertFalse(self.found("storage/rocks_store.cc", "<rocksdb/db.h>"))
         self.assertFalse(self.found("worker/parallel/mpi_domain.cc", "<mpi.h>"))
         self.assertFalse(self.found("cli/b.cc", "<vector>"))
+
+
+class TidyTest(Tree):
+    """The real clang-tidy with our rules, on a planted fault."""
+
+    def read(self, text):
+        root = self.folder.name
+        source = self.write("common/a.cc", text)
+        shutil.copy(os.path.join(ROOT, ".clang-tidy"), root)
+        self.write("build/release/compile_commands.json", json.dumps(
+            [{"directory": root, "file": source, "command": f"c++ -std=c++20 -c {source}"}]))
+        return subprocess.run(
+            [sys.executable, os.path.join(ROOT, "scripts", "checks", "tidy.py"), root],
+            env={**os.environ, "XDG_CACHE_HOME": root}, capture_output=True, text=True, check=False)
+
+    def test_fault(self):
+        ran = self.read("double Half(int n) { return n / 2; }\n")
+        self.assertEqual(ran.returncode, 1, ran.stdout + ran.stderr)
+        self.assertIn("bugprone-integer-division", ran.stdout)
+
+    def test_clean(self):
+        ran = self.read("double Half(int n) { return n / 2.0; }\n")
+        self.assertEqual(ran.returncode, 0, ran.stdout + ran.stderr)
+        self.assertIn("1 to read", ran.stdout)
 
 
 class CoroutinesTest(Tree):

@@ -138,7 +138,7 @@ TEST(Config, OrderOfPhases) {
   EXPECT_THAT(phases("  - kind: gts\n"), HasSubstr("gts needs a sample phase before it"));
   EXPECT_THAT(phases("  - kind: sample\n  - kind: csd\n"),
               HasSubstr("a/b.yaml:4: phases.1.kind: csd needs a gts phase before it"));
-  EXPECT_THAT(phases("  - kind: sample\n  - kind: eval\n"), HasSubstr("eval needs a gts phase"));
+  EXPECT_THAT(phases("  - kind: sample\n  - kind: eval\n"), HasSubstr("eval needs a csd phase"));
   EXPECT_THAT(phases("  - kind: sample\n  - kind: teacher_check\n"),
               HasSubstr("only be the first"));
   EXPECT_THAT(phases("  - kind: sample\n  - kind: sample\n"), HasSubstr("a second sample phase"));

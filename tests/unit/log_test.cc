@@ -15,7 +15,6 @@ namespace {
 using std::chrono::milliseconds;
 using ::testing::HasSubstr;
 using ::testing::MatchesRegex;
-using ::testing::Not;
 
 std::string ReadAll(const std::filesystem::path& path) {
   std::ifstream file(path);

@@ -49,7 +49,7 @@ class CheckpointTest : public testing::Test {
     proto::CheckpointHeader& header = *manifest.mutable_header();
     header.set_world_size(world);
     header.set_step(120);
-    header.set_extra_json(std::string("{\"a\":\xFF}", 8));
+    header.set_extra_json(std::string("{\"a\":\xFF}"));
     for (const PieceToWrite& piece : Share(0, 1)) {
       proto::LogicalTensor& tensor = *header.add_tensors();
       tensor.set_name(piece.tensor);
@@ -96,7 +96,7 @@ TEST_F(CheckpointTest, ReadsAcrossPieceBorders) {
   ASSERT_TRUE(VerifyCheckpoint(RealFileSystem(), root_, "a"));
   const CheckpointReader reader = Open("a");
   EXPECT_EQ(reader.manifest().header().step(), 120);
-  EXPECT_EQ(reader.manifest().header().extra_json(), std::string("{\"a\":\xFF}", 8));
+  EXPECT_EQ(reader.manifest().header().extra_json(), std::string("{\"a\":\xFF}"));
   for (std::size_t begin = 0; begin <= weight_.size(); ++begin) {
     for (std::size_t end = begin; end <= weight_.size(); ++end) {
       std::vector<float> out(end - begin);

@@ -20,7 +20,8 @@ std::span<float> Values(const ParamBuffer& params, const ParamSpec& spec) {
 
 // Inputs that feed one output: [out, in] or [out, in, kernel, kernel].
 double FanIn(const ParamSpec& weight) {
-  return static_cast<double>(weight.numel / weight.shape[0]);
+  const int64_t inputs = weight.numel / weight.shape[0];
+  return static_cast<double>(inputs);
 }
 
 bool IsNorm(std::string_view name) {
