@@ -184,25 +184,23 @@ TEST_F(ExportTest, CommandsRefuseBadInput) {
   EXPECT_EQ(ExportCommand({(folder_ / "no").string()}), kExitNotFound);
 }
 
-// A run folder with one committed checkpoint of two parts.
-TEST_F(ExportTest, ExportsTheEmaOfACheckpoint) {
-  const auto run = folder_ / "run";
-  const auto checkpoints = run / "checkpoints";
-  config_.phases = {DefaultPhase(PhaseKind::kTeacherCheck), DefaultPhase(PhaseKind::kSample),
-                    DefaultPhase(PhaseKind::kGts), DefaultPhase(PhaseKind::kExport)};
-  config_.phases[1].sequences = 500;
+// Commits a checkpoint of two parts that holds `params` as the generator's EMA.
+void Publish(const std::filesystem::path& checkpoints, std::int64_t generator_updates,
+             const std::string& teacher_digest, const ParamBuffer& params) {
   FileSystem& files = RealFileSystem();
-  ASSERT_TRUE(files.MakeDirectories(checkpoints / CheckpointId(1, 0)));
-  std::ofstream(run / "config.yaml") << DumpRunConfig(config_);
+  const std::string id = CheckpointId(3, generator_updates);
+  ASSERT_TRUE(files.MakeDirectories(checkpoints / id));
   proto::CheckpointManifest manifest;
   manifest.set_format_version(1);
-  manifest.set_checkpoint_id(CheckpointId(1, 0));
-  manifest.mutable_header()->set_phase(1);
+  manifest.set_checkpoint_id(id);
+  manifest.mutable_header()->set_phase(3);
+  manifest.mutable_header()->set_step(generator_updates);
+  manifest.mutable_header()->mutable_counters()->set_generator_updates(generator_updates);
   manifest.mutable_header()->set_world_size(2);
-  manifest.mutable_header()->set_teacher_digest(bundle_.teacher_digest.Hex());
+  manifest.mutable_header()->set_teacher_digest(teacher_digest);
   for (int rank = 0; rank < 2; ++rank) {
     std::vector<PieceToWrite> pieces;
-    for (const ParamSpec& spec : params_.layout().specs()) {
+    for (const ParamSpec& spec : params.layout().specs()) {
       const std::int64_t half = spec.numel / 2;  // cut in the middle of every tensor
       const std::int64_t begin = rank == 0 ? 0 : half;
       const std::int64_t end = rank == 0 ? half : spec.numel;
@@ -216,15 +214,28 @@ TEST_F(ExportTest, ExportsTheEmaOfACheckpoint) {
                         .shape = spec.shape,
                         .begin = begin,
                         .end = end,
-                        .data = {params_.flat().const_data_ptr<float>() + spec.offset + begin,
+                        .data = {params.flat().const_data_ptr<float>() + spec.offset + begin,
                                  static_cast<std::size_t>(end - begin)}});
     }
-    const auto part = WriteCheckpointPart(files, checkpoints / CheckpointId(1, 0), rank, 2, pieces);
+    const auto part = WriteCheckpointPart(files, checkpoints / id, rank, 2, pieces);
     ASSERT_TRUE(part) << part.error().message();
     *manifest.add_parts() = *part;
   }
   const Status published = PublishManifest(files, checkpoints, manifest);
   ASSERT_TRUE(published) << published.error().message();
+}
+
+TEST_F(ExportTest, ExportsTheEmaOfACheckpoint) {
+  const auto run = folder_ / "run";
+  const auto checkpoints = run / "checkpoints";
+  config_.phases = {DefaultPhase(PhaseKind::kTeacherCheck), DefaultPhase(PhaseKind::kSample),
+                    DefaultPhase(PhaseKind::kGts), DefaultPhase(PhaseKind::kCsd),
+                    DefaultPhase(PhaseKind::kExport)};
+  config_.phases[1].sequences = 500;
+  std::filesystem::create_directories(run);
+  std::ofstream(run / "config.yaml") << DumpRunConfig(config_);
+  Publish(checkpoints, 0, bundle_.teacher_digest.Hex(), params_);
+  Publish(checkpoints, 7, bundle_.teacher_digest.Hex(), params_);
   const std::string out = (folder_ / "exported").string();
   ASSERT_EQ(ExportCommand({run.string(), "--out", out}), kExitOk);
   const auto model = LoadExport(out);
@@ -232,6 +243,9 @@ TEST_F(ExportTest, ExportsTheEmaOfACheckpoint) {
   EXPECT_TRUE(model->network->params().flat().equal(params_.flat()));
   EXPECT_EQ(ExportCommand({run.string(), "--checkpoint", "p009-s000000009", "--out", out}),
             kExitNotFound);
+  // No generator update yet: those weights mean nothing.
+  EXPECT_EQ(ExportCommand({run.string(), "--checkpoint", CheckpointId(3, 0), "--out", out}),
+            kExitCannotStart);
 
   // With another teacher in the folder, codes would mean something else.
   const TeacherBundle other = MakeTinyTeacher(6);

@@ -275,6 +275,11 @@ Result<std::string> ExportCheckpoint(const std::filesystem::path& run, std::stri
   DD2_TRY_ASSIGN(const CheckpointReader reader,
                  CheckpointReader::Open(files, checkpoints, checkpoint));
   DD2_TRY_ASSIGN(const TeacherBundle teacher, LoadTeacherBundle(config.teacher.path));
+  if (reader.manifest().header().counters().generator_updates() == 0) {
+    return Error(Code::kFailedPrecondition,
+                 "checkpoint " + checkpoint +
+                     " is older than the first generator update: there is no generator to export yet");
+  }
   const std::string& digest = reader.manifest().header().teacher_digest();
   if (digest != teacher.teacher_digest.Hex()) {
     return Error(Code::kFailedPrecondition,
