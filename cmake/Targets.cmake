@@ -24,6 +24,10 @@ endif()
 add_library(dd2_torch_flags INTERFACE)
 target_link_libraries(dd2_torch_flags INTERFACE dd2_flags)
 
+# Sources of vectorised kernels. Bits must not depend on how a loop was vectorised: no contraction.
+# Vector types stay inside the files.
+set(dd2_kernel_options -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi)
+
 # dd2_library(NAME SRCS ... DEPS ... [TORCH]): a static library dd2_NAME. DEPS is the layer order made
 # real: name left neighbours only. Sources are listed by hand.
 function(dd2_library name)

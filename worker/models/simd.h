@@ -10,7 +10,8 @@
 
 // Compiles a function once per instruction set; the loader picks. The sanitizers run before the
 // loader's choice is safe, so they get the plain form.
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
+#if defined(DD2_SIMD_CLONES)  // the test of the bits builds each form alone
+#elif defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
     !defined(__clang__)
 #define DD2_SIMD_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
