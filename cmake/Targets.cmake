@@ -14,6 +14,8 @@ if(DD2_SANITIZE)
   target_compile_options(dd2_flags INTERFACE -fsanitize=${DD2_SANITIZE}
     -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(dd2_flags INTERFACE -fsanitize=${DD2_SANITIZE})
+  # With sanitizers g++ 12 is wrong about Asio's frame allocator and std::regex.
+  target_compile_options(dd2_flags INTERFACE -Wno-mismatched-new-delete -Wno-maybe-uninitialized)
   if(DD2_SANITIZE MATCHES thread)
     target_compile_definitions(dd2_flags INTERFACE BOOST_ASIO_DISABLE_FENCED_BLOCK)
   endif()

@@ -64,7 +64,9 @@ Error FromRocks(const rocksdb::Status& status, const std::string& what) {
 rocksdb::Options MakeOptions(const RocksOptions& wanted) {
   rocksdb::Options options;
   options.create_if_missing = wanted.create;
-  options.info_log = std::make_shared<QuietLogger>();
+  // One for all stores, never destroyed: RocksDB's threads outlive a store.
+  static const auto& logger = *new std::shared_ptr<rocksdb::Logger>(new QuietLogger);
+  options.info_log = logger;
   options.stats_dump_period_sec = 0;
   options.stats_persist_period_sec = 0;
   // A torn record at the end is a crash; damage before the end must not pass for one.

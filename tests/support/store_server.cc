@@ -65,7 +65,8 @@ struct StoreServer::Impl {
   bool stopping = false;
   std::map<std::string, std::string> values;
   std::vector<int> sockets;
-  std::vector<std::thread> threads;  // [0] accepts
+  std::thread acceptor;
+  std::vector<std::thread> threads;  // one a connection; the acceptor adds
 
   void Accept();
   void Serve(int socket);
@@ -95,7 +96,6 @@ StoreServer::StoreServer(std::string run_id, std::uint64_t generation, std::stri
 }
 
 StoreServer::~StoreServer() {
-  std::vector<std::thread> threads;
   {
     const std::lock_guard lock(impl_->mutex);
     impl_->stopping = true;
@@ -103,8 +103,8 @@ StoreServer::~StoreServer() {
     for (const int socket : impl_->sockets) shutdown(socket, SHUT_RDWR);
     impl_->changed.notify_all();
   }
-  if (!impl_->threads.empty()) impl_->threads[0].join();
-  for (std::size_t i = 1; i < impl_->threads.size(); ++i) impl_->threads[i].join();
+  if (impl_->acceptor.joinable()) impl_->acceptor.join();
+  for (std::thread& thread : impl_->threads) thread.join();
   for (const int socket : impl_->sockets) close(socket);
   close(impl_->listener);
 }
@@ -112,7 +112,7 @@ StoreServer::~StoreServer() {
 std::uint16_t StoreServer::port() const { return impl_->port; }
 
 void StoreServer::Start() {
-  impl_->threads.emplace_back([this] { impl_->Accept(); });
+  impl_->acceptor = std::thread([this] { impl_->Accept(); });
 }
 
 std::string StoreServer::Peek(const std::string& key) const {

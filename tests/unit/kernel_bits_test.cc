@@ -107,7 +107,7 @@ void AddAttention(std::mt19937& source, const AttentionShape& shape, Hash& hash)
 TEST(KernelBits, AreTheRecordedOnes) {
 #ifdef DD2_KERNEL_BITS_CPU
   if (!__builtin_cpu_supports(DD2_KERNEL_BITS_CPU)) {
-    GTEST_SKIP() << "this CPU cannot run the form for " DD2_KERNEL_BITS_CPU;
+    GTEST_SKIP() << "this CPU has no " DD2_KERNEL_BITS_CPU;
   }
 #endif
   std::mt19937 source(1);

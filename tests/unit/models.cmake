@@ -6,6 +6,8 @@ dd2_test(unit/network_gradients_test.cc DEPS dd2_models LABELS unit torch TORCH)
 
 # The vectorised kernels: as the library picks them, then each form alone.
 dd2_test(unit/kernel_bits_test.cc DEPS dd2_models LABELS unit torch TORCH)
+set(kernel_cpu_x86-64-v3 avx2)
+set(kernel_cpu_x86-64-v4 avx512vl)
 foreach(form plain x86-64-v3 x86-64-v4)
   # Objects of their own: only the kernels may use what the CPU may lack, the test asks for it first.
   add_library(kernels_${form} OBJECT ${PROJECT_SOURCE_DIR}/worker/models/row_kernels.cc
@@ -19,7 +21,7 @@ foreach(form plain x86-64-v3 x86-64-v4)
     SRCS unit/kernel_bits_test.cc $<TARGET_OBJECTS:kernels_${form}> DEPS GTest::gmock_main)
   if(NOT form STREQUAL plain)
     target_compile_options(kernels_${form} PRIVATE -march=${form})
-    target_compile_definitions(kernel_bits_${form}_test PRIVATE DD2_KERNEL_BITS_CPU="${form}")
+    target_compile_definitions(kernel_bits_${form}_test PRIVATE DD2_KERNEL_BITS_CPU="${kernel_cpu_${form}}")
   endif()
   gtest_discover_tests(kernel_bits_${form}_test TEST_SUFFIX ".${form}" PROPERTIES LABELS unit)
 endforeach()

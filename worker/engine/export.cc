@@ -276,9 +276,10 @@ Result<std::string> ExportCheckpoint(const std::filesystem::path& run, std::stri
                  CheckpointReader::Open(files, checkpoints, checkpoint));
   DD2_TRY_ASSIGN(const TeacherBundle teacher, LoadTeacherBundle(config.teacher.path));
   if (reader.manifest().header().counters().generator_updates() == 0) {
-    return Error(Code::kFailedPrecondition,
-                 "checkpoint " + checkpoint +
-                     " is older than the first generator update: there is no generator to export yet");
+    return Error(
+        Code::kFailedPrecondition,
+        "checkpoint " + checkpoint +
+            " is older than the first generator update: there is no generator to export yet");
   }
   const std::string& digest = reader.manifest().header().teacher_digest();
   if (digest != teacher.teacher_digest.Hex()) {

@@ -41,7 +41,8 @@ Result<ExportedModel> LoadExport(const std::filesystem::path& path);
 
 // Exports the generator's EMA from a checkpoint of a run (its newest when `checkpoint` is empty).
 // Returns the checkpoint's id. kNotFound: no run or checkpoint; kCorruption: damaged;
-// kFailedPrecondition: the teacher is another one than the run had, or no generator was trained yet.
+// kFailedPrecondition: the teacher is another one than the run had, or no generator was trained
+// yet.
 Result<std::string> ExportCheckpoint(const std::filesystem::path& run, std::string checkpoint,
                                      const std::filesystem::path& folder);
 
