@@ -26,7 +26,7 @@ endif()
 add_library(dd2_torch_flags INTERFACE)
 target_link_libraries(dd2_torch_flags INTERFACE dd2_flags)
 
-# Sources of vectorised kernels. Bits must not depend on how a loop was vectorised: no contraction.
+# The networks' kernels (worker/models), and the test that builds them again. Bits must not depend on how a loop was vectorised: no contraction.
 # Vector types stay inside the files.
 set(dd2_kernel_options -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi)
 

@@ -13,6 +13,7 @@ sys.path.insert(0, os.path.join(ROOT, "scripts", "checks"))
 import coroutines  # noqa: E402
 import layers  # noqa: E402
 import sizes  # noqa: E402
+import tidy  # noqa: E402
 from source import strip  # noqa: E402
 
 
@@ -80,6 +81,19 @@ class TidyTest(Tree):
         ran = self.read("double Half(int n) { return n / 2.0; }\n")
         self.assertEqual(ran.returncode, 0, ran.stdout + ran.stderr)
         self.assertIn("1 to read", ran.stdout)
+
+    def test_what_was_found_clean_is_read_again_when_it_changes(self):
+        def key(rules, header, files=("common/a.cc", "common/a.h")):
+            self.write(".clang-tidy", rules)
+            self.write("common/a.cc", '#include "common/a.h"\n')
+            self.write("common/a.h", header)
+            return tidy.key(self.folder.name, "common/a.cc", "c++", files, "14")
+
+        first = key("a", "int a;")
+        self.assertEqual(key("a", "int a;"), first)
+        self.assertNotEqual(key("a", "int b;"), first)
+        self.assertNotEqual(key("b", "int a;"), first)
+        self.assertIsNone(key("a", "int a;", files=None))
 
 
 class CoroutinesTest(Tree):

@@ -64,7 +64,7 @@ CsdLossResult CsdLoss(const Network& guidance, const at::Tensor& q, const at::Te
   const at::Tensor weight =
       error.abs().mean({2, 3}, /*keepdim=*/true).clamp_min_(kWeightFloor).reciprocal_();
   // Mean over draws, samples and tokens; sum over channels.
-  const int64_t rows = delta.numel() / delta.size(-1);
+  const std::int64_t rows = delta.numel() / delta.size(-1);
   const at::Tensor scale = weight / rows;
 
   // L = scale delta . u with delta = mu_T - mu_G, u = (mu_T - q) - alpha delta (method 5.1).

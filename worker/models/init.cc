@@ -20,7 +20,7 @@ std::span<float> Values(const ParamBuffer& params, const ParamSpec& spec) {
 
 // Inputs that feed one output: [out, in] or [out, in, kernel, kernel].
 double FanIn(const ParamSpec& weight) {
-  const int64_t inputs = weight.numel / weight.shape[0];
+  const std::int64_t inputs = weight.numel / weight.shape[0];
   return static_cast<double>(inputs);
 }
 
