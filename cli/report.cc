@@ -169,6 +169,37 @@ std::string QualityRow(const ReportData& data, const std::string& name, const st
          "</td><td class=\"n\">" + Cell(samples, CountText) + "</td></tr>\n";
 }
 
+// Where a mode was lost: FDr of every class, teacher and end side by side.
+std::string QualityByClass(const ReportData& data) {
+  const auto find = [&](const char* key) -> const json::array* {
+    const json::value* value = data.result.if_contains(key);
+    return value == nullptr ? nullptr : value->if_array();
+  };
+  const json::array* names = find("classes");
+  const json::array* end = find("fdr_by_class_end");
+  if (names == nullptr || end == nullptr) return {};
+  std::string html = "<h3>FDr by class</h3>\n<div class=\"scroll\"><table><thead><tr><th></th>";
+  for (const json::value& name : *names) {
+    const std::string text = name.is_string() ? std::string(name.get_string()) : std::string();
+    html += "<th class=\"n\">" + EscapeHtml(text) + "</th>";
+  }
+  html += "</tr></thead><tbody>\n";
+  for (const auto& [title, values] :
+       {std::pair{"Teacher", find("fdr_by_class_teacher")}, std::pair{"One step, end", end}}) {
+    if (values == nullptr) continue;
+    html += std::string("<tr><th>") + title + "</th>";
+    for (const json::value& value : *values) {
+      if (!value.is_number()) return {};
+      html += "<td class=\"n\">" + FigureText(value.to_number<double>()) + "</td>";
+    }
+    html += "</tr>\n";
+  }
+  return html +
+         "</tbody></table></div>\n<p class=\"note\">Against the reconstructions of that class "
+         "alone, so higher than FDr. A class that stands out from the teacher's has lost "
+         "variety.</p>\n";
+}
+
 std::string Quality(const ReportData& data) {
   std::string rows =
       QualityRow(data, "Tokenizer reconstructions of the test set", "reconstruction",
@@ -189,7 +220,8 @@ std::string Quality(const ReportData& data) {
          "64-d features of a small classifier. FDr: the same to the tokenizer’s "
          "reconstructions of them, so without the tokenizer’s blur; the number to watch. Lower is "
          "better; both fall with the number of samples. Class accuracy: share of samples that the "
-         "classifier gives the class they were asked for.</p>\n";
+         "classifier gives the class they were asked for.</p>\n" +
+         QualityByClass(data);
 }
 
 std::string Speed(const ReportData& data) {
@@ -324,7 +356,11 @@ std::string TuningCurve(const ReportData& data) {
 std::string QualityCurve(const ReportData& data) {
   // The final evaluation takes more samples and stands in the table.
   Track track = TrackOf(data, {"eval/fdr"}, "csd");
-  const auto start = FindNumber(data.result, "fdr_start");
+  // Distillation starts from the regression, where there is one.
+  const Track regressed = TrackOf(data, {"eval/fdr"}, "regress");
+  const std::optional<double> start = regressed.points.empty()
+                                          ? FindNumber(data.result, "fdr_start")
+                                          : std::optional(regressed.points.back().second);
   if (start && !track.points.empty() && track.points.front().first > 0) {
     track.points.insert(track.points.begin(), {0.0, *start});
   }
@@ -347,6 +383,9 @@ std::string QualityCurve(const ReportData& data) {
 std::string Curves(const ReportData& data) {
   const std::string charts =
       QualityCurve(data) + TuningCurve(data) +
+      LossChart(data, {"regress/loss"}, "Regression loss",
+                "one step against the end of the teacher’s flow from the same noise", "update",
+                true) +
       LossChart(data, {"csd/dmu"}, "Distance of generator and teacher",
                 "mean |μ_teacher − μ_guidance|²: the progress of distillation", "cycle", true) +
       LossChart(data, {"csd/fcs", "align/fcs"}, "Guidance loss (FCS)",

@@ -129,11 +129,17 @@ std::string Axes(const Chart& chart, const Frame& frame) {
 }
 
 std::string Marks(const Chart& chart, const Frame& frame) {
+  constexpr double kLetter = 6;  // about the width of one
   std::string svg;
+  double taken = 0;  // where the last label ends
+  bool lower = false;
   for (const auto& [x, label] : chart.borders) {
     if (x <= frame.x_low || x >= frame.x_high) continue;
     svg += Line(frame.X(x), kTop, frame.X(x), kHeight - kBottom, "border");
-    svg += Text(frame.X(x) + 4, kTop + 8, "start", "tick", label);
+    const double begin = frame.X(x) + 4;
+    lower = begin < taken && !lower;
+    svg += Text(begin, kTop + (lower ? 20 : 8), "start", "tick", label);
+    taken = begin + kLetter * static_cast<double>(label.size());
   }
   for (const auto& [level, label] : chart.levels) {
     if (!std::isfinite(level) || (chart.log_y && level <= 0)) continue;

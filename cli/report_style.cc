@@ -25,7 +25,7 @@ p { margin: 6px 0 14px; max-width: 78ch; }
   border: 1px solid var(--line); background: var(--panel); margin-right: 8px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; margin: 24px 0 0; }
 .tile { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 13px 16px 12px; }
-.tile b { display: block; font-size: 29px; line-height: 1.25; font-weight: 650; letter-spacing: -.01em; white-space: nowrap; }
+.tile b { display: block; font-size: 27px; line-height: 1.25; font-weight: 650; letter-spacing: -.01em; white-space: nowrap; }
 .tile small { display: block; color: var(--soft); font-size: 12.5px; line-height: 1.4; }
 .tile small:first-child { color: var(--ink); font-size: 13px; }
 .pictures { display: grid; gap: 6px 20px; margin: 16px 0; align-items: end; }

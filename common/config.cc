@@ -11,18 +11,25 @@
 namespace dd2 {
 namespace {
 
-constexpr const char* kPhaseKinds = "one of teacher_check, sample, gts, csd, align, eval, export";
-
-const std::vector<std::string>& PhaseKindNames() {
-  static const std::vector<std::string> names = {"teacher_check", "sample", "gts",   "csd",
-                                                 "align",         "eval",   "export"};
+std::vector<std::string> PhaseKindNames() {
+  std::vector<std::string> names;
+  for (const PhaseKind kind : kPhaseKinds) names.emplace_back(PhaseKindName(kind));
   return names;
+}
+
+// "one of teacher_check, sample, ..."
+std::string PhaseKindChoice() {
+  std::string text;
+  for (const std::string& name : PhaseKindNames()) {
+    text += (text.empty() ? "one of " : ", ") + name;
+  }
+  return text;
 }
 
 // Settings that follow from others and have no key of their own.
 void FinishPhase(PhaseConfig& phase) {
   if (phase.kind == PhaseKind::kSample) phase.steps = phase.sequences / phase.block;
-  if (phase.kind == PhaseKind::kCsd) phase.generator.warmup = phase.guidance.warmup;
+  phase.generator.warmup = phase.guidance.warmup;
 }
 
 std::optional<PhaseConfig> ReadPhase(const ConfigNode& node, const std::string& key,
@@ -34,7 +41,7 @@ std::optional<PhaseConfig> ReadPhase(const ConfigNode& node, const std::string& 
   }
   const ConfigNode* kind_node = node.Find("kind");
   if (kind_node == nullptr || kind_node->kind != ConfigNode::Kind::kScalar) {
-    problems.Add(node.where, key + ".kind", std::string("is missing; ") + kPhaseKinds);
+    problems.Add(node.where, key + ".kind", "is missing; " + PhaseKindChoice());
     return std::nullopt;
   }
   reader.Remember(key + ".kind", kind_node->where);
@@ -43,7 +50,7 @@ std::optional<PhaseConfig> ReadPhase(const ConfigNode& node, const std::string& 
     const std::string nearest = NearestWord(kind_node->scalar, PhaseKindNames());
     problems.Add(kind_node->where, key + ".kind",
                  "unknown kind of phase \"" + kind_node->scalar.substr(0, 60) + "\"; " +
-                     (nearest.empty() ? kPhaseKinds : "did you mean " + nearest + "?"));
+                     (nearest.empty() ? PhaseKindChoice() : "did you mean " + nearest + "?"));
     return std::nullopt;
   }
   PhaseConfig phase = DefaultPhase(*kind);
@@ -155,9 +162,7 @@ std::string DescribeSettings() {
   RunConfig defaults;
   std::string out = "## Settings of a run\n\n" + DescribeTable(Bind(RunSettings(), defaults)) +
                     "\n## Phases\n\n`phases` is a list, each item with its `kind`:\n";
-  for (const PhaseKind kind :
-       {PhaseKind::kTeacherCheck, PhaseKind::kSample, PhaseKind::kGts, PhaseKind::kCsd,
-        PhaseKind::kAlign, PhaseKind::kEval, PhaseKind::kExport}) {
+  for (const PhaseKind kind : kPhaseKinds) {
     PhaseConfig phase = DefaultPhase(kind);
     const std::vector<BoundSetting> settings = BindPhase(phase);
     out += std::string("\n### ") + PhaseKindName(kind) + "\n\n" +

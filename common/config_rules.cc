@@ -71,9 +71,11 @@ class RunRules {
                 std::to_string(phase.block) + ")");
       }
       sequences_ = phase.sequences;
+      has_trajectories_ = phase.ode_steps > 0;
+      sample_key_ = key;
     }
-    const bool trains = phase.kind == PhaseKind::kGts || phase.kind == PhaseKind::kCsd ||
-                        phase.kind == PhaseKind::kAlign;
+    const bool trains = phase.kind == PhaseKind::kGts || phase.kind == PhaseKind::kRegress ||
+                        phase.kind == PhaseKind::kCsd || phase.kind == PhaseKind::kAlign;
     if (trains) CheckTraining(phase, key);
     if (phase.kind == PhaseKind::kGts) CheckGts(phase, key);
     if (phase.kind == PhaseKind::kCsd) CheckCsd(phase, key);
@@ -91,7 +93,17 @@ class RunRules {
       case PhaseKind::kGts:
         if (!has_sample_) Add(key, {}, "gts needs a sample phase before it");
         if (has_csd_) Add(key, {}, "gts after csd would train over the distilled generator");
+        if (has_regress_) Add(key, {}, "gts after regress would leave its generator behind");
         has_gts_ = true;
+        break;
+      case PhaseKind::kRegress:
+        if (!has_gts_) Add(key, {}, "regress needs a gts phase before it");
+        if (has_csd_) Add(key, {}, "regress after csd would train over the distilled generator");
+        if (has_sample_ && !has_trajectories_) {
+          Add(key, {sample_key_ + ".ode_steps"},
+              "regress needs trajectories: set ode_steps (14, say) in the sample phase");
+        }
+        has_regress_ = true;
         break;
       case PhaseKind::kCsd:
         if (!has_gts_) Add(key, {}, "csd needs a gts phase before it");
@@ -99,9 +111,10 @@ class RunRules {
         break;
       case PhaseKind::kAlign:
       case PhaseKind::kEval:
-      case PhaseKind::kExport:  // the generator gets its first weights where csd begins
-        if (!has_csd_) {
-          Add(key, {}, std::string(PhaseKindName(phase.kind)) + " needs a csd phase before it");
+      case PhaseKind::kExport:  // the generator gets its first weights where these begin
+        if (!has_csd_ && !has_regress_) {
+          Add(key, {},
+              std::string(PhaseKindName(phase.kind)) + " needs a csd or regress phase before it");
         }
         break;
     }
@@ -157,7 +170,10 @@ class RunRules {
   bool first_ = true;
   bool has_sample_ = false;
   bool has_gts_ = false;
+  bool has_regress_ = false;
   bool has_csd_ = false;
+  bool has_trajectories_ = false;  // the sample phase solves the flow
+  std::string sample_key_;
   int sequences_ = 0;
 };
 

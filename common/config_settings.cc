@@ -8,6 +8,7 @@ namespace dd2 {
 namespace {
 
 constexpr unsigned kGts = KindBit(PhaseKind::kGts);
+constexpr unsigned kRegress = KindBit(PhaseKind::kRegress);
 constexpr unsigned kCsd = KindBit(PhaseKind::kCsd);
 constexpr unsigned kAlign = KindBit(PhaseKind::kAlign);
 constexpr unsigned kSample = KindBit(PhaseKind::kSample);
@@ -66,12 +67,14 @@ constexpr Setting<PhaseConfig> kPhaseSettings[] = {
      [](PhaseConfig& p) -> SettingField { return &p.sequences; }, kSample},
     {{"block", "sequences", 1, 65536, kBits, "Sequences computed together, always with the same shapes."},
      [](PhaseConfig& p) -> SettingField { return &p.block; }, kSample},
+    {{"ode_steps", "steps", 0, 1000, kBits, "Heun steps of the flow that takes each token from noise to a code (regress needs them); 0: multinomial draws."},
+     [](PhaseConfig& p) -> SettingField { return &p.ode_steps; }, kSample},
     {{"steps", "updates", 1, kUpdatesMax, kBits, "Updates of the phase."},
-     [](PhaseConfig& p) -> SettingField { return &p.steps; }, kGts | kAlign},
+     [](PhaseConfig& p) -> SettingField { return &p.steps; }, kGts | kRegress | kAlign},
     {{"cycles", "cycles", 1, kUpdatesMax, kBits, "Outer cycles: guidance_updates of the guidance network, then one of the generator."},
      [](PhaseConfig& p) -> SettingField { return &p.steps; }, kCsd},
     {{"batch", "sequences", 1, 1e6, kBits, "Global batch of one update (a multiple of batch.shards)."},
-     [](PhaseConfig& p) -> SettingField { return &p.batch; }, kGts | kCsd | kAlign},
+     [](PhaseConfig& p) -> SettingField { return &p.batch; }, kGts | kRegress | kCsd | kAlign},
     {{"guidance_updates", "updates", 1, 1000, kBits, "K: guidance updates of each cycle; fewer than 3 tends to collapse at small batches."},
      [](PhaseConfig& p) -> SettingField { return &p.guidance_updates; }, kCsd},
     {{"draws", "draws", 1, 64, kBits, "Draws of (t, noise) for each token that share one pass of the backbone."},
@@ -81,27 +84,27 @@ constexpr Setting<PhaseConfig> kPhaseSettings[] = {
     {{"lr", "", 0, 1, kBits | kAboveMin, "Peak learning rate of the backbone."},
      [](PhaseConfig& p) -> SettingField { return &p.guidance.peak; }, kGts},
     {{"head_lr_ratio", "", 0, 1000, kBits | kAboveMin, "Learning rate of the head over that of the backbone."},
-     [](PhaseConfig& p) -> SettingField { return &p.head_lr_ratio; }, kGts},
+     [](PhaseConfig& p) -> SettingField { return &p.head_lr_ratio; }, kGts | kRegress},
     {{"generator_lr", "", 0, 1, kBits | kAboveMin, "Peak learning rate of the generator."},
-     [](PhaseConfig& p) -> SettingField { return &p.generator.peak; }, kCsd},
+     [](PhaseConfig& p) -> SettingField { return &p.generator.peak; }, kRegress | kCsd},
     {{"guidance_lr", "", 0, 1, kBits | kAboveMin, "Peak learning rate of the guidance network (3 to 4 times the generator's)."},
      [](PhaseConfig& p) -> SettingField { return &p.guidance.peak; }, kCsd | kAlign},
     {{"warmup", "steps", 0, kUpdatesMax, kBits, "Steps (csd: cycles) over which the learning rates rise from 0."},
-     [](PhaseConfig& p) -> SettingField { return &p.guidance.warmup; }, kGts | kCsd | kAlign},
+     [](PhaseConfig& p) -> SettingField { return &p.guidance.warmup; }, kGts | kRegress | kCsd | kAlign},
     {{"final_lr_ratio", "", 0, 1, kBits, "Share of the peak that the cosine ends at; 1: constant."},
      [](PhaseConfig& p) -> SettingField { return &p.guidance.final_ratio; }, kGts},
     {{"generator_final_lr_ratio", "", 0, 1, kBits, "Share of generator_lr that the cosine ends at; 1: constant."},
-     [](PhaseConfig& p) -> SettingField { return &p.generator.final_ratio; }, kCsd},
+     [](PhaseConfig& p) -> SettingField { return &p.generator.final_ratio; }, kRegress | kCsd},
     {{"guidance_final_lr_ratio", "", 0, 1, kBits, "Share of guidance_lr that the cosine ends at; 1: constant."},
      [](PhaseConfig& p) -> SettingField { return &p.guidance.final_ratio; }, kCsd | kAlign},
     {{"beta1", "", 0, 0.9999, kBits, "Adam's decay of the mean gradient."},
-     [](PhaseConfig& p) -> SettingField { return &p.beta1; }, kGts | kCsd | kAlign},
+     [](PhaseConfig& p) -> SettingField { return &p.beta1; }, kGts | kRegress | kCsd | kAlign},
     {{"beta2", "", 0, 0.999999, kBits, "Adam's decay of the mean squared gradient."},
-     [](PhaseConfig& p) -> SettingField { return &p.beta2; }, kGts | kCsd | kAlign},
+     [](PhaseConfig& p) -> SettingField { return &p.beta2; }, kGts | kRegress | kCsd | kAlign},
     {{"clip_norm", "", 0, 1e6, kBits, "Limit of the gradient's norm; 0: none."},
-     [](PhaseConfig& p) -> SettingField { return &p.clip_norm; }, kGts | kCsd | kAlign},
+     [](PhaseConfig& p) -> SettingField { return &p.clip_norm; }, kGts | kRegress | kCsd | kAlign},
     {{"ema_max", "", 0, 0.999999, kBits, "Largest decay of the moving average: min(ema_max, (k+1)/(k+10))."},
-     [](PhaseConfig& p) -> SettingField { return &p.ema_max; }, kGts | kCsd},
+     [](PhaseConfig& p) -> SettingField { return &p.ema_max; }, kGts | kRegress | kCsd},
     {{"t_min", "", 0, 1, kBits, "Smallest time of the tuned (gts) or guidance network's loss."},
      [](PhaseConfig& p) -> SettingField { return &p.t_min; }, kGts | kCsd | kAlign},
     {{"t_max", "", 0, 1, kBits, "Largest time of that loss."},
@@ -117,7 +120,7 @@ constexpr Setting<PhaseConfig> kPhaseSettings[] = {
     {{"eval_every", "cycles", 0, kUpdatesMax, kPlain, "Cycles between points of the FDr curve; 0: none."},
      [](PhaseConfig& p) -> SettingField { return &p.eval_every; }, kCsd},
     {{"checkpoint_every", "steps", 0, kUpdatesMax, kPlain, "Steps (csd: cycles) between checkpoints; 0: only at the end of the phase."},
-     [](PhaseConfig& p) -> SettingField { return &p.checkpoint_every; }, kSample | kGts | kCsd | kAlign},
+     [](PhaseConfig& p) -> SettingField { return &p.checkpoint_every; }, kSample | kGts | kRegress | kCsd | kAlign},
 };
 // clang-format on
 

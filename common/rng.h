@@ -24,6 +24,7 @@ enum class RngUse : std::uint32_t {
   kEvalNoise = 13,
   kValidationTime = 14,   // t of held-out sequences; sample = their index
   kValidationNoise = 15,  // eps of held-out sequences
+  kTrajectoryNoise = 16,  // where the flow of a stored teacher sequence began; sample = its index
 };
 
 // A position in the random field of a run: randomness comes from where a number is used, never from

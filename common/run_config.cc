@@ -23,6 +23,16 @@ PhaseConfig DefaultGts() {
   return phase;
 }
 
+PhaseConfig DefaultRegress() {
+  PhaseConfig phase;
+  phase.steps = 400;
+  phase.batch = 64;
+  phase.head_lr_ratio = 2.0;
+  phase.generator = {.peak = 5e-4, .warmup = 50, .final_ratio = 0.1};
+  phase.guidance.warmup = phase.generator.warmup;  // one setting for both
+  return phase;
+}
+
 PhaseConfig DefaultAlign() {
   PhaseConfig phase;
   phase.steps = 120;
@@ -48,15 +58,14 @@ const char* PhaseKindName(PhaseKind kind) {
     case PhaseKind::kAlign: return "align";
     case PhaseKind::kEval: return "eval";
     case PhaseKind::kExport: return "export";
+    case PhaseKind::kRegress: return "regress";
   }
   DD2_CHECK_MSG(false, "phase kind out of range");
   return "";
 }
 
 std::optional<PhaseKind> ParsePhaseKind(std::string_view name) {
-  for (const PhaseKind kind :
-       {PhaseKind::kTeacherCheck, PhaseKind::kSample, PhaseKind::kGts, PhaseKind::kCsd,
-        PhaseKind::kAlign, PhaseKind::kEval, PhaseKind::kExport}) {
+  for (const PhaseKind kind : kPhaseKinds) {
     if (name == PhaseKindName(kind)) return kind;
   }
   return std::nullopt;
@@ -68,6 +77,7 @@ PhaseConfig DefaultPhase(PhaseKind kind) {
   if (kind == PhaseKind::kGts) phase = DefaultGts();
   if (kind == PhaseKind::kCsd) phase = DefaultCsd();
   if (kind == PhaseKind::kAlign) phase = DefaultAlign();
+  if (kind == PhaseKind::kRegress) phase = DefaultRegress();
   phase.kind = kind;
   return phase;
 }

@@ -21,7 +21,13 @@ enum class PhaseKind : std::uint8_t {
   kAlign = 5,         // EMA into generator, generator frozen, guidance only (method 3)
   kEval = 6,          // FD, FDr, class accuracy, speed
   kExport = 7,        // one safetensors file + JSON that `dd2 sample` and `dd2 eval` take
+  kRegress = 8,       // optional warm start of the generator on ODE trajectories, as in DD1
 };
+
+// All of them, in the order that documents list them.
+inline constexpr PhaseKind kPhaseKinds[] = {
+    PhaseKind::kTeacherCheck, PhaseKind::kSample, PhaseKind::kGts,  PhaseKind::kRegress,
+    PhaseKind::kCsd,          PhaseKind::kAlign,  PhaseKind::kEval, PhaseKind::kExport};
 
 struct TeacherConfig {
   std::string path;        // folder: tokenizer, teacher, classifier, card; required
@@ -56,7 +62,7 @@ struct CheckpointConfig {
 
 struct EvalConfig {
   int samples = 5000;            // of the final evaluation, stratified over classes
-  int curve_samples = 2000;      // of each point of the FDr curve during csd
+  int curve_samples = 2000;      // of each point of the FDr curve
   int reference_images = 10000;  // test images that distances are measured to
 };
 
@@ -76,17 +82,18 @@ struct ScheduleConfig {
 // One phase. Fields that a kind does not use keep their defaults and are refused in YAML.
 struct PhaseConfig {
   PhaseKind kind = PhaseKind::kEval;
-  std::int64_t steps = 1;      // sample: sequences / block; gts, align: updates; csd: outer cycles
+  std::int64_t steps = 1;      // sample: sequences / block; csd: outer cycles; else updates
   int batch = 32;              // global batch: sequences per update (divisible by shards)
   int draws = 2;               // m: (t, eps) draws per token sharing one backbone pass
   int sequences = 0;           // sample: teacher sequences in all (a multiple of block)
   int block = 250;             // sample: sequences computed together, always with the same shapes
+  int ode_steps = 0;           // sample: Heun steps of each token's flow; 0: multinomial draws
   int validation = 0;          // gts: the first n sequences are only measured, not trained on
   int guidance_updates = 4;    // csd: K
   int generator_draws = 2;     // csd: draws in the generator's loss
-  ScheduleConfig generator;    // csd
-  ScheduleConfig guidance;     // csd, align; gts: the backbone's rate
-  double head_lr_ratio = 1.0;  // gts: rate of the head / rate of the backbone
+  ScheduleConfig generator;    // csd, regress
+  ScheduleConfig guidance;     // csd, align; gts: the backbone's rate. Its warm-up is everybody's
+  double head_lr_ratio = 1.0;  // gts, regress: rate of the head / rate of the backbone
   double beta1 = 0.9;
   double beta2 = 0.95;
   double clip_norm = 1.0;  // gradient norm limit; 0: none

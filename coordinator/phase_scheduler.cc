@@ -18,6 +18,7 @@ bool HasOutcomeOnly(PhaseKind kind) {
     case PhaseKind::kEval:
     case PhaseKind::kExport: return true;
     case PhaseKind::kGts:
+    case PhaseKind::kRegress:
     case PhaseKind::kCsd:
     case PhaseKind::kAlign: return false;
   }

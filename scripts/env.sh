@@ -22,3 +22,14 @@ dd2_jobs() {
   [ "$fits" -ge 1 ] || fits=1
   echo $((cores < fits ? cores : fits))
 }
+
+# A python3 that has pip; nothing when there is none.
+python_with_pip() {
+  local python
+  for python in python3 /usr/bin/python3; do
+    if "$python" -m pip --version >/dev/null 2>&1; then
+      echo "$python"
+      return
+    fi
+  done
+}

@@ -250,7 +250,9 @@ Status PublishManifest(FileSystem& files, const fs::path& checkpoints,
   complete.set_manifest_hash(ManifestHash(complete));
   DD2_TRY_ASSIGN(const std::string json, MessageToJson(complete));
   DD2_TRY(WriteFileAtomically(files, folder / kManifestName, json));
-  return files.SyncDirectory(checkpoints);
+  DD2_TRY(files.SyncDirectory(checkpoints));
+  // The first checkpoint of a run made `checkpoints` itself.
+  return files.SyncDirectory(checkpoints.parent_path());
 }
 
 Status DeleteCheckpoint(FileSystem& files, const fs::path& checkpoints, const std::string& id) {

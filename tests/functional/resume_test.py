@@ -9,8 +9,8 @@ from dd2 import Workspace, expect, expect_same
 
 seed = int(sys.argv[1])
 # Where to kill: phase, finished steps, and how much later (s), so that borders and commits are hit.
-MOMENTS = [("sample", 0), ("gts", 1), ("gts", 4), ("csd", 1), ("csd", 3), ("align", 1), ("csd-2", 1),
-           ("eval", 0)]
+MOMENTS = [("sample", 0), ("gts", 1), ("gts", 4), ("regress", 1), ("regress", 2), ("csd", 1),
+           ("csd", 3), ("align", 1), ("csd-2", 1), ("eval", 0)]
 
 rng = random.Random(seed)
 with Workspace() as work:

@@ -102,8 +102,11 @@ inline std::string SampleMetrics() {
     }
     line(2, "gts", i, values);
   }
+  for (int i = 1; i <= 80; ++i) {
+    line(3, "regress", i, value("regress/loss", 0.2 + 0.8 * std::exp(-i / 20.0)));
+  }
   int cycle = 0;
-  for (const auto& [phase, cycles] : {std::pair{3, 110}, std::pair{5, 60}}) {
+  for (const auto& [phase, cycles] : {std::pair{4, 110}, std::pair{6, 60}}) {
     for (int i = 1; i <= cycles; ++i, ++cycle) {
       line(phase, "csd", i,
            value("csd/fcs", 0.62 + 0.1 * std::exp(-cycle / 30.0) + 0.03 * noise()) + "," +
@@ -111,12 +114,12 @@ inline std::string SampleMetrics() {
                value("csd/dmu", (0.04 + 0.08 * std::exp(-cycle / 60.0)) * (1 + 0.2 * noise())) +
                "," + value("csd/generator_norm", 3.2 + 2.2 * noise()) + "," +
                value("csd/guidance_norm", 0.8 + 0.3 * noise()));
-      if (i % 10 == 0 || (phase == 3 && i == 1)) {
+      if (i % 10 == 0 || (phase == 4 && i == 1)) {
         line(phase, "csd", i, value("eval/fdr", 38 + 551 * std::exp(-cycle / 22.0)));
       }
     }
-    if (phase == 3) {
-      for (int i = 1; i <= 40; ++i) line(4, "align", i, value("align/fcs", 0.66 + 0.03 * noise()));
+    if (phase == 4) {
+      for (int i = 1; i <= 40; ++i) line(5, "align", i, value("align/fcs", 0.66 + 0.03 * noise()));
     }
   }
   return lines;
@@ -136,6 +139,8 @@ inline void WriteSampleRun(const std::filesystem::path& run) {
     "latency": {"batch1": {"teacher_ms": 83.7, "one_step_ms": 4.69, "decode_ms": 0.81, "speedup_with_decode": 15.4},
                 "batch64": {"teacher_ms": 566, "one_step_ms": 135, "decode_ms": 16, "speedup_with_decode": 3.85}},
     "classes": ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
+    "fdr_by_class_end": [61.2, 40.5, 52.6, 47.9, 44.1, 98.7, 71.3, 38.4, 201.6, 45],
+    "fdr_by_class_teacher": [8.1, 6.2, 9.4, 7.7, 8.8, 14.9, 10.3, 5.6, 16.4, 7],
     "seconds": {"teacher_check": 2.1, "sample": 31.5, "gts": 98.2, "csd": 104.6, "align": 12.4,
                 "csd 2": 47.3, "eval": 15.1, "export": 0.8},
     "cache": {"hits": 16000, "misses": 4000},

@@ -138,7 +138,18 @@ TEST(Config, OrderOfPhases) {
   EXPECT_THAT(phases("  - kind: gts\n"), HasSubstr("gts needs a sample phase before it"));
   EXPECT_THAT(phases("  - kind: sample\n  - kind: csd\n"),
               HasSubstr("a/b.yaml:4: phases.1.kind: csd needs a gts phase before it"));
-  EXPECT_THAT(phases("  - kind: sample\n  - kind: eval\n"), HasSubstr("eval needs a csd phase"));
+  EXPECT_THAT(phases("  - kind: sample\n  - kind: eval\n"),
+              HasSubstr("eval needs a csd or regress phase"));
+  EXPECT_THAT(phases("  - {kind: sample, ode_steps: 4}\n  - kind: regress\n"),
+              HasSubstr("regress needs a gts phase before it"));
+  EXPECT_THAT(phases("  - kind: sample\n  - kind: gts\n  - kind: regress\n"),
+              HasSubstr("set ode_steps (14, say) in the sample phase"));
+  EXPECT_THAT(phases("  - {kind: sample, ode_steps: 4}\n  - kind: gts\n  - kind: csd\n"
+                     "  - kind: regress\n"),
+              HasSubstr("regress after csd would train over the distilled generator"));
+  EXPECT_EQ(phases("  - {kind: sample, ode_steps: 4}\n  - kind: gts\n  - kind: regress\n"
+                   "  - kind: export\n"),
+            "(no error)");
   EXPECT_THAT(phases("  - kind: sample\n  - kind: teacher_check\n"),
               HasSubstr("only be the first"));
   EXPECT_THAT(phases("  - kind: sample\n  - kind: sample\n"), HasSubstr("a second sample phase"));

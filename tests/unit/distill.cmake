@@ -1,5 +1,6 @@
 # Unit tests of distill.
 dd2_test(unit/score_test.cc DEPS dd2_distill LABELS unit torch TORCH)
+dd2_test(unit/flow_test.cc DEPS dd2_distill LABELS unit torch TORCH)
 dd2_test(unit/losses_test.cc DEPS dd2_distill LABELS unit torch TORCH)
 
 # dd2-parity against recorded numbers: a MAR head from the reference class, a score case from

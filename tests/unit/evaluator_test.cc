@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <mutex>
@@ -115,6 +116,51 @@ TEST_F(EvaluatorTest, AccuracyCountsTheRequestedClass) {
   EXPECT_NEAR(context.Measure(*scored, scored->predictions).fd, 0, 1e-9);
 }
 
+TEST_F(EvaluatorTest, AClassThatLostItsVarietyStandsOut) {
+  const auto alone = NewLocalCollectives();
+  const EvalContext context = Context(*alone);
+  at::Tensor ids = context.ids().clone();
+  const at::Tensor threes = labels_.eq(3).nonzero().flatten();
+  ids.index_copy_(0, threes, ids[3].unsqueeze(0).repeat({threes.size(0), 1}));
+  const auto point = EvaluateSequences(ids, labels_, context, *alone);
+  ASSERT_TRUE(point);
+  ASSERT_EQ(point->fdr_by_class.size(), 10U);
+  for (std::size_t c = 0; c < 10; ++c) {
+    if (c == 3) {
+      EXPECT_GT(point->fdr_by_class[c], 1e-5);
+    } else {
+      EXPECT_NEAR(point->fdr_by_class[c], 0, 1e-9) << c;
+    }
+  }
+  // Nothing is said about classes when one of them has a single sample.
+  const auto few =
+      EvaluateSequences(ids.narrow(0, 0, 11), labels_.narrow(0, 0, 11), context, *alone);
+  ASSERT_TRUE(few);
+  EXPECT_TRUE(few->fdr_by_class.empty());
+}
+
+TEST_F(EvaluatorTest, DistancesOfADivergedGeneratorAreLeftOut) {
+  const auto alone = NewLocalCollectives();
+  const EvalContext context = Context(*alone);
+  const ParamBuffer weights = MakeTinyGenerator(spec_, 9);
+  weights.flat().fill_(std::nan(""));
+  const Network diverged(spec_, weights);
+  EvalInputs inputs;
+  inputs.context = &context;
+  inputs.generator = &diverged;
+  inputs.samples = 40;
+  inputs.latency_repeats_batch1 = 0;
+  inputs.latency_repeats_batch64 = 0;
+  const auto text = RunEvaluation(inputs, *alone);
+  ASSERT_TRUE(text) << text.error().message();
+  const boost::json::object out = boost::json::parse(*text).as_object();
+  EXPECT_FALSE(out.contains("fdr_end"));
+  EXPECT_FALSE(out.contains("fd_end"));
+  EXPECT_FALSE(out.contains("fdr_by_class_end"));
+  EXPECT_TRUE(out.contains("fdr_teacher"));
+  EXPECT_TRUE(out.contains("accuracy"));
+}
+
 TEST_F(EvaluatorTest, NoiseAndLabelsGoByPosition) {
   const at::Tensor all = EvalNoise(4, 0, 20, spec_.backbone);
   EXPECT_TRUE(EvalNoise(4, 7, 20, spec_.backbone).equal(all.narrow(0, 7, 13)));
@@ -164,7 +210,8 @@ TEST_F(EvaluatorTest, RunEvaluationReportsAndDraws) {
   for (const char* field :
        {"fdr_end", "fd_end", "accuracy", "samples", "fdr_teacher", "fd_teacher", "accuracy_teacher",
         "teacher_samples", "fdr_start", "fdr_reconstruction", "fd_reconstruction", "accuracy_real",
-        "speedup_batch1", "speedup_batch64", "latency", "classes"}) {
+        "speedup_batch1", "speedup_batch64", "latency", "classes", "fdr_by_class_end",
+        "fdr_by_class_teacher", "fdr_by_class_start"}) {
     EXPECT_TRUE(out.contains(field)) << field;
   }
   const boost::json::object& single = out.at("latency").at("batch1").as_object();

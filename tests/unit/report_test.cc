@@ -77,6 +77,10 @@ TEST_F(ReportTest, ShowsTheFiguresOfTheRun) {
                            "0.1.0-sample",
                            "dd2 run config.yaml --seed 7",
                            "Ankle boot",
+                           "FDr by class",
+                           ">202<",
+                           ">16.4<",
+                           "Regression loss",
                            "name: made-up"}) {
     EXPECT_NE(html.find(text), std::string::npos) << text;  // the page is too long to print
   }
@@ -119,8 +123,8 @@ TEST_F(ReportTest, LeavesOutWhatIsMissing) {
   const std::string html = Report();
   EXPECT_THAT(html, HasSubstr("31.2"));
   EXPECT_THAT(html, HasSubstr("12.0×"));
-  for (const char* text :
-       {"<img", "<svg", "Images</h2>", "Training</h2>", "Time and storage</h2>", "nan"}) {
+  for (const char* text : {"<img", "<svg", "Images</h2>", "Training</h2>", "Time and storage</h2>",
+                           "by class", "nan"}) {
     EXPECT_THAT(html, Not(HasSubstr(text)));
   }
 }
@@ -160,6 +164,18 @@ TEST_F(ReportTest, CurveCountsCyclesOverBothPhasesAndLeavesTheFinalEvaluationOut
     EXPECT_NE(html.find(point), std::string::npos) << point;
   }
   EXPECT_EQ(html.find(": 31.0<"), std::string::npos);
+}
+
+TEST_F(ReportTest, TheCurveBeginsWithTheRegressionWhereThereIsOne) {
+  Write("result.json", R"({"name": "curve", "fdr_start": 500, "fdr_end": 31})");
+  Write("metrics.jsonl",
+        "{\"phase\":3,\"kind\":\"regress\",\"step\":60,\"regress/loss\":0.2,\"eval/fdr\":70}\n"
+        "{\"phase\":4,\"kind\":\"csd\",\"step\":50,\"eval/fdr\":40}\n");
+  const std::string html = Report();
+  for (const char* point : {">0: 70.0<", ">50: 40.0<"}) {
+    EXPECT_NE(html.find(point), std::string::npos) << point;
+  }
+  EXPECT_EQ(html.find(">0: 500<"), std::string::npos);
 }
 
 TEST_F(ReportTest, ShowsTheHeldOutLossBesideTheTuningLoss) {

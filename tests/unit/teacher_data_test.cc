@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <numeric>
 
 #include "storage/kv_store.h"
 #include "tests/support/tiny_teacher.h"
 #include "tests/unit/storage_testing.h"
+#include "worker/distill/flow.h"
 
 namespace dd2 {
 namespace {
@@ -26,6 +28,7 @@ class TeacherDataTest : public testing::Test {
     TeacherDataSpec spec;
     spec.sequences = kSequences;
     spec.block = kBlock;
+    spec.ode_steps = ode_steps_;
     data_ = std::make_unique<TeacherData>(spec, teacher_, cache_.get());
   }
   void EnsureAll() {
@@ -51,6 +54,7 @@ class TeacherDataTest : public testing::Test {
   std::filesystem::path root() const { return folder_.path() / "scores"; }
 
   const TemporaryFolder folder_;
+  int ode_steps_ = 0;
   const TeacherBundle teacher_ = MakeTinyTeacher(5);
   std::unique_ptr<ScoreCache> cache_;
   std::unique_ptr<TeacherData> data_;
@@ -99,6 +103,43 @@ TEST_F(TeacherDataTest, AScoreThatIsGoneComesBackWithItsBits) {
   EXPECT_TRUE(at::equal(again->logp, whole->logp));
   EXPECT_TRUE(at::equal(again->codes, whole->codes));
   Expect(2 * kSequences - 1, 1, kBlock);
+}
+
+TEST_F(TeacherDataTest, TrajectoriesAreOtherDataThanDraws) {
+  std::vector<std::uint64_t> all(kSequences);
+  std::iota(all.begin(), all.end(), std::uint64_t{0});
+  Begin();
+  EnsureAll();
+  const auto drawn = data_->Load(all);
+  ASSERT_TRUE(drawn);
+  ode_steps_ = 4;
+  Begin();
+  EnsureAll();
+  Expect(0, kSequences, kSequences);  // their entries do not answer for one another
+  const auto flowed = data_->Load(all);
+  ASSERT_TRUE(flowed);
+  EXPECT_TRUE(at::equal(flowed->labels, drawn->labels));
+  EXPECT_FALSE(at::equal(flowed->codes, drawn->codes));
+}
+
+TEST_F(TeacherDataTest, ASequenceEndsTheFlowOfItsNoise) {
+  ode_steps_ = 4;
+  Begin();
+  ASSERT_TRUE(data_->LoadSequences());
+  const auto batch = data_->Load({3, 20});
+  ASSERT_TRUE(batch);
+  const at::Tensor noise = data_->TrajectoryNoise({3, 20});
+  EXPECT_TRUE(noise[1].equal(data_->TrajectoryNoise({20})[0]));
+  const at::Tensor& codebook = teacher_.tokenizer->codebook();
+  std::int64_t equal = 0;
+  const std::int64_t positions = noise.size(1);
+  for (std::int64_t i = 0; i < positions; ++i) {
+    const at::Tensor tokens = FlowTokens(noise.select(1, i), batch->logp.select(1, i), codebook, 4);
+    const at::Tensor codes = codebook.index_select(0, tokens);
+    equal += codes.eq(batch->codes.select(1, i)).all(1).sum().item<std::int64_t>();
+  }
+  // The stored hidden vectors are rounded to half precision: a token on a border may differ.
+  EXPECT_GE(equal, 2 * positions - 2);
 }
 
 }  // namespace

@@ -21,6 +21,8 @@ namespace dd2 {
 namespace {
 
 constexpr std::int32_t kGts = 1;
+constexpr std::int32_t kRegress = 2;
+constexpr std::int32_t kCsd = 3;
 
 RunConfig TinyConfig() {
   RunConfig config;
@@ -29,7 +31,7 @@ RunConfig TinyConfig() {
   config.model.head_width = 16;
   config.model.head_depth = 1;
   config.model.time_features = 8;
-  config.phases.resize(2);
+  config.phases.resize(4);
   config.phases[0].kind = PhaseKind::kSample;
   PhaseConfig& gts = config.phases[kGts];
   gts = DefaultPhase(PhaseKind::kGts);
@@ -38,6 +40,12 @@ RunConfig TinyConfig() {
   gts.draws = 2;
   gts.validation = 10;  // no multiple of the shards: their parts are 2, 3, 2 and 3
   gts.guidance.peak = 1e-3;
+  PhaseConfig& regress = config.phases[kRegress];
+  regress = DefaultPhase(PhaseKind::kRegress);
+  regress.steps = 40;
+  regress.batch = 8;
+  regress.guidance.warmup = regress.generator.warmup = 4;
+  config.phases[kCsd] = DefaultPhase(PhaseKind::kCsd);
   return config;
 }
 
@@ -54,6 +62,7 @@ TeacherDataSpec TinyData(const RunConfig& config) {
 struct Outcome {
   std::vector<double> losses;  // after each step
   std::vector<float> params;
+  double first = 0;  // of Regress
   bool operator==(const Outcome&) const = default;
 };
 
@@ -135,6 +144,70 @@ TEST_F(ValidationLossTest, IsTheLossOfTheHeldOutSequencesAtFixedTimesAndNoise) {
                                   batch->logp, teacher_.tokenizer->codebook(), t, noise)
                               .item<double>();
   EXPECT_NEAR(*loss, expected, 1e-5 * expected);
+}
+
+// By hand: the first batch's noise, through the generator, against the codes that it flows to.
+double FirstRegressionLoss(const RunConfig& config, const TeacherBundle& teacher, TeacherData& data,
+                           const TrainingState& state) {
+  const at::NoGradGuard no_grad;
+  RngKey key{.seed = config.seed, .phase = kRegress, .use = RngUse::kDataOrder};
+  std::vector<std::uint64_t> samples;
+  for (std::uint64_t i = 0; i < 8; ++i) {
+    key.sample = i;
+    samples.push_back(UniformInt(key, 24));
+  }
+  const auto tokens_labels = data.Tokens(samples);
+  EXPECT_TRUE(tokens_labels);
+  const auto& [tokens, labels] = *tokens_labels;
+  const Network generator(SpecFor(config.model, *teacher.teacher), state.generator.params);
+  const at::Tensor made = generator.Generate(data.TrajectoryNoise(samples), labels);
+  return at::mse_loss(made, CodesOf(teacher.tokenizer->codebook(), tokens)).item<double>();
+}
+
+// Regression of the untuned network on trajectories; what rank 0 has at the end.
+Outcome Regress(const TeacherBundle& teacher, int ranks) {
+  const RunConfig config = TinyConfig();
+  const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
+  Outcome outcome;
+  ThreadWorld(ranks).Run([&](Collectives& collectives) {
+    SetComputeThreads(1);
+    TrainingState state = MakeTrainingState(layout, collectives.rank(), ranks);
+    Trainer trainer(config, teacher, collectives, state);
+    TeacherDataSpec spec = TinyData(config);
+    spec.ode_steps = 4;
+    TeacherData data(spec, teacher, nullptr);
+    ASSERT_TRUE(data.LoadSequences());
+    ASSERT_TRUE(trainer.EnterPhase(kGts));
+    ASSERT_TRUE(trainer.EnterPhase(kRegress));
+    if (collectives.rank() == 0) outcome.first = FirstRegressionLoss(config, teacher, data, state);
+    for (; state.step < config.phases[kRegress].steps; ++state.step) {
+      const Result<StepOutcome> step = trainer.RegressStep(data, Wish());
+      ASSERT_TRUE(step) << step.error().message();
+      if (collectives.rank() == 0) outcome.losses.push_back(step->metrics.front().second);
+    }
+    EXPECT_EQ(state.counters.generator_updates(), config.phases[kRegress].steps);
+    EXPECT_EQ(state.counters.guidance_updates(), 0);
+    // csd goes on from the average that regress made of the generator.
+    const Result<ParamBuffer> average = trainer.GatherGeneratorEma();
+    ASSERT_TRUE(average);
+    EXPECT_FALSE(state.generator.params.flat().detach().equal(average->flat()));
+    ASSERT_TRUE(trainer.EnterPhase(kCsd));
+    EXPECT_TRUE(state.generator.params.flat().detach().equal(average->flat()));
+    if (collectives.rank() == 0) {
+      outcome.params = Values(state.generator.params.flat().detach().narrow(0, 0, layout.size()));
+    }
+  });
+  return outcome;
+}
+
+TEST(RegressTest, SameBitsOnAnyNumberOfRanksAndTheLossFalls) {
+  SetComputeThreads(1);
+  const TeacherBundle teacher = MakeTinyTeacher(5);
+  const Outcome alone = Regress(teacher, 1);
+  ASSERT_EQ(alone.losses.size(), 40U);
+  EXPECT_NEAR(alone.losses.front(), alone.first, 1e-5 * alone.first);
+  EXPECT_LT(alone.losses.back(), 0.8 * alone.losses.front());
+  for (const int ranks : {2, 3, 4}) EXPECT_EQ(Regress(teacher, ranks), alone) << ranks;
 }
 
 // Saved and read back: what the manifest says besides tensors.

@@ -13,6 +13,7 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "storage/safetensors.h"
+#include "worker/engine/evaluation.h"
 #include "worker/engine/evaluator.h"
 #include "worker/engine/export.h"
 #include "worker/engine/png.h"
@@ -218,14 +219,13 @@ void PrintPoint(const EvalPoint& point, const EvalContext& context, std::uint64_
                 bool as_json) {
   const EvalPoint& reference = context.reconstruction_point();
   if (as_json) {
-    const boost::json::object out{{"fdr", point.fdr},
-                                  {"fd", point.fd},
-                                  {"accuracy", point.accuracy},
-                                  {"samples", point.samples},
-                                  {"seed", seed},
-                                  {"fd_reconstruction", reference.fd},
-                                  {"accuracy_reconstruction", reference.accuracy},
-                                  {"test_images", context.images().size(0)}};
+    boost::json::object out{{"accuracy", point.accuracy},
+                            {"samples", point.samples},
+                            {"seed", seed},
+                            {"fd_reconstruction", reference.fd},
+                            {"accuracy_reconstruction", reference.accuracy},
+                            {"test_images", context.images().size(0)}};
+    AddDistances(point, "", out);
     std::printf("%s\n", boost::json::serialize(out).c_str());
     return;
   }
@@ -233,6 +233,10 @@ void PrintPoint(const EvalPoint& point, const EvalContext& context, std::uint64_
               static_cast<long long>(point.samples), static_cast<unsigned long long>(seed));
   std::printf("FDr             %.2f\nFD              %.2f\nclass accuracy  %.1f %%\n", point.fdr,
               point.fd, point.accuracy * 100);
+  for (std::size_t c = 0; c < point.fdr_by_class.size(); ++c) {
+    std::printf("%s%.1f", c == 0 ? "FDr by class    " : "  ", point.fdr_by_class[c]);
+  }
+  if (!point.fdr_by_class.empty()) std::printf("\n");
   std::printf(
       "for comparison, tokenizer reconstructions of %lld test images: FD %.2f, accuracy %.1f %%\n",
       static_cast<long long>(reference.samples), reference.fd, reference.accuracy * 100);

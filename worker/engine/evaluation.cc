@@ -70,12 +70,10 @@ Status WriteSampleGrids(const EvalInputs& inputs, const at::Tensor& tokens,
   return {};
 }
 
-// Adds "fdr_<suffix>", "fd_<suffix>" and the accuracy under `accuracy`. JSON has no word for what
-// is not finite (the distance of a diverged generator): left out.
+// Adds the distances, and the accuracy under `accuracy`.
 void AddPoint(const EvalPoint& point, const std::string& suffix, const std::string& accuracy,
               json::object& out) {
-  if (std::isfinite(point.fdr)) out["fdr_" + suffix] = point.fdr;
-  if (std::isfinite(point.fd)) out["fd_" + suffix] = point.fd;
+  AddDistances(point, "_" + suffix, out);
   out[accuracy] = point.accuracy;
 }
 
@@ -119,6 +117,16 @@ Result<std::string> ShareText(const Result<std::string>& mine, Collectives& coll
 }
 
 }  // namespace
+
+void AddDistances(const EvalPoint& point, const std::string& suffix, boost::json::object& out) {
+  if (std::isfinite(point.fdr)) out["fdr" + suffix] = point.fdr;
+  if (std::isfinite(point.fd)) out["fd" + suffix] = point.fd;
+  const std::vector<double>& classes = point.fdr_by_class;
+  if (!classes.empty() &&
+      std::ranges::all_of(classes, [](double fdr) { return std::isfinite(fdr); })) {
+    out["fdr_by_class" + suffix] = json::value_from(classes);
+  }
+}
 
 Status WriteGeneratorGrid(const Network& network, const Tokenizer& tokenizer, std::uint64_t seed,
                           const std::filesystem::path& path) {

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 
+#include "common/json.h"
 #include "common/result.h"
 #include "worker/engine/evaluator.h"
 #include "worker/models/networks.h"
@@ -35,10 +36,15 @@ struct EvalInputs {
 //   fdr_teacher fd_teacher accuracy_teacher teacher_samples · fdr_reconstruction fd_reconstruction
 //   accuracy_reconstruction accuracy_real test_images ·
 //   speedup_batch1 speedup_batch64 latency{batch1{teacher_ms one_step_ms decode_ms
-//   speedup_with_decode} batch64{...}} · classes [names]
+//   speedup_with_decode} batch64{...}} · classes [names] · fdr_by_class_end fdr_by_class_teacher
+//   fdr_by_class_start [a number a class], where all are finite and every class has 2 images
 // Rank 0 also writes the picture grids (WriteSampleGrids) and measures latency while the others
 // wait. Collective. Errors: of the collectives, of writing pictures.
 Result<std::string> RunEvaluation(const EvalInputs& inputs, Collectives& collectives);
+
+// Adds "fdr<suffix>", "fd<suffix>" and "fdr_by_class<suffix>". JSON has no word for what is not
+// finite (the distance of a diverged generator): left out.
+void AddDistances(const EvalPoint& point, const std::string& suffix, boost::json::object& out);
 
 inline constexpr int kGridColumns = 10;
 

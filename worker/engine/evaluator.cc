@@ -46,6 +46,18 @@ double ShareEqual(const at::Tensor& predictions, const at::Tensor& labels) {
   return predictions.eq(labels).to(at::kDouble).mean().item<double>();
 }
 
+// Of the features [N, 64] of each class of `labels` [N]; empty when a class has fewer than 2.
+std::vector<FeatureStats> StatsByClass(const at::Tensor& features, const at::Tensor& labels,
+                                       std::int64_t classes) {
+  std::vector<FeatureStats> stats;
+  for (std::int64_t c = 0; c < classes; ++c) {
+    const at::Tensor members = labels.eq(c).nonzero().flatten();
+    if (members.size(0) < 2) return {};
+    stats.push_back(ComputeFeatureStats(features.index_select(0, members)));
+  }
+  return stats;
+}
+
 }  // namespace
 
 Result<ScoredImages> ScoreImages(const Classifier& classifier, std::int64_t count,
@@ -104,6 +116,8 @@ Result<EvalContext> EvalContext::FromImages(const TeacherBundle& bundle, const a
   DD2_TRY_ASSIGN(const ScoredImages scores,
                  ScoreImages(*bundle.classifier, count, decode, collectives));
   context.reconstruction_ = ComputeFeatureStats(scores.features);
+  context.reconstruction_by_class_ =
+      StatsByClass(scores.features, context.labels_, bundle.teacher->backbone().spec().classes);
   context.reconstruction_point_ = {.fd = FrechetDistance(context.reconstruction_, context.real_),
                                    .fdr = 0,
                                    .accuracy = ShareEqual(scores.predictions, context.labels_),
@@ -113,10 +127,17 @@ Result<EvalContext> EvalContext::FromImages(const TeacherBundle& bundle, const a
 
 EvalPoint EvalContext::Measure(const ScoredImages& scored, const at::Tensor& labels) const {
   const FeatureStats stats = ComputeFeatureStats(scored.features);
-  return {.fd = FrechetDistance(stats, real_),
-          .fdr = FrechetDistance(stats, reconstruction_),
-          .accuracy = ShareEqual(scored.predictions, labels),
-          .samples = stats.count};
+  EvalPoint point{.fd = FrechetDistance(stats, real_),
+                  .fdr = FrechetDistance(stats, reconstruction_),
+                  .accuracy = ShareEqual(scored.predictions, labels),
+                  .samples = stats.count};
+  const std::vector<FeatureStats>& references = reconstruction_by_class_;
+  const std::vector<FeatureStats> classes =
+      StatsByClass(scored.features, labels, static_cast<std::int64_t>(references.size()));
+  for (std::size_t c = 0; c < classes.size(); ++c) {
+    point.fdr_by_class.push_back(FrechetDistance(classes[c], references[c]));
+  }
+  return point;
 }
 
 at::Tensor StratifiedLabels(std::int64_t samples, std::int64_t classes) {

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "common/result.h"
 #include "worker/engine/frechet.h"
@@ -23,6 +24,9 @@ struct EvalPoint {
   double fdr = 0;
   double accuracy = 0;
   std::int64_t samples = 0;  // both distances fall with the sample count: always quote it
+  // FDr of each class against the reconstructions of that class: one that stands out has lost a
+  // mode. Empty when a class has fewer than 2 images on either side.
+  std::vector<double> fdr_by_class{};
 };
 
 // Images are made and classified in chunks of this many, chunk c by rank c mod world size, so that
@@ -73,6 +77,7 @@ class EvalContext {
   const TeacherBundle* bundle_ = nullptr;
   at::Tensor images_, labels_, ids_;
   FeatureStats real_, reconstruction_;
+  std::vector<FeatureStats> reconstruction_by_class_;
   EvalPoint reconstruction_point_;
   double real_accuracy_ = 0;
 };

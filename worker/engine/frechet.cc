@@ -3,6 +3,8 @@
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/linalg_eigvalsh.h>
 
+#include <limits>
+
 #include "common/check.h"
 
 namespace dd2 {
@@ -11,6 +13,10 @@ namespace {
 at::Tensor SymmetricRoot(const at::Tensor& matrix) {
   const auto [values, vectors] = at::linalg_eigh(matrix, "L");
   return (vectors * values.clamp_min(0).sqrt()).matmul(vectors.t());
+}
+
+bool IsFinite(const FeatureStats& stats) {
+  return stats.mean.isfinite().all().item<bool>() && stats.covariance.isfinite().all().item<bool>();
 }
 
 }  // namespace
@@ -28,6 +34,8 @@ FeatureStats ComputeFeatureStats(const at::Tensor& features) {
 
 double FrechetDistance(const FeatureStats& a, const FeatureStats& b) {
   DD2_CHECK(a.mean.sizes() == b.mean.sizes());
+  // eigh throws on what is not finite.
+  if (!IsFinite(a) || !IsFinite(b)) return std::numeric_limits<double>::quiet_NaN();
   const at::Tensor root = SymmetricRoot(a.covariance);
   const at::Tensor product = root.matmul(b.covariance).matmul(root);
   // Symmetric only up to rounding; eigh would read one triangle.

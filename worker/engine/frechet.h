@@ -19,7 +19,8 @@ FeatureStats ComputeFeatureStats(const at::Tensor& features);
 // Squared Frechet (2-Wasserstein) distance of two Gaussians, what "FID" reports:
 //   |m_a - m_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a^1/2 S_b S_a^1/2)^1/2)
 // Through symmetric eigendecompositions, so that nearly singular covariances (dead ReLU features)
-// neither fail nor turn complex. Negative eigenvalues are rounding and count as zero.
+// neither fail nor turn complex. Negative eigenvalues are rounding and count as zero. NaN when a
+// feature was not finite.
 double FrechetDistance(const FeatureStats& a, const FeatureStats& b);
 
 }  // namespace dd2

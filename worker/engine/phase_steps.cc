@@ -62,7 +62,8 @@ Status PhaseSteps::EnterPhase(std::int32_t index) {
     data_.reset();
     sequences_loaded_ = false;
   }
-  if (phase().kind == PhaseKind::kCsd && !state_.start) DD2_TRY(EvaluateStart());
+  const bool distils = phase().kind == PhaseKind::kCsd || phase().kind == PhaseKind::kRegress;
+  if (distils && !state_.start) DD2_TRY(EvaluateStart());
   return {};
 }
 
@@ -71,6 +72,7 @@ Result<PhaseStepResult> PhaseSteps::Run(std::int64_t lease_end, const Wish& wish
     case PhaseKind::kTeacherCheck: return TeacherCheck(wish);
     case PhaseKind::kSample: return Sample(lease_end, wish);
     case PhaseKind::kGts: return Gts(wish);
+    case PhaseKind::kRegress: return Regress(wish);
     case PhaseKind::kCsd: return Csd(wish);
     case PhaseKind::kAlign: {
       PhaseStepResult result;
@@ -98,6 +100,7 @@ Result<TeacherData*> PhaseSteps::Data() {
                                                         .phase = static_cast<std::uint32_t>(*index),
                                                         .sequences = sample.sequences,
                                                         .block = sample.block,
+                                                        .ode_steps = sample.ode_steps,
                                                         .use_cache = config_.cache.enabled,
                                                         .numeric_mode = numeric_mode_},
                                         teacher_, cache_.get());
@@ -172,12 +175,25 @@ Result<PhaseStepResult> PhaseSteps::Sample(std::int64_t lease_end, const Wish& w
   return result;
 }
 
-Result<PhaseStepResult> PhaseSteps::Gts(const Wish& wish) {
+Result<TeacherData*> PhaseSteps::LoadedData() {
   DD2_TRY_ASSIGN(TeacherData * data, Data());
   if (!sequences_loaded_) {
     DD2_TRY(data->LoadSequences());
     sequences_loaded_ = true;
   }
+  return data;
+}
+
+Result<PhaseStepResult> PhaseSteps::Regress(const Wish& wish) {
+  DD2_TRY_ASSIGN(TeacherData * data, LoadedData());
+  PhaseStepResult result;
+  DD2_TRY_ASSIGN(result.outcome, trainer_.RegressStep(*data, wish));
+  if (state_.step + 1 == phase().steps) DD2_TRY(AddCurvePoint(result.outcome.metrics));
+  return result;
+}
+
+Result<PhaseStepResult> PhaseSteps::Gts(const Wish& wish) {
+  DD2_TRY_ASSIGN(TeacherData * data, LoadedData());
   PhaseStepResult result;
   DD2_TRY_ASSIGN(result.outcome, trainer_.GtsStep(*data, wish));
   const std::int64_t done = state_.step + 1;
@@ -195,13 +211,18 @@ Result<PhaseStepResult> PhaseSteps::Csd(const Wish& wish) {
   DD2_TRY_ASSIGN(result.outcome, trainer_.CsdCycle(wish));
   const std::int64_t done = state_.step + 1;
   if (phase().eval_every > 0 && done % phase().eval_every == 0) {
-    DD2_TRY_ASSIGN(const ParamBuffer ema, trainer_.GatherGeneratorEma());
-    DD2_TRY_ASSIGN(const EvalPoint point, CurvePoint(Network(trainer_.spec(), ema)));
-    result.outcome.metrics.emplace_back("eval/fdr", point.fdr);
-    result.outcome.metrics.emplace_back("eval/fd", point.fd);
-    result.outcome.metrics.emplace_back("eval/accuracy", point.accuracy);
+    DD2_TRY(AddCurvePoint(result.outcome.metrics));
   }
   return result;
+}
+
+Status PhaseSteps::AddCurvePoint(Metrics& metrics) {
+  DD2_TRY_ASSIGN(const ParamBuffer ema, trainer_.GatherGeneratorEma());
+  DD2_TRY_ASSIGN(const EvalPoint point, CurvePoint(Network(trainer_.spec(), ema)));
+  metrics.emplace_back("eval/fdr", point.fdr);
+  metrics.emplace_back("eval/fd", point.fd);
+  metrics.emplace_back("eval/accuracy", point.accuracy);
+  return {};
 }
 
 Result<const EvalContext*> PhaseSteps::Reference() {
@@ -266,9 +287,11 @@ Result<PhaseStepResult> PhaseSteps::Evaluate(const Wish& wish) {
   return result;
 }
 
-// Sequences that the sample phase left are as good as new ones, where there are enough.
+// Sequences that the sample phase left are as good as new ones, where there are enough. Those of
+// a flow are a little sharper than the teacher's law (recipe 1): not taken.
 Status PhaseSteps::AddTeacherSequences(EvalInputs& inputs) {
-  if (!SamplePhaseFor(config_, state_.phase)) return {};
+  const std::optional<std::int32_t> sample = SamplePhaseFor(config_, state_.phase);
+  if (!sample || config_.phases[static_cast<std::size_t>(*sample)].ode_steps > 0) return {};
   DD2_TRY_ASSIGN(TeacherData * data, Data());
   if (data->size() < inputs.samples) return {};
   DD2_TRY(data->LoadSequences());

@@ -43,13 +43,16 @@ class PhaseSteps {
   Result<PhaseStepResult> TeacherCheck(const Wish& wish);
   Result<PhaseStepResult> Sample(std::int64_t lease_end, const Wish& wish);
   Result<PhaseStepResult> Gts(const Wish& wish);
+  Result<PhaseStepResult> Regress(const Wish& wish);
   Result<PhaseStepResult> Csd(const Wish& wish);
   Result<PhaseStepResult> Evaluate(const Wish& wish);
   Result<PhaseStepResult> Export(const Wish& wish);
   // The data of the last sample phase at or before the current one.
   Result<TeacherData*> Data();
+  Result<TeacherData*> LoadedData();  // with every sequence known
   Result<const EvalContext*> Reference();
   Result<EvalPoint> CurvePoint(const Network& generator);
+  Status AddCurvePoint(Metrics& metrics);  // of the generator's EMA, under eval/
   Status AddTeacherSequences(EvalInputs& inputs);
   Status EvaluateStart();
 

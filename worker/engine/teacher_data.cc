@@ -1,10 +1,12 @@
 #include "worker/engine/teacher_data.h"
 
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "common/check.h"
 #include "common/rng.h"
+#include "worker/distill/flow.h"
 
 namespace dd2 {
 namespace {
@@ -21,6 +23,8 @@ Digest128 SettingsDigest(const TeacherDataSpec& spec, const Digest128& teacher) 
   hash.UpdateInt(spec.seed);
   hash.UpdateInt(spec.phase);
   hash.UpdateInt(static_cast<std::uint64_t>(spec.block));
+  // Draws keep the key that they had before there were flows.
+  if (spec.ode_steps > 0) hash.UpdateInt(static_cast<std::uint64_t>(spec.ode_steps));
   return hash.Finish();
 }
 
@@ -40,26 +44,58 @@ TeacherData::TeacherData(TeacherDataSpec spec, const TeacherBundle& teacher, Sco
   DD2_CHECK(!spec_.use_cache || cache_ != nullptr);
 }
 
+RngKey TeacherData::Key(RngUse use, std::uint64_t sample) const {
+  return {.seed = spec_.seed, .phase = spec_.phase, .use = use, .update = 0, .sample = sample};
+}
+
+at::Tensor TeacherData::TrajectoryNoise(const std::vector<std::uint64_t>& samples) const {
+  const BackboneSpec& shape = teacher_.teacher->backbone().spec();
+  at::Tensor noise = at::empty(
+      {static_cast<std::int64_t>(samples.size()), shape.tokens, shape.channels}, at::kFloat);
+  const auto size = static_cast<std::size_t>(shape.tokens * shape.channels);
+  float* row = noise.data_ptr<float>();
+  for (const std::uint64_t sample : samples) {
+    FillNormal(Key(RngUse::kTrajectoryNoise, sample), {row, size});
+    row += size;
+  }
+  return noise;
+}
+
+SampledBlock TeacherData::Draw(std::uint64_t first, const at::Tensor& labels) const {
+  const Teacher& teacher = *teacher_.teacher;
+  const at::Tensor& codebook = teacher_.tokenizer->codebook();
+  const BackboneSpec& shape = teacher.backbone().spec();
+  const auto size = static_cast<std::size_t>(labels.size(0));
+  if (spec_.ode_steps > 0) {
+    std::vector<std::uint64_t> samples(size);
+    std::iota(samples.begin(), samples.end(), first);
+    const at::Tensor noise = TrajectoryNoise(samples);
+    const TokenDraw follow = [&](const at::Tensor& logits, std::int64_t position) {
+      return FlowTokens(noise.select(1, position), logits, codebook, spec_.ode_steps);
+    };
+    return SampleTeacher(teacher, codebook, labels, follow, spec_.sampling);
+  }
+  at::Tensor uniforms = at::empty({labels.size(0), shape.tokens}, at::kFloat);
+  const auto width = static_cast<std::size_t>(shape.tokens);
+  for (std::size_t i = 0; i < size; ++i) {
+    FillUniform(Key(RngUse::kTeacherToken, first + i),
+                {uniforms.data_ptr<float>() + i * width, width});
+  }
+  return SampleTeacher(teacher, codebook, labels, uniforms, spec_.sampling);
+}
+
 TeacherData::Block TeacherData::Compute(int block) const {
   const at::NoGradGuard no_grad;
   const BackboneSpec& shape = teacher_.teacher->backbone().spec();
   const std::int64_t size = spec_.block;
+  const auto first = static_cast<std::uint64_t>(block * size);
   at::Tensor labels = at::empty({size}, at::kLong);
-  at::Tensor uniforms = at::empty({size, shape.tokens}, at::kFloat);
   for (std::int64_t i = 0; i < size; ++i) {
-    RngKey key{.seed = spec_.seed,
-               .phase = spec_.phase,
-               .use = RngUse::kLabel,
-               .update = 0,
-               .sample = static_cast<std::uint64_t>(block * size + i)};
-    labels.data_ptr<std::int64_t>()[i] =
-        static_cast<std::int64_t>(UniformInt(key, static_cast<std::uint64_t>(shape.classes)));
-    key.use = RngUse::kTeacherToken;
-    FillUniform(key, {uniforms.data_ptr<float>() + i * shape.tokens,
-                      static_cast<std::size_t>(shape.tokens)});
+    labels.data_ptr<std::int64_t>()[i] = static_cast<std::int64_t>(
+        UniformInt(Key(RngUse::kLabel, first + static_cast<std::uint64_t>(i)),
+                   static_cast<std::uint64_t>(shape.classes)));
   }
-  const SampledBlock sampled = SampleTeacher(*teacher_.teacher, teacher_.tokenizer->codebook(),
-                                             labels, uniforms, spec_.sampling);
+  const SampledBlock sampled = Draw(first, labels);
   const at::Tensor half = sampled.hidden.to(at::kHalf).contiguous();
   // The threshold comes from the rounded vectors, so that who reads them keeps the same codes.
   const at::Tensor threshold =

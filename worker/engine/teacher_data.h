@@ -7,6 +7,7 @@
 
 #include "common/hash.h"
 #include "common/result.h"
+#include "common/rng.h"
 #include "common/run_config.h"
 #include "storage/score_cache.h"
 #include "worker/models/teacher.h"
@@ -20,6 +21,7 @@ struct TeacherDataSpec {
   std::uint32_t phase = 0;  // index of the sample phase: part of the random position
   int sequences = 0;        // a multiple of block
   int block = 0;            // sequences computed together, always with the same shapes
+  int ode_steps = 0;        // > 0: tokens follow the flow (FlowTokens) from TrajectoryNoise
   bool use_cache = true;
   std::string numeric_mode;  // threads, precision, library versions: other modes, other bits
 };
@@ -56,6 +58,9 @@ class TeacherData {
   // Only tokens and labels.
   Result<std::pair<at::Tensor, at::Tensor>> Tokens(const std::vector<std::uint64_t>& samples);
 
+  // Where the flow of each sequence began [B, n, C]: by position, nothing is stored.
+  at::Tensor TrajectoryNoise(const std::vector<std::uint64_t>& samples) const;
+
   // Look-ups of this process so far; zeros without a cache.
   CacheStats stats() const;
 
@@ -64,7 +69,9 @@ class TeacherData {
     std::vector<TeacherSequence> sequences;
     std::vector<TeacherScore> scores;
   };
+  RngKey Key(RngUse use, std::uint64_t sample) const;
   Block Compute(int block) const;
+  SampledBlock Draw(std::uint64_t first, const at::Tensor& labels) const;
   // Computes, stores and remembers a block; its scores.
   Result<std::vector<TeacherScore>> Recompute(int block);
   Result<TeacherScore> Score(std::uint64_t sample);

@@ -43,6 +43,15 @@ void CountGuidanceUpdate(bool applied, proto::Counters& counters) {
   counters.set_phase_guidance_updates(counters.phase_guidance_updates() + 1);
 }
 
+void CountGeneratorUpdate(bool applied, proto::Counters& counters) {
+  if (!applied) {
+    counters.set_skipped_updates(counters.skipped_updates() + 1);
+    return;
+  }
+  counters.set_generator_updates(counters.generator_updates() + 1);
+  counters.set_phase_generator_updates(counters.phase_generator_updates() + 1);
+}
+
 }  // namespace
 
 double LearningRate(const ScheduleConfig& schedule, std::int64_t step, std::int64_t total) {
@@ -105,6 +114,12 @@ AdamStep Trainer::Adam(const ScheduleConfig& schedule, std::int64_t step) const 
   return adam;
 }
 
+void Trainer::BoostHead(double ratio, AdamStep& adam) const {
+  adam.boosted_begin = head_begin_;
+  adam.boosted_end = state_.guidance.params.flat().numel();
+  adam.boost = ratio;
+}
+
 void Trainer::ResetOptimiser(NetworkState& network) {
   network.adam_m.zero_();
   network.adam_v.zero_();
@@ -118,16 +133,21 @@ Status Trainer::CopyFromEma(const NetworkState& source, NetworkState& target) {
   return {};
 }
 
+const PhaseConfig* Trainer::LastGeneratorPhase(std::int32_t before) const {
+  for (auto i = static_cast<std::size_t>(before); i-- > 0;) {
+    const PhaseKind kind = config_.phases[i].kind;
+    if (kind == PhaseKind::kCsd || kind == PhaseKind::kRegress) return &config_.phases[i];
+  }
+  return nullptr;
+}
+
 Status Trainer::EnterPhase(std::int32_t index) {
   const at::NoGradGuard no_grad;
   state_.phase = index;
   state_.step = 0;
   state_.counters.set_phase_generator_updates(0);
   state_.counters.set_phase_guidance_updates(0);
-  const auto end = config_.phases.begin() + index;
-  const bool distilled_before =
-      std::any_of(config_.phases.begin(), end,
-                  [](const PhaseConfig& phase) { return phase.kind == PhaseKind::kCsd; });
+  const PhaseConfig* trained = LastGeneratorPhase(index);
   switch (phase().kind) {
     case PhaseKind::kGts:
       // psi <- teacher backbone + fresh head (method 5.2, stage 1).
@@ -135,8 +155,13 @@ Status Trainer::EnterPhase(std::int32_t index) {
       CopyParams(teacher_.teacher->params(), state_.guidance.params, "backbone.");
       ResetOptimiser(state_.guidance);
       return {};
+    case PhaseKind::kRegress:
     case PhaseKind::kCsd:
-      if (distilled_before) {
+      if (trained != nullptr) {
+        // Distillation begins with averaged weights, as it does without a regression.
+        if (trained->kind == PhaseKind::kRegress) {
+          DD2_TRY(CopyFromEma(state_.generator, state_.generator));
+        }
         ResetOptimiser(state_.generator);
         return {};
       }
@@ -172,20 +197,26 @@ Result<at::Tensor> Trainer::GtsLossOf(TeacherData& data, const std::vector<std::
                  t, draws);
 }
 
+std::vector<std::uint64_t> Trainer::StoredSamples(ShardRange range, std::int64_t update,
+                                                  const TeacherData& data) const {
+  const auto held_out = static_cast<std::uint64_t>(phase().validation);
+  const std::uint64_t usable = static_cast<std::uint64_t>(data.size()) - held_out;
+  std::vector<std::uint64_t> samples;
+  RngKey order = Key(RngUse::kDataOrder, update);
+  for (std::int64_t i = 0; i < range.count; ++i) {
+    order.sample = static_cast<std::uint64_t>(range.first + i);
+    samples.push_back(held_out + UniformInt(order, usable));
+  }
+  return samples;
+}
+
 Result<StepOutcome> Trainer::GtsStep(TeacherData& data, const Wish& wish) {
   const PhaseConfig& settings = phase();
   const std::int64_t update = state_.step;
-  const auto usable = static_cast<std::uint64_t>(data.size() - settings.validation);
   UpdateScalars scalars = ScalarsFor(wish, 1);
   int local = 0;
   for (const ShardRange& range : LocalShards(settings.batch)) {
-    std::vector<std::uint64_t> samples;
-    RngKey order = Key(RngUse::kDataOrder, update);
-    for (std::int64_t i = 0; i < range.count; ++i) {
-      order.sample = static_cast<std::uint64_t>(range.first + i);
-      samples.push_back(static_cast<std::uint64_t>(settings.validation) +
-                        UniformInt(order, usable));
-    }
+    const std::vector<std::uint64_t> samples = StoredSamples(range, update, data);
     state_.guidance.params.BindGradient(updater_.GradientOfShard(local++));
     DD2_TRY_ASSIGN(const at::Tensor loss,
                    GtsLossOf(data, samples, range, Key(RngUse::kTime, update),
@@ -195,15 +226,41 @@ Result<StepOutcome> Trainer::GtsStep(TeacherData& data, const Wish& wish) {
   }
   AdamStep adam = Adam(settings.guidance, state_.counters.phase_guidance_updates());
   adam.ema_decay = EmaDecay(settings.ema_max, state_.counters.phase_guidance_updates());
-  adam.boosted_begin = head_begin_;
-  adam.boosted_end = state_.guidance.params.flat().numel();
-  adam.boost = settings.head_lr_ratio;
+  BoostHead(settings.head_lr_ratio, adam);
   DD2_TRY_ASSIGN(const UpdateResult result, updater_.Apply(state_.guidance, adam, scalars));
   CountGuidanceUpdate(result.applied, state_.counters);
   StepOutcome outcome;
   outcome.metrics = {{"gts/loss", result.mean.at(0)},
                      {"gts/gradient_norm", result.gradient_norm},
                      {"gts/learning_rate", adam.learning_rate}};
+  outcome.wish = WishOf(result);
+  return outcome;
+}
+
+Result<StepOutcome> Trainer::RegressStep(TeacherData& data, const Wish& wish) {
+  const PhaseConfig& settings = phase();
+  UpdateScalars scalars = ScalarsFor(wish, 1);
+  int local = 0;
+  for (const ShardRange& range : LocalShards(settings.batch)) {
+    const std::vector<std::uint64_t> samples = StoredSamples(range, state_.step, data);
+    DD2_TRY_ASSIGN(const auto tokens_labels, data.Tokens(samples));
+    const auto& [tokens, labels] = tokens_labels;
+    state_.generator.params.BindGradient(updater_.GradientOfShard(local++));
+    const at::Tensor loss = at::mse_loss(generator_.Generate(data.TrajectoryNoise(samples), labels),
+                                         CodesOf(teacher_.tokenizer->codebook(), tokens));
+    loss.backward();
+    scalars.per_shard.push_back(loss.item<double>());
+  }
+  const std::int64_t done = state_.counters.phase_generator_updates();
+  AdamStep adam = Adam(settings.generator, done);
+  adam.ema_decay = EmaDecay(settings.ema_max, done);
+  BoostHead(settings.head_lr_ratio, adam);
+  DD2_TRY_ASSIGN(const UpdateResult result, updater_.Apply(state_.generator, adam, scalars));
+  CountGeneratorUpdate(result.applied, state_.counters);
+  StepOutcome outcome;
+  outcome.metrics = {{"regress/loss", result.mean.at(0)},
+                     {"regress/gradient_norm", result.gradient_norm},
+                     {"regress/learning_rate", adam.learning_rate}};
   outcome.wish = WishOf(result);
   return outcome;
 }
@@ -304,12 +361,7 @@ Result<UpdateResult> Trainer::GeneratorUpdate(std::int64_t update, const Wish& w
   AdamStep adam = Adam(settings.generator, state_.counters.phase_generator_updates());
   adam.ema_decay = EmaDecay(settings.ema_max, state_.counters.phase_generator_updates());
   DD2_TRY_ASSIGN(UpdateResult result, updater_.Apply(state_.generator, adam, scalars));
-  if (result.applied) {
-    state_.counters.set_generator_updates(state_.counters.generator_updates() + 1);
-    state_.counters.set_phase_generator_updates(state_.counters.phase_generator_updates() + 1);
-  } else {
-    state_.counters.set_skipped_updates(state_.counters.skipped_updates() + 1);
-  }
+  CountGeneratorUpdate(result.applied, state_.counters);
   return result;
 }
 

@@ -35,9 +35,9 @@ struct StepOutcome {
   Wish wish;
 };
 
-// Trains both networks: the steps of the phases gts, csd and align (method 4, 5). Knows no
-// coordinator, checkpoint or clock. Every random number comes from (seed, phase, step, sample).
-// Compute thread only; every rank calls the same steps in the same order.
+// Trains both networks: the steps of the phases gts, regress, csd and align (method 4, 5, 6.5).
+// Knows no coordinator, checkpoint or clock. Every random number comes from (seed, phase, step,
+// sample). Compute thread only; every rank calls the same steps in the same order.
 class Trainer {
  public:
   // Keeps references to all of them. `state` is of this rank and world size.
@@ -48,6 +48,8 @@ class Trainer {
   Status EnterPhase(std::int32_t phase);
   // One step of the current phase (state.phase, state.step); advances the counters, not state.step.
   Result<StepOutcome> GtsStep(TeacherData& data, const Wish& wish);
+  // Mean (G(eps) - q)^2 over stored trajectories: eps is where the flow of sequence q began.
+  Result<StepOutcome> RegressStep(TeacherData& data, const Wish& wish);
   // The GTS loss of the parameters on the sequences that the current phase keeps out of training
   // (at least one), always with the same t and noise. Changes nothing. Collective.
   Result<double> ValidationLoss(TeacherData& data);
@@ -63,9 +65,14 @@ class Trainer {
  private:
   struct Shard;
   const PhaseConfig& phase() const;
+  // The last phase before `before` that trained the generator; null: it has no weights yet.
+  const PhaseConfig* LastGeneratorPhase(std::int32_t before) const;
   // The position in the random field: update `update` of the current phase.
   RngKey Key(RngUse use, std::int64_t update) const;
   std::vector<ShardRange> LocalShards(std::int64_t batch) const;
+  // The stored sequences that the positions `range` of update `update` take.
+  std::vector<std::uint64_t> StoredSamples(ShardRange range, std::int64_t update,
+                                           const TeacherData& data) const;
   // Stored sequences, with t and noise of the positions `range` under `time` and `noise`.
   Result<at::Tensor> GtsLossOf(TeacherData& data, const std::vector<std::uint64_t>& samples,
                                ShardRange range, const RngKey& time, const RngKey& noise) const;
@@ -76,6 +83,8 @@ class Trainer {
                                       const Wish& wish);
   Result<UpdateResult> GeneratorUpdate(std::int64_t update, const Wish& wish);
   AdamStep Adam(const ScheduleConfig& schedule, std::int64_t step) const;
+  // The head learns `ratio` times as fast as the backbone.
+  void BoostHead(double ratio, AdamStep& adam) const;
 
   const RunConfig& config_;
   const TeacherBundle& teacher_;

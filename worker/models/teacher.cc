@@ -132,11 +132,21 @@ at::Tensor FilterLogits(const at::Tensor& logits, const TeacherConfig& config) {
 SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
                            const at::Tensor& labels, const at::Tensor& uniforms,
                            const TeacherConfig& config) {
+  DD2_CHECK(uniforms.dim() == 2 && uniforms.size(0) == labels.size(0) &&
+            uniforms.size(1) == teacher.backbone().spec().tokens);
+  const at::Tensor dense = uniforms.contiguous();
+  const TokenDraw draw = [&dense](const at::Tensor& logits, std::int64_t position) {
+    return DrawTokens(logits, dense, position);
+  };
+  return SampleTeacher(teacher, codebook, labels, draw, config);
+}
+
+SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
+                           const at::Tensor& labels, const TokenDraw& draw,
+                           const TeacherConfig& config) {
   const at::NoGradGuard no_grad;
   const BackboneSpec& spec = teacher.backbone().spec();
   const std::int64_t batch = labels.size(0);
-  DD2_CHECK(uniforms.dim() == 2 && uniforms.size(0) == batch && uniforms.size(1) == spec.tokens);
-  const at::Tensor dense_uniforms = uniforms.contiguous();
   const bool guided = config.cfg_scale != 1.0;
   const at::Tensor pass_labels = guided ? WithNullLabels(labels, spec.classes) : labels;
   SampledBlock block;
@@ -147,8 +157,7 @@ SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
   for (std::int64_t i = 0; i < spec.tokens; ++i) {
     at::Tensor hidden = teacher.backbone().Step(previous, i, pass_labels, cache);
     if (guided) hidden = Guide(hidden, config.cfg_scale);
-    const at::Tensor tokens =
-        DrawTokens(FilterLogits(teacher.Logits(hidden), config), dense_uniforms, i);
+    const at::Tensor tokens = draw(FilterLogits(teacher.Logits(hidden), config), i);
     block.hidden.select(1, i).copy_(hidden);
     block.tokens.select(1, i).copy_(tokens);
     const at::Tensor codes = codebook.index_select(0, tokens);

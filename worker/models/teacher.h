@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -56,6 +57,11 @@ struct SampledBlock {
   at::Tensor tokens;  // [B, n] int64
   at::Tensor hidden;  // [B, n, d] guided hidden vectors the tokens were drawn from (fp32)
 };
+// Chooses the tokens [B] of position `position` from filtered guided logits [B, V].
+using TokenDraw = std::function<at::Tensor(const at::Tensor& logits, std::int64_t position)>;
+SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
+                           const at::Tensor& labels, const TokenDraw& draw,
+                           const TeacherConfig& config);
 // uniforms [B, n]: token = inverse CDF of softmax(filtered guided logits) at it. labels [B].
 SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
                            const at::Tensor& labels, const at::Tensor& uniforms,

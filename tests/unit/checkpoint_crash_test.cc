@@ -1,0 +1,209 @@
+// Every operation of a save, of a deletion and of a clean-up goes wrong once, in every way: what is
+// committed must load, and what is done again must succeed (design 6).
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <numeric>
+#include <optional>
+
+#include "proto/control.pb.h"
+#include "storage/checkpoint_store.h"
+#include "tests/support/crashing_file_system.h"
+#include "tests/unit/storage_testing.h"
+
+namespace dd2 {
+namespace {
+
+constexpr int kWorld = 2;
+constexpr FileFault kCrashes[] = {FileFault::kCrash, FileFault::kCrashAfter,
+                                  FileFault::kShortWrite};
+constexpr FileFault kErrors[] = {FileFault::kNoSpace, FileFault::kIoError};
+constexpr CrashLoss kLosses[] = {CrashLoss::kUnsynced, CrashLoss::kData, CrashLoss::kNothing};
+
+class CheckpointCrashTest : public testing::Test {
+ protected:
+  // The values tell checkpoints apart.
+  Status Save(FileSystem& files, const std::string& id, float first) {
+    std::vector<float> values(64);
+    std::iota(values.begin(), values.end(), first);
+    proto::CheckpointManifest manifest;
+    manifest.set_checkpoint_id(id);
+    manifest.mutable_header()->set_world_size(kWorld);
+    proto::LogicalTensor& tensor = *manifest.mutable_header()->add_tensors();
+    tensor.set_name("generator.param/w");
+    tensor.add_shape(64);
+    for (int rank = 0; rank < kWorld; ++rank) {
+      const std::int64_t begin = 64 * rank / kWorld;
+      const std::int64_t end = 64 * (rank + 1) / kWorld;
+      const PieceToWrite piece{"generator.param/w",
+                               {64},
+                               begin,
+                               end,
+                               std::span(values).subspan(static_cast<std::size_t>(begin),
+                                                         static_cast<std::size_t>(end - begin))};
+      DD2_TRY_ASSIGN(*manifest.add_parts(),
+                     WriteCheckpointPart(files, root_ / id, rank, kWorld, {&piece, 1}));
+    }
+    return PublishManifest(files, root_, manifest);
+  }
+
+  // The first value of a checkpoint whose every byte verifies; nothing when it does not exist.
+  // Anything else is a broken promise.
+  std::optional<float> Value(const std::string& id) {
+    const auto reader = CheckpointReader::Open(RealFileSystem(), root_, id);
+    if (!reader) {
+      EXPECT_EQ(reader.error().code(), Code::kNotFound) << id << ": " << reader.error().message();
+      return std::nullopt;
+    }
+    float value = 0;
+    EXPECT_TRUE(reader->Read("generator.param/w", 0, {&value, 1}));
+    return value;
+  }
+  std::vector<std::string> Visible() {
+    const auto ids = ListCheckpoints(RealFileSystem(), root_);
+    EXPECT_TRUE(ids) << ids.error().message();
+    return ids ? *ids : std::vector<std::string>();
+  }
+
+  // Committed checkpoints whose first values are 0, 1000, ...
+  void Commit(const std::vector<std::string>& ids) {
+    float value = 0;
+    for (const std::string& id : ids) {
+      ASSERT_TRUE(Save(RealFileSystem(), id, value));
+      value += 1000;
+    }
+  }
+
+  // Begins with what `prepare` leaves on the disk, runs `action` with `fault` at operation 0, 1,
+  // ... until one run has no such operation, restarts after each, and looks with
+  // `check(action's status)`. Returns how many operations there were.
+  int Enumerate(const std::function<void()>& prepare, FileFault fault, CrashLoss loss,
+                const std::function<Status(FileSystem&)>& action,
+                const std::function<void(FileSystem&, const Status&)>& check) {
+    for (int index = 0;; ++index) {
+      SCOPED_TRACE("operation " + std::to_string(index));
+      std::filesystem::remove_all(run_);
+      std::filesystem::create_directory(run_);
+      prepare();
+      CrashingFileSystem files(run_);
+      files.FailAt(index, fault);
+      const Status status = action(files);
+      const bool reached = files.operations() > index;
+      if (files.crashed() || loss == CrashLoss::kUnsynced) files.Restart(loss);
+      files.FailAt(-1, fault);
+      check(files, status);
+      if (HasFailure() || !reached) return index;
+    }
+  }
+
+  TemporaryFolder folder_;
+  std::filesystem::path run_ = folder_.path() / "run";
+  std::filesystem::path root_ = run_ / "checkpoints";
+};
+
+TEST_F(CheckpointCrashTest, ASaveIsThereWholeOrNotAtAll) {
+  for (const std::vector<std::string>& before :
+       {std::vector<std::string>{}, std::vector<std::string>{"p000-s000000001"}}) {
+    for (const FileFault fault : kCrashes) {
+      for (const CrashLoss loss : kLosses) {
+        SCOPED_TRACE(testing::Message()
+                     << before.size() << " before, fault " << static_cast<int>(fault) << ", loss "
+                     << static_cast<int>(loss));
+        const int operations =
+            Enumerate([&] { Commit(before); }, fault, loss,
+                      [&](FileSystem& files) { return Save(files, "p000-s000000002", 7); },
+                      [&](FileSystem& files, const Status& saved) {
+                        for (const std::string& id : before) EXPECT_EQ(Value(id), 0) << id;
+                        const std::optional<float> value = Value("p000-s000000002");
+                        EXPECT_TRUE(value || !saved) << "a save that succeeded is gone";
+                        if (value) {
+                          EXPECT_EQ(*value, 7);
+                        }
+                        EXPECT_EQ(Visible().size(), before.size() + (value ? 1 : 0));
+                        // The next life cleans up and saves the same step again.
+                        ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
+                        const Status again = Save(files, "p000-s000000002", 9);
+                        ASSERT_TRUE(again) << again.error().message();
+                        EXPECT_EQ(Value("p000-s000000002"), 9);
+                      });
+        EXPECT_GT(operations, 12);
+      }
+    }
+  }
+}
+
+TEST_F(CheckpointCrashTest, ADeletionLeavesNoHalves) {
+  for (const FileFault fault : kCrashes) {
+    for (const CrashLoss loss : kLosses) {
+      SCOPED_TRACE(testing::Message()
+                   << "fault " << static_cast<int>(fault) << ", loss " << static_cast<int>(loss));
+      const int operations = Enumerate(
+          [&] {
+            Commit({"a", "b"});
+          },
+          fault, loss, [&](FileSystem& files) { return DeleteCheckpoint(files, root_, "a"); },
+          [&](FileSystem& files, const Status& deleted) {
+            const std::optional<float> value = Value("a");
+            EXPECT_FALSE(value && deleted) << "a deletion that succeeded came back";
+            EXPECT_EQ(Value("b"), 1000);
+            EXPECT_EQ(Visible().size(), value ? 2U : 1U);
+            ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
+            EXPECT_EQ(Value("a").has_value(), value.has_value());
+            ASSERT_TRUE(DeleteCheckpoint(files, root_, "a"));
+            EXPECT_FALSE(std::filesystem::exists(root_ / "a"));
+            EXPECT_EQ(Value("b"), 1000);
+          });
+      EXPECT_GE(operations, 6);
+    }
+  }
+}
+
+TEST_F(CheckpointCrashTest, ACleanUpTakesNothingThatIsCommitted) {
+  for (const FileFault fault : kCrashes) {
+    for (const CrashLoss loss : kLosses) {
+      SCOPED_TRACE(testing::Message()
+                   << "fault " << static_cast<int>(fault) << ", loss " << static_cast<int>(loss));
+      Enumerate(
+          [&] {
+            Commit({"a"});
+            // Litter: parts without a manifest.
+            CrashingFileSystem stopped(run_);
+            stopped.FailAt(11, FileFault::kCrash);
+            EXPECT_FALSE(Save(stopped, "b", 5));
+            ASSERT_FALSE(stopped.operations() < 11);
+          },
+          fault, loss, [&](FileSystem& files) { return RemoveUncommitted(files, root_, ""); },
+          [&](FileSystem& files, const Status&) {
+            EXPECT_EQ(Value("a"), 0);
+            EXPECT_FALSE(Value("b"));
+            ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
+            EXPECT_FALSE(std::filesystem::exists(root_ / "b"));
+          });
+    }
+  }
+}
+
+TEST_F(CheckpointCrashTest, AfterAnErrorTheSaveIsTriedAgain) {
+  for (const FileFault fault : kErrors) {
+    SCOPED_TRACE(testing::Message() << "fault " << static_cast<int>(fault));
+    Enumerate([&] { Commit({"a"}); }, fault, CrashLoss::kNothing,
+              [&](FileSystem& files) { return Save(files, "b", 7); },
+              [&](FileSystem& files, const Status& saved) {
+                if (!saved) {
+                  EXPECT_EQ(saved.error().code(), fault == FileFault::kNoSpace
+                                                      ? Code::kResourceExhausted
+                                                      : Code::kUnavailable);
+                }
+                EXPECT_EQ(Value("a"), 0);
+                static_cast<void>(Value("b"));
+                const Status again = Save(files, "b", 9);
+                ASSERT_TRUE(again) << again.error().message();
+                EXPECT_EQ(Value("b"), 9);
+                // Nothing of the failed attempt is left beside it.
+                EXPECT_EQ(files.List(root_ / "b")->size(), 3U);
+              });
+  }
+}
+
+}  // namespace
+}  // namespace dd2
