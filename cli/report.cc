@@ -149,7 +149,7 @@ std::string Images(const ReportData& data) {
                           {"real", "Real", "test images"}});
   const std::string more = Pictures(
       data,
-      {{"start", "One step, before distillation", "same noise as above"},
+      {{"start", "One step, before training", "same noise as above"},
        {"reconstruction", "Tokenizer reconstruction", "of the real images above: the ceiling"}});
   if (!more.empty()) html += "<h3>Where it started, and what the tokenizer allows</h3>\n" + more;
   return html;
@@ -197,7 +197,7 @@ std::string QualityByClass(const ReportData& data) {
   return html +
          "</tbody></table></div>\n<p class=\"note\">Against the reconstructions of that class "
          "alone, so higher than FDr. A class that stands out from the teacher's has lost "
-         "variety.</p>\n";
+         "variety or is shifted.</p>\n";
 }
 
 std::string Quality(const ReportData& data) {
@@ -205,8 +205,8 @@ std::string Quality(const ReportData& data) {
       QualityRow(data, "Tokenizer reconstructions of the test set", "reconstruction",
                  "accuracy_reconstruction", "test_images", false) +
       QualityRow(data, "Teacher", "teacher", "accuracy_teacher", "teacher_samples", false) +
-      QualityRow(data, "One step, start of distillation", "start", "accuracy_start",
-                 "samples_start", false) +
+      QualityRow(data, "One step, before training", "start", "accuracy_start", "samples_start",
+                 false) +
       QualityRow(data, "One step, end", "end", "accuracy", "samples", true);
   if (rows.empty()) return {};
   return "<h2>Quality</h2>\n<div class=\"scroll\"><table><thead><tr><th></th><th "
@@ -358,9 +358,11 @@ std::string QualityCurve(const ReportData& data) {
   Track track = TrackOf(data, {"eval/fdr"}, "csd");
   // Distillation starts from the regression, where there is one.
   const Track regressed = TrackOf(data, {"eval/fdr"}, "regress");
-  const std::optional<double> start = regressed.points.empty()
-                                          ? FindNumber(data.result, "fdr_start")
-                                          : std::optional(regressed.points.back().second);
+  const bool regresses = std::ranges::any_of(
+      data.phase_kinds, [](const auto& phase) { return phase.second == "regress"; });
+  std::optional<double> start;
+  if (!regresses) start = FindNumber(data.result, "fdr_start");
+  if (!regressed.points.empty()) start = regressed.points.back().second;
   if (start && !track.points.empty() && track.points.front().first > 0) {
     track.points.insert(track.points.begin(), {0.0, *start});
   }

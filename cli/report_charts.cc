@@ -131,15 +131,15 @@ std::string Axes(const Chart& chart, const Frame& frame) {
 std::string Marks(const Chart& chart, const Frame& frame) {
   constexpr double kLetter = 6;  // about the width of one
   std::string svg;
-  double taken = 0;  // where the last label ends
-  bool lower = false;
+  std::array<double, 2> ends{};  // where the last label of each row ends
   for (const auto& [x, label] : chart.borders) {
     if (x <= frame.x_low || x >= frame.x_high) continue;
     svg += Line(frame.X(x), kTop, frame.X(x), kHeight - kBottom, "border");
     const double begin = frame.X(x) + 4;
-    lower = begin < taken && !lower;
-    svg += Text(begin, kTop + (lower ? 20 : 8), "start", "tick", label);
-    taken = begin + kLetter * static_cast<double>(label.size());
+    const std::size_t row = begin >= ends[0] ? 0 : 1;
+    if (begin < ends[row]) continue;  // no room: the line alone
+    svg += Text(begin, kTop + (row == 0 ? 8 : 20), "start", "tick", label);
+    ends[row] = begin + kLetter * static_cast<double>(label.size());
   }
   for (const auto& [level, label] : chart.levels) {
     if (!std::isfinite(level) || (chart.log_y && level <= 0)) continue;

@@ -191,9 +191,19 @@ Result<SafetensorsFile> OpenPart(const fs::path& folder, const proto::Checkpoint
   return file;
 }
 
-bool HasManifest(FileSystem& files, const fs::path& folder) {
+// What a name in checkpoints/ is.
+enum class Kind { kNoFolder, kUncommitted, kCommitted };
+
+// Only "there is no such folder" means that: a folder that could not be read may be committed, and
+// whoever asks may be about to delete it.
+Result<Kind> KindOf(FileSystem& files, const fs::path& folder) {
   const auto names = files.List(folder);
-  return names && std::binary_search(names->begin(), names->end(), kManifestName);
+  if (!names) {
+    if (names.error().code() == Code::kNotFound) return Kind::kNoFolder;
+    return names.error();
+  }
+  return std::binary_search(names->begin(), names->end(), kManifestName) ? Kind::kCommitted
+                                                                         : Kind::kUncommitted;
 }
 
 }  // namespace
@@ -258,7 +268,8 @@ Status PublishManifest(FileSystem& files, const fs::path& checkpoints,
 Status DeleteCheckpoint(FileSystem& files, const fs::path& checkpoints, const std::string& id) {
   DD2_TRY(CheckId(id));
   const fs::path folder = checkpoints / id;
-  if (!files.List(folder)) return {};
+  DD2_TRY_ASSIGN(const Kind kind, KindOf(files, folder));
+  if (kind == Kind::kNoFolder) return {};
   DD2_TRY(files.Remove(folder / kManifestName));
   DD2_TRY(files.SyncDirectory(folder));
   DD2_TRY(files.RemoveTree(folder));
@@ -270,9 +281,10 @@ Status RemoveUncommitted(FileSystem& files, const fs::path& checkpoints, const s
   if (!names) return names.error().code() == Code::kNotFound ? Status() : names.error();
   for (const std::string& name : *names) {
     const fs::path folder = checkpoints / name;
+    if (name == keep) continue;
     // Files beside the folders are not ours to remove.
-    if (name == keep || !files.List(folder) || HasManifest(files, folder)) continue;
-    DD2_TRY(files.RemoveTree(folder));
+    DD2_TRY_ASSIGN(const Kind kind, KindOf(files, folder));
+    if (kind == Kind::kUncommitted) DD2_TRY(files.RemoveTree(folder));
   }
   return files.SyncDirectory(checkpoints);
 }
@@ -283,9 +295,12 @@ Result<std::vector<std::string>> ListCheckpoints(FileSystem& files, const fs::pa
     if (names.error().code() == Code::kNotFound) return std::vector<std::string>();
     return names.error();
   }
-  std::erase_if(*names,
-                [&](const std::string& name) { return !HasManifest(files, checkpoints / name); });
-  return *std::move(names);
+  std::vector<std::string> committed;
+  for (const std::string& name : *names) {
+    DD2_TRY_ASSIGN(const Kind kind, KindOf(files, checkpoints / name));
+    if (kind == Kind::kCommitted) committed.push_back(name);
+  }
+  return committed;
 }
 
 Result<proto::CheckpointManifest> ReadManifest(FileSystem& files, const fs::path& checkpoints,

@@ -75,7 +75,8 @@ Status CrashingFileSystem::Operation(const Effect& effect) {
 
 Status CrashingFileSystem::Append(WritableFile& real, Node& node,
                                   std::span<const std::byte> bytes) {
-  const bool here = !crashed_ && operations_ == fail_at_ && fault_ == FileFault::kShortWrite;
+  const bool here = !crashed_ && operations_ == fail_at_ &&
+                    (fault_ == FileFault::kShortWrite || fault_ == FileFault::kNoSpace);
   if (here) {
     const auto half = bytes.first(bytes.size() / 2);
     node.written += View(half);
@@ -160,6 +161,7 @@ Status CrashingFileSystem::SyncDirectory(const fs::path& directory) {
 
 Result<std::vector<std::string>> CrashingFileSystem::List(const fs::path& directory) {
   if (crashed_) return Stopped();
+  if (lists_++ == fail_list_at_) return Error(Code::kUnavailable, "input/output error");
   return RealFileSystem().List(directory);
 }
 

@@ -16,7 +16,8 @@ enum class FileFault {
   kCrash,       // the machine stops before the operation: every later one fails
   kCrashAfter,  // the operation happens, then the machine stops
   kShortWrite,  // an append writes half of its bytes, then the machine stops (others: kCrash)
-  kNoSpace,     // the operation fails with kResourceExhausted, once; the program goes on
+  kNoSpace,     // the operation fails with kResourceExhausted, once, an append after half of its
+                // bytes; the program goes on
   kIoError,     // the same with kUnavailable
 };
 
@@ -34,6 +35,9 @@ class CrashingFileSystem : public FileSystem {
  public:
   explicit CrashingFileSystem(std::filesystem::path root);
 
+  // Lets list number `index` (from 0) fail with kUnavailable, once.
+  void FailListAt(int index) { fail_list_at_ = index; }
+  int lists() const { return lists_; }
   // Lets operation number `index` (of those that change something, from 0) go wrong.
   void FailAt(int index, FileFault fault);
   // Operations so far.
@@ -78,6 +82,8 @@ class CrashingFileSystem : public FileSystem {
   int fail_at_ = -1;
   FileFault fault_ = FileFault::kCrash;
   bool crashed_ = false;
+  int lists_ = 0;
+  int fail_list_at_ = -1;
 };
 
 }  // namespace dd2

@@ -1,5 +1,7 @@
-// Every operation of a save, of a deletion and of a clean-up goes wrong once, in every way: what is
-// committed must load, and what is done again must succeed (design 6).
+// The machine stops at every operation of a save, of a deletion and of a clean-up, and every one of
+// them fails once: what is committed must load, and what is done again must succeed (design 6). Not
+// modelled: names of one folder that survive in part, bytes that survive in part without a sync, a
+// second crash, damage of a save over a visible manifest.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -145,6 +147,8 @@ TEST_F(CheckpointCrashTest, ADeletionLeavesNoHalves) {
           [&](FileSystem& files, const Status& deleted) {
             const std::optional<float> value = Value("a");
             EXPECT_FALSE(value && deleted) << "a deletion that succeeded came back";
+            // Not even its parts: what is deleted frees its space for good.
+            EXPECT_FALSE(deleted && std::filesystem::exists(root_ / "a"));
             EXPECT_EQ(Value("b"), 1000);
             EXPECT_EQ(Visible().size(), value ? 2U : 1U);
             ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
@@ -173,9 +177,9 @@ TEST_F(CheckpointCrashTest, ACleanUpTakesNothingThatIsCommitted) {
             ASSERT_FALSE(stopped.operations() < 11);
           },
           fault, loss, [&](FileSystem& files) { return RemoveUncommitted(files, root_, ""); },
-          [&](FileSystem& files, const Status&) {
+          [&](FileSystem& files, const Status& cleaned) {
             EXPECT_EQ(Value("a"), 0);
-            EXPECT_FALSE(Value("b"));
+            EXPECT_FALSE(cleaned && std::filesystem::exists(root_ / "b"));
             ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
             EXPECT_FALSE(std::filesystem::exists(root_ / "b"));
           });
@@ -202,6 +206,64 @@ TEST_F(CheckpointCrashTest, AfterAnErrorTheSaveIsTriedAgain) {
                 // Nothing of the failed attempt is left beside it.
                 EXPECT_EQ(files.List(root_ / "b")->size(), 3U);
               });
+  }
+}
+
+TEST_F(CheckpointCrashTest, AfterAnErrorDeletionAndCleanUpAreTriedAgain) {
+  for (const FileFault fault : kErrors) {
+    SCOPED_TRACE(testing::Message() << "fault " << static_cast<int>(fault));
+    const auto litter = [&] {
+      Commit({"a", "b"});
+      ASSERT_TRUE(Save(RealFileSystem(), "c", 5));
+      ASSERT_TRUE(std::filesystem::remove(root_ / "c" / "manifest.json"));
+    };
+    Enumerate(
+        litter, fault, CrashLoss::kUnsynced,
+        [&](FileSystem& files) { return DeleteCheckpoint(files, root_, "a"); },
+        [&](FileSystem& files, const Status& deleted) {
+          EXPECT_FALSE(deleted && std::filesystem::exists(root_ / "a"));
+          static_cast<void>(Value("a"));
+          EXPECT_EQ(Value("b"), 1000);
+          ASSERT_TRUE(DeleteCheckpoint(files, root_, "a"));
+          EXPECT_FALSE(std::filesystem::exists(root_ / "a"));
+        });
+    Enumerate(
+        litter, fault, CrashLoss::kUnsynced,
+        [&](FileSystem& files) { return RemoveUncommitted(files, root_, ""); },
+        [&](FileSystem& files, const Status& cleaned) {
+          EXPECT_FALSE(cleaned && std::filesystem::exists(root_ / "c"));
+          EXPECT_EQ(Value("a"), 0);
+          EXPECT_EQ(Value("b"), 1000);
+          ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
+          EXPECT_FALSE(std::filesystem::exists(root_ / "c"));
+        });
+  }
+}
+
+TEST_F(CheckpointCrashTest, AFolderThatCannotBeListedIsNotTakenForLitter) {
+  const std::vector<std::function<Status(FileSystem&)>> actions = {
+      [&](FileSystem& files) { return RemoveUncommitted(files, root_, ""); },
+      [&](FileSystem& files) { return DeleteCheckpoint(files, root_, "a"); },
+      [&](FileSystem& files) -> Status {
+        DD2_TRY(ListCheckpoints(files, root_));
+        return {};
+      }};
+  std::filesystem::create_directory(run_);
+  Commit({"a", "b"});
+  for (std::size_t action = 0; action < actions.size(); ++action) {
+    SCOPED_TRACE(action);
+    for (int index = 0;; ++index) {
+      CrashingFileSystem files(run_);
+      files.FailListAt(index);
+      const Status done = actions[action](files);
+      if (files.lists() <= index) break;
+      EXPECT_FALSE(done) << "list " << index << " failed and nobody said so";
+      EXPECT_EQ(Value("a"), 0);
+      EXPECT_EQ(Value("b"), 1000);
+      if (HasFailure()) return;
+      // `a` is gone when the deletion at last succeeds.
+    }
+    if (action == 1) Commit({"a"});
   }
 }
 

@@ -255,6 +255,17 @@ TEST(ReportCharts, SmoothingAndThinningKeepAConstant) {
   EXPECT_NEAR(thin[9].second, 2.5, 1e-12);
 }
 
+TEST(ReportCharts, LabelsOfBordersDoNotOverlap) {
+  Chart chart;
+  chart.series.push_back({.points = {{0, 1}, {1000, 2}}, .dots = false, .faint = false});
+  chart.borders = {{500, "first one"}, {510, "second one"}, {520, "third one"}, {900, "last"}};
+  const std::string svg = RenderChart(chart);
+  EXPECT_THAT(svg, HasSubstr(">first one<"));
+  EXPECT_THAT(svg, HasSubstr(">second one<"));  // a row lower
+  EXPECT_THAT(svg, Not(HasSubstr(">third one<")));
+  EXPECT_THAT(svg, HasSubstr(">last<"));
+}
+
 TEST(ReportCharts, LeavesOutWhatCannotBeDrawn) {
   Chart chart;
   chart.title = "t";
