@@ -22,6 +22,17 @@ constexpr FileFault kCrashes[] = {FileFault::kCrash, FileFault::kCrashAfter,
 constexpr FileFault kErrors[] = {FileFault::kNoSpace, FileFault::kIoError};
 constexpr CrashLoss kLosses[] = {CrashLoss::kUnsynced, CrashLoss::kData, CrashLoss::kNothing};
 
+// Calls look(fault, loss) for every way in which the machine can stop.
+void ForEveryCrash(const std::function<void(FileFault, CrashLoss)>& look) {
+  for (const FileFault fault : kCrashes) {
+    for (const CrashLoss loss : kLosses) {
+      SCOPED_TRACE(testing::Message()
+                   << "fault " << static_cast<int>(fault) << ", loss " << static_cast<int>(loss));
+      look(fault, loss);
+    }
+  }
+}
+
 class CheckpointCrashTest : public testing::Test {
  protected:
   // The values tell checkpoints apart.
@@ -106,85 +117,73 @@ class CheckpointCrashTest : public testing::Test {
 TEST_F(CheckpointCrashTest, ASaveIsThereWholeOrNotAtAll) {
   for (const std::vector<std::string>& before :
        {std::vector<std::string>{}, std::vector<std::string>{"p000-s000000001"}}) {
-    for (const FileFault fault : kCrashes) {
-      for (const CrashLoss loss : kLosses) {
-        SCOPED_TRACE(testing::Message()
-                     << before.size() << " before, fault " << static_cast<int>(fault) << ", loss "
-                     << static_cast<int>(loss));
-        const int operations =
-            Enumerate([&] { Commit(before); }, fault, loss,
-                      [&](FileSystem& files) { return Save(files, "p000-s000000002", 7); },
-                      [&](FileSystem& files, const Status& saved) {
-                        for (const std::string& id : before) EXPECT_EQ(Value(id), 0) << id;
-                        const std::optional<float> value = Value("p000-s000000002");
-                        EXPECT_TRUE(value || !saved) << "a save that succeeded is gone";
-                        if (value) {
-                          EXPECT_EQ(*value, 7);
-                        }
-                        EXPECT_EQ(Visible().size(), before.size() + (value ? 1 : 0));
-                        // The next life cleans up and saves the same step again.
-                        ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
-                        const Status again = Save(files, "p000-s000000002", 9);
-                        ASSERT_TRUE(again) << again.error().message();
-                        EXPECT_EQ(Value("p000-s000000002"), 9);
-                      });
-        EXPECT_GT(operations, 12);
-      }
-    }
+    SCOPED_TRACE(testing::Message() << before.size() << " before");
+    ForEveryCrash([&](FileFault fault, CrashLoss loss) {
+      const int operations =
+          Enumerate([&] { Commit(before); }, fault, loss,
+                    [&](FileSystem& files) { return Save(files, "p000-s000000002", 7); },
+                    [&](FileSystem& files, const Status& saved) {
+                      for (const std::string& id : before) EXPECT_EQ(Value(id), 0) << id;
+                      const std::optional<float> value = Value("p000-s000000002");
+                      EXPECT_TRUE(value || !saved) << "a save that succeeded is gone";
+                      if (value) {
+                        EXPECT_EQ(*value, 7);
+                      }
+                      EXPECT_EQ(Visible().size(), before.size() + (value ? 1 : 0));
+                      // The next life cleans up and saves the same step again.
+                      ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
+                      const Status again = Save(files, "p000-s000000002", 9);
+                      ASSERT_TRUE(again) << again.error().message();
+                      EXPECT_EQ(Value("p000-s000000002"), 9);
+                    });
+      EXPECT_GT(operations, 12);
+    });
   }
 }
 
 TEST_F(CheckpointCrashTest, ADeletionLeavesNoHalves) {
-  for (const FileFault fault : kCrashes) {
-    for (const CrashLoss loss : kLosses) {
-      SCOPED_TRACE(testing::Message()
-                   << "fault " << static_cast<int>(fault) << ", loss " << static_cast<int>(loss));
-      const int operations = Enumerate(
-          [&] {
-            Commit({"a", "b"});
-          },
-          fault, loss, [&](FileSystem& files) { return DeleteCheckpoint(files, root_, "a"); },
-          [&](FileSystem& files, const Status& deleted) {
-            const std::optional<float> value = Value("a");
-            EXPECT_FALSE(value && deleted) << "a deletion that succeeded came back";
-            // Not even its parts: what is deleted frees its space for good.
-            EXPECT_FALSE(deleted && std::filesystem::exists(root_ / "a"));
-            EXPECT_EQ(Value("b"), 1000);
-            EXPECT_EQ(Visible().size(), value ? 2U : 1U);
-            ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
-            EXPECT_EQ(Value("a").has_value(), value.has_value());
-            ASSERT_TRUE(DeleteCheckpoint(files, root_, "a"));
-            EXPECT_FALSE(std::filesystem::exists(root_ / "a"));
-            EXPECT_EQ(Value("b"), 1000);
-          });
-      EXPECT_GE(operations, 6);
-    }
-  }
+  ForEveryCrash([&](FileFault fault, CrashLoss loss) {
+    const int operations = Enumerate(
+        [&] {
+          Commit({"a", "b"});
+        },
+        fault, loss, [&](FileSystem& files) { return DeleteCheckpoint(files, root_, "a"); },
+        [&](FileSystem& files, const Status& deleted) {
+          const std::optional<float> value = Value("a");
+          EXPECT_FALSE(value && deleted) << "a deletion that succeeded came back";
+          // Not even its parts: what is deleted frees its space for good.
+          EXPECT_FALSE(deleted && std::filesystem::exists(root_ / "a"));
+          EXPECT_EQ(Value("b"), 1000);
+          EXPECT_EQ(Visible().size(), value ? 2U : 1U);
+          ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
+          EXPECT_EQ(Value("a").has_value(), value.has_value());
+          ASSERT_TRUE(DeleteCheckpoint(files, root_, "a"));
+          EXPECT_FALSE(std::filesystem::exists(root_ / "a"));
+          EXPECT_EQ(Value("b"), 1000);
+        });
+    EXPECT_GE(operations, 6);
+  });
 }
 
 TEST_F(CheckpointCrashTest, ACleanUpTakesNothingThatIsCommitted) {
-  for (const FileFault fault : kCrashes) {
-    for (const CrashLoss loss : kLosses) {
-      SCOPED_TRACE(testing::Message()
-                   << "fault " << static_cast<int>(fault) << ", loss " << static_cast<int>(loss));
-      Enumerate(
-          [&] {
-            Commit({"a"});
-            // Litter: parts without a manifest.
-            CrashingFileSystem stopped(run_);
-            stopped.FailAt(11, FileFault::kCrash);
-            EXPECT_FALSE(Save(stopped, "b", 5));
-            ASSERT_FALSE(stopped.operations() < 11);
-          },
-          fault, loss, [&](FileSystem& files) { return RemoveUncommitted(files, root_, ""); },
-          [&](FileSystem& files, const Status& cleaned) {
-            EXPECT_EQ(Value("a"), 0);
-            EXPECT_FALSE(cleaned && std::filesystem::exists(root_ / "b"));
-            ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
-            EXPECT_FALSE(std::filesystem::exists(root_ / "b"));
-          });
-    }
-  }
+  ForEveryCrash([&](FileFault fault, CrashLoss loss) {
+    Enumerate(
+        [&] {
+          Commit({"a"});
+          // Litter: parts without a manifest.
+          CrashingFileSystem stopped(run_);
+          stopped.FailAt(11, FileFault::kCrash);
+          EXPECT_FALSE(Save(stopped, "b", 5));
+          ASSERT_FALSE(stopped.operations() < 11);
+        },
+        fault, loss, [&](FileSystem& files) { return RemoveUncommitted(files, root_, ""); },
+        [&](FileSystem& files, const Status& cleaned) {
+          EXPECT_EQ(Value("a"), 0);
+          EXPECT_FALSE(cleaned && std::filesystem::exists(root_ / "b"));
+          ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
+          EXPECT_FALSE(std::filesystem::exists(root_ / "b"));
+        });
+  });
 }
 
 TEST_F(CheckpointCrashTest, AfterAnErrorTheSaveIsTriedAgain) {

@@ -6,6 +6,7 @@
 #include "proto/control.pb.h"
 #include "storage/checkpoint_store.h"
 #include "storage/safetensors.h"
+#include "tests/support/crashing_file_system.h"
 #include "tests/unit/storage_testing.h"
 
 namespace dd2 {
@@ -230,62 +231,21 @@ TEST_F(CheckpointTest, OnlyFoldersWithAManifestExist) {
   EXPECT_TRUE(std::filesystem::exists(root_ / "notes.txt"));
 }
 
-// Forwards to the real file system and notes what happened; stops at a given call.
-class StoppingFileSystem : public FileSystem {
- public:
-  explicit StoppingFileSystem(int calls_left) : calls_left_(calls_left) {}
-  Result<std::unique_ptr<WritableFile>> Create(const std::filesystem::path& path) override {
-    DD2_TRY(Step());
-    return RealFileSystem().Create(path);
-  }
-  Result<std::string> Read(const std::filesystem::path& path) override {
-    return RealFileSystem().Read(path);
-  }
-  Status Rename(const std::filesystem::path& from, const std::filesystem::path& to) override {
-    DD2_TRY(Step());
-    return RealFileSystem().Rename(from, to);
-  }
-  Status Remove(const std::filesystem::path& path) override {
-    DD2_TRY(Step());
-    return RealFileSystem().Remove(path);
-  }
-  Status RemoveTree(const std::filesystem::path& path) override {
-    DD2_TRY(Step());
-    return RealFileSystem().RemoveTree(path);
-  }
-  Status MakeDirectories(const std::filesystem::path& path) override {
-    DD2_TRY(Step());
-    return RealFileSystem().MakeDirectories(path);
-  }
-  Status SyncDirectory(const std::filesystem::path& directory) override {
-    DD2_TRY(Step());
-    return RealFileSystem().SyncDirectory(directory);
-  }
-  Result<std::vector<std::string>> List(const std::filesystem::path& directory) override {
-    return RealFileSystem().List(directory);
-  }
-
- private:
-  Status Step() {
-    if (calls_left_-- > 0) return {};
-    return Error(Code::kUnavailable, "stopped here");
-  }
-  int calls_left_;
-};
-
 TEST_F(CheckpointTest, ADeletionRemovesTheManifestFirst) {
   // Whatever call is the last one that happens, no manifest is left without its parts.
-  for (int calls = 0; calls < 5; ++calls) {
+  // Manifest, its folder's sync, two parts, the folder, the sync above it.
+  for (int calls = 0; calls < 7; ++calls) {
     Commit("a", 2);
-    StoppingFileSystem files(calls);
+    CrashingFileSystem files(folder_.path());
+    files.FailAt(calls, FileFault::kCrash);
     const Status deleted = DeleteCheckpoint(files, root_, "a");
-    EXPECT_EQ(static_cast<bool>(deleted), calls >= 4);
+    EXPECT_EQ(static_cast<bool>(deleted), calls >= 6);
     if (calls == 0) {
       EXPECT_TRUE(VerifyCheckpoint(RealFileSystem(), root_, "a"));
     } else {
       EXPECT_TRUE(ListCheckpoints(RealFileSystem(), root_)->empty());
     }
-    EXPECT_EQ(std::filesystem::exists(Folder("a")), calls < 3);
+    EXPECT_EQ(std::filesystem::exists(Folder("a")), calls < 5);
     ASSERT_TRUE(RemoveUncommitted(RealFileSystem(), root_, ""));
   }
   EXPECT_TRUE(DeleteCheckpoint(RealFileSystem(), root_, "never-there"));
@@ -296,7 +256,8 @@ TEST_F(CheckpointTest, APublicationThatStopsAnywhereIsAllOrNothing) {
   for (int calls = 0; !finished; ++calls) {
     ASSERT_LT(calls, 20);
     const proto::CheckpointManifest manifest = WriteParts("a", 2);
-    StoppingFileSystem files(calls);
+    CrashingFileSystem files(folder_.path());
+    files.FailAt(calls, FileFault::kCrash);
     finished = static_cast<bool>(PublishManifest(files, root_, manifest));
     const bool visible = !ListCheckpoints(RealFileSystem(), root_)->empty();
     EXPECT_TRUE(visible || !finished);

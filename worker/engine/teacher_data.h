@@ -71,6 +71,7 @@ class TeacherData {
   };
   RngKey Key(RngUse use, std::uint64_t sample) const;
   Block Compute(int block) const;
+  // Sequences [first, first + B) of the data set; labels [B].
   SampledBlock Draw(std::uint64_t first, const at::Tensor& labels) const;
   // Computes, stores and remembers a block; its scores.
   Result<std::vector<TeacherScore>> Recompute(int block);

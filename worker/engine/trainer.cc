@@ -28,6 +28,14 @@ Wish WishOf(const UpdateResult& result) {
               .stop = result.stop};
 }
 
+// Of a phase with one loss and one update a step: "<phase>/loss" and so on.
+StepOutcome OutcomeOf(const std::string& phase, const UpdateResult& result, double learning_rate) {
+  return {.metrics = {{phase + "/loss", result.mean.at(0)},
+                      {phase + "/gradient_norm", result.gradient_norm},
+                      {phase + "/learning_rate", learning_rate}},
+          .wish = WishOf(result)};
+}
+
 // decay = min(limit, (k+1)/(k+10)), k updates so far in this phase (method 3).
 double EmaDecay(double limit, std::int64_t k) {
   return std::min(limit, static_cast<double>(k + 1) / static_cast<double>(k + 10));
@@ -111,6 +119,13 @@ AdamStep Trainer::Adam(const ScheduleConfig& schedule, std::int64_t step) const 
   adam.beta1 = phase().beta1;
   adam.beta2 = phase().beta2;
   adam.clip_norm = phase().clip_norm;
+  return adam;
+}
+
+AdamStep Trainer::GeneratorAdam() const {
+  const std::int64_t done = state_.counters.phase_generator_updates();
+  AdamStep adam = Adam(phase().generator, done);
+  adam.ema_decay = EmaDecay(phase().ema_max, done);
   return adam;
 }
 
@@ -229,19 +244,13 @@ Result<StepOutcome> Trainer::GtsStep(TeacherData& data, const Wish& wish) {
   BoostHead(settings.head_lr_ratio, adam);
   DD2_TRY_ASSIGN(const UpdateResult result, updater_.Apply(state_.guidance, adam, scalars));
   CountGuidanceUpdate(result.applied, state_.counters);
-  StepOutcome outcome;
-  outcome.metrics = {{"gts/loss", result.mean.at(0)},
-                     {"gts/gradient_norm", result.gradient_norm},
-                     {"gts/learning_rate", adam.learning_rate}};
-  outcome.wish = WishOf(result);
-  return outcome;
+  return OutcomeOf("gts", result, adam.learning_rate);
 }
 
 Result<StepOutcome> Trainer::RegressStep(TeacherData& data, const Wish& wish) {
-  const PhaseConfig& settings = phase();
   UpdateScalars scalars = ScalarsFor(wish, 1);
   int local = 0;
-  for (const ShardRange& range : LocalShards(settings.batch)) {
+  for (const ShardRange& range : LocalShards(phase().batch)) {
     const std::vector<std::uint64_t> samples = StoredSamples(range, state_.step, data);
     DD2_TRY_ASSIGN(const auto tokens_labels, data.Tokens(samples));
     const auto& [tokens, labels] = tokens_labels;
@@ -251,18 +260,11 @@ Result<StepOutcome> Trainer::RegressStep(TeacherData& data, const Wish& wish) {
     loss.backward();
     scalars.per_shard.push_back(loss.item<double>());
   }
-  const std::int64_t done = state_.counters.phase_generator_updates();
-  AdamStep adam = Adam(settings.generator, done);
-  adam.ema_decay = EmaDecay(settings.ema_max, done);
-  BoostHead(settings.head_lr_ratio, adam);
+  AdamStep adam = GeneratorAdam();
+  BoostHead(phase().head_lr_ratio, adam);
   DD2_TRY_ASSIGN(const UpdateResult result, updater_.Apply(state_.generator, adam, scalars));
   CountGeneratorUpdate(result.applied, state_.counters);
-  StepOutcome outcome;
-  outcome.metrics = {{"regress/loss", result.mean.at(0)},
-                     {"regress/gradient_norm", result.gradient_norm},
-                     {"regress/learning_rate", adam.learning_rate}};
-  outcome.wish = WishOf(result);
-  return outcome;
+  return OutcomeOf("regress", result, adam.learning_rate);
 }
 
 Result<double> Trainer::ValidationLoss(TeacherData& data) {
@@ -358,9 +360,7 @@ Result<UpdateResult> Trainer::GeneratorUpdate(std::int64_t update, const Wish& w
     scalars.per_shard.push_back(loss.mean_difference);
   }
   state_.guidance.params.SetRequiresGrad(true);
-  AdamStep adam = Adam(settings.generator, state_.counters.phase_generator_updates());
-  adam.ema_decay = EmaDecay(settings.ema_max, state_.counters.phase_generator_updates());
-  DD2_TRY_ASSIGN(UpdateResult result, updater_.Apply(state_.generator, adam, scalars));
+  DD2_TRY_ASSIGN(UpdateResult result, updater_.Apply(state_.generator, GeneratorAdam(), scalars));
   CountGeneratorUpdate(result.applied, state_.counters);
   return result;
 }

@@ -83,6 +83,7 @@ class Trainer {
                                       const Wish& wish);
   Result<UpdateResult> GeneratorUpdate(std::int64_t update, const Wish& wish);
   AdamStep Adam(const ScheduleConfig& schedule, std::int64_t step) const;
+  AdamStep GeneratorAdam() const;  // of the next generator update, with its EMA decay
   // The head learns `ratio` times as fast as the backbone.
   void BoostHead(double ratio, AdamStep& adam) const;
 

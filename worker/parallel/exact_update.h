@@ -37,7 +37,7 @@ struct AdamStep {
   double clip_norm = 0;            // 0: no clipping
   double ema_decay = -1;           // < 0: leave the EMA alone
   std::int64_t boosted_begin = 0;  // elements [boosted_begin, boosted_end) of the flat buffer use
-  std::int64_t boosted_end = 0;    // learning_rate * boost (GTS: the head)
+  std::int64_t boosted_end = 0;    // learning_rate * boost (gts, regress: the head)
   double boost = 1.0;
 };
 
