@@ -110,7 +110,8 @@ struct PhaseConfig {
 struct RunConfig {
   std::string name;  // default run folder: runs/<name>
   std::uint64_t seed = 1;
-  int ranks = 2;             // worker processes on this machine
+  int domains = 1;           // failure domains on this machine, each with an agent and an mpirun
+  int ranks = 2;             // worker processes of a domain
   int threads_per_rank = 1;  // part of the numeric mode
   TeacherConfig teacher;
   DatasetConfig dataset;

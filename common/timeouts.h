@@ -34,6 +34,13 @@ inline constexpr milliseconds kDomainKill = seconds(5);
 // One collective among the ranks: the slowest rank's step lies inside it. A rank that hangs is
 // noticed by its missing heart-beats long before.
 inline constexpr milliseconds kCollective = seconds(300);
+// A rank whose collective failed waits this long to be told to regroup: its peer's loss must have
+// been noticed, at the latest by missing heart-beats.
+inline constexpr milliseconds kRegroup = seconds(45);
+// The coordinator is away: workers and agents go on for this long and try to reach it again.
+inline constexpr milliseconds kCoordinatorAway = seconds(120);
+// Between two tries to reach it.
+inline constexpr milliseconds kReconnect = milliseconds(200);
 // A checkpoint that some ranks have reported and others not.
 inline constexpr milliseconds kCheckpointParts = seconds(300);
 // Default of a rendezvous store request that names none (c10d's own default).
@@ -59,6 +66,8 @@ static_assert(kLossReason < kHeartbeatExpiry);
 static_assert(kDomainKill < kFarewell, "a domain is killed before the coordinator stops waiting");
 static_assert(kCheckpointParts < kStop, "a stop may have to wait for a whole checkpoint");
 static_assert(kHeartbeatExpiry < kCollective, "the coordinator is the first to notice a hang");
+static_assert(kHeartbeatExpiry < kRegroup, "a silent peer is noticed before others give up");
+static_assert(kRegroup < kCoordinatorAway);
 static_assert(kCollective < kStop);
 static_assert(kWrite <= kHeartbeatExpiry);
 static_assert(kEventHeartbeat * 4 <= kEventSilence, "a few late heartbeats are not a dead stream");

@@ -61,6 +61,9 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
       case proto::JournalRecord::kGenerationFormed:
         saw_generation(record.generation_formed().generation());
         break;
+      case proto::JournalRecord::kGenerationBroken:
+        saw_generation(record.generation_broken().generation());
+        break;
       case proto::JournalRecord::kLeaseGranted: view.started = true; break;
       case proto::JournalRecord::kPhaseStarted:
         begin.phase = record.phase_started().phase();

@@ -76,7 +76,7 @@ void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Mo
   proto::StartDomain& start = *envelope.mutable_start_domain();
   start.set_local_size(options_.config.ranks);
   start.set_threads_per_rank(options_.config.threads_per_rank);
-  start.set_generation(members_.generation().value());
+  start.set_attempt(members_.generation().value());
   SendTo(from, std::move(envelope), out);
   deadline_ = at.now + timeouts::kWorkersJoin;
   UpdateMembers(at);

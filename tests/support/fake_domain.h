@@ -49,7 +49,7 @@ class FakeDomain {
     for (std::thread& thread : threads) thread.join();
     proto::Envelope exited;
     exited.set_run_id(start.run_id());
-    exited.set_generation(start.generation());
+    exited.set_generation(start.start_domain().attempt());
     exited.mutable_domain_exited()->set_domain("fake");
     if (!channel->Send(exited.SerializeAsString(), kFakePatience)) return;
     while (const Result<std::string> last = channel->Receive(kFakePatience)) {

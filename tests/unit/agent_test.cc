@@ -109,7 +109,7 @@ class FakeCoordinator {
     proto::Envelope envelope;
     envelope.mutable_start_domain()->set_local_size(2);
     envelope.mutable_start_domain()->set_threads_per_rank(3);
-    envelope.mutable_start_domain()->set_generation(5);
+    envelope.mutable_start_domain()->set_attempt(5);
     Send(envelope);
   }
   void StopDomain() {

@@ -181,7 +181,7 @@ TEST_F(RunCoreTest, AGenerationIsFormedAndJournalledBeforeAnybodyHears) {
   SayAgentHello();
   ASSERT_THAT(SentTo(kAgent), SizeIs(1));
   EXPECT_EQ(SentTo(kAgent)[0].start_domain().local_size(), 2);
-  EXPECT_EQ(SentTo(kAgent)[0].start_domain().generation(), 1u);
+  EXPECT_EQ(SentTo(kAgent)[0].start_domain().attempt(), 1u);
   SayWorkerHello(1);
   EXPECT_THAT(SentTo(kWorkers[1]), IsEmpty());
   SayWorkerHello(0);

@@ -178,7 +178,7 @@ void Agent::OnEnvelope(const proto::Envelope& envelope) {
     DomainSpec spec;
     spec.local_size = wire.local_size();
     spec.threads_per_rank = wire.threads_per_rank();
-    spec.generation = Generation(wire.generation());
+    spec.generation = Generation(wire.attempt());
     Perform(state_.OnStartDomain(spec));
   } else if (envelope.has_stop_domain()) {
     Leave(kExitOk, "the coordinator ends the domain: " + envelope.stop_domain().reason());
