@@ -99,6 +99,14 @@ Result<DomainProcess> DomainProcess::Start(const DomainPaths& paths, const Domai
   return DomainProcess(std::move(*child), options.output, error ? 0 : size);
 }
 
+Status DomainProcess::Kill() {
+  // Looked up before: the ranks have another parent once mpirun is dead.
+  const std::vector<pid_t> below = DescendantsOf(child_.pid());
+  const Status sent = child_.Signal(SIGKILL);
+  for (const pid_t pid : below) kill(pid, SIGKILL);
+  return sent;
+}
+
 std::string DomainProcess::LogTail() const {
   std::ifstream file(log_, std::ios::binary | std::ios::ate);
   if (!file) return "";

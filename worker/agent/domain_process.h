@@ -45,7 +45,8 @@ class DomainProcess {
   // mpirun's exit status (128 + signal) once it has ended.
   std::optional<int> TryWait() { return child_.TryWait(); }
   Status Terminate() { return child_.Signal(SIGTERM); }
-  Status Kill() { return child_.Signal(SIGKILL); }
+  // SIGKILL to mpirun and to everything below it, which ends stopped processes too.
+  Status Kill();
   // The last lines that mpirun and the ranks wrote since the start.
   std::string LogTail() const;
   const std::filesystem::path& log() const { return log_; }
