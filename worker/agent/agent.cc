@@ -69,7 +69,7 @@ Task<int> Agent::Run() {
   if (link_) CloseSocket(link_->socket);
   co_await tasks_.Wait();
   KillDescendants(kKillWait);
-  RemoveSessionFolder(options_.paths);
+  RemoveSessionFolders(options_.paths);
   co_return *exit_code_;
 }
 

@@ -31,6 +31,10 @@ std::vector<std::string> MpirunCommand(const DomainPaths& paths, const DomainSpe
 // the same for every agent of a domain, so that the next one clears up after a killed one.
 std::filesystem::path SessionFolder(const DomainPaths& paths);
 
+// The same for the memory that its ranks share: they cannot remove it when they are killed. Empty
+// where this machine has no /dev/shm.
+std::filesystem::path SharedMemoryFolder(const DomainPaths& paths);
+
 // One mpirun and the ranks below it: they live and die as one (design 2).
 //
 // Owned by Agent; same thread. mpirun dies with the thread that called Start; its workers die with
@@ -60,7 +64,7 @@ class DomainProcess {
   std::uintmax_t log_start_;  // its size before this domain
 };
 
-// Removes the session folder and what is in it.
-void RemoveSessionFolder(const DomainPaths& paths);
+// Removes both folders and what is in them.
+void RemoveSessionFolders(const DomainPaths& paths);
 
 }  // namespace dd2
