@@ -111,22 +111,37 @@ void Follower::OnEvent(const StreamedEvent& event) {
   Note(message->substr(0, message->find('\n')));
 }
 
-Status Follower::Follow(const std::function<bool()>& stop) {
+Status Follower::Ask() {
+  // Whoever took over wrote where it listens.
+  DD2_TRY_ASSIGN(client_, HttpClient::ForRun(run_));
+  DD2_TRY_ASSIGN(const HttpResponse document, client_.Get("/api/v1/run"));
+  OnState(document.body);
+  return {};
+}
+
+Status Follower::Follow(const std::function<bool()>& stop, std::chrono::milliseconds patience) {
   const auto on_event = [this](const StreamedEvent& event) { OnEvent(event); };
   const auto tick = [this, &stop] {
     Refresh();
     return stop();
   };
+  const auto is_away = [](const Error& error) {
+    return error.code() == Code::kUnavailable || error.code() == Code::kDeadlineExceeded;
+  };
+  TimePoint seen = clock_.Now();
   // The coordinator closes the stream when the run is over; a stream that breaks before is taken up
-  // again behind the last event seen, unless the coordinator itself is gone.
+  // again behind the last event seen.
   while (true) {
     const Status streamed = client_.StreamEvents(on_event, tick, last_event_);
     if (IsOver(view_) || stop()) return {};
-    if (!streamed && streamed.error().code() != Code::kUnavailable) return streamed;
-    const auto document = client_.Get("/api/v1/run");
-    if (!document) return document.error();
-    OnState(document->body);
+    if (!streamed && !is_away(streamed.error())) return streamed;
+    if (streamed) seen = clock_.Now();
+    const Status asked = Ask();
     if (IsOver(view_)) return {};
+    if (asked) seen = clock_.Now();
+    const auto away = std::chrono::duration_cast<std::chrono::milliseconds>(clock_.Now() - seen);
+    if (!asked && (!is_away(asked.error()) || away >= patience)) return asked;
+    Refresh();
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
   }
 }

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <functional>
+#include <utility>
 
 #include "cli/http_client.h"
 #include "cli/progress_view.h"
@@ -18,13 +19,20 @@ namespace dd2 {
 // ProgressView makes of it. Owned by `dd2 run` and `dd2 watch`; main thread only.
 class Follower {
  public:
-  // `live`: standard output is a terminal.
-  Follower(HttpClient client, const Clock& clock, bool live)
-      : client_(std::move(client)), clock_(clock), progress_(live), live_(live) {}
+  static constexpr std::chrono::milliseconds no_limit = std::chrono::milliseconds::max();
 
-  // Follows until the run is over or `stop` says so (asked at least every 250 ms). kUnavailable:
-  // the coordinator is gone.
-  Status Follow(const std::function<bool()>& stop);
+  // `client` of the coordinator that works on `run`; `live`: standard output is a terminal.
+  Follower(std::filesystem::path run, HttpClient client, const Clock& clock, bool live)
+      : run_(std::move(run)),
+        client_(std::move(client)),
+        clock_(clock),
+        progress_(live),
+        live_(live) {}
+
+  // Follows until the run is over or `stop` says so (asked at least every 250 ms, save while the
+  // coordinator takes its time to answer). A coordinator that cannot be asked may come back, or
+  // another one take over: for `patience`, then kUnavailable (gone) or kDeadlineExceeded (silent).
+  Status Follow(const std::function<bool()>& stop, std::chrono::milliseconds patience);
   // Prints a line of its own.
   void Note(const std::string& text);
   // Ends the live line; call it before printing anything else.
@@ -36,7 +44,10 @@ class Follower {
   void OnState(const std::string& document);
   void Refresh();
   void Print(const std::string& text);
+  // Reads the run's document where the coordinator is now.
+  Status Ask();
 
+  const std::filesystem::path run_;
   HttpClient client_;
   const Clock& clock_;
   ProgressView progress_;

@@ -21,6 +21,7 @@ struct RunArguments {
   RunRequest request;
   std::string config;
   std::string folder;
+  int domains = 0;
   int ranks = 0;
   std::uint64_t seed = 0;
 };
@@ -79,9 +80,16 @@ void AddRunCommand(CLI::App& app, const std::vector<std::string>& words, int& ex
       ->type_name("CONFIG");
   command->add_option("--run", arguments->folder, "Folder of the run (default: runs/<config name>)")
       ->type_name("DIR");
-  CLI::Option* ranks =
-      command->add_option("--ranks", arguments->ranks, "Worker processes; the result is the same")
+  CLI::Option* domains =
+      command
+          ->add_option("--domains", arguments->domains,
+                       "Failure domains, each an agent with its workers: while one is down the "
+                       "others train on")
           ->type_name("N");
+  CLI::Option* ranks = command
+                           ->add_option("--ranks", arguments->ranks,
+                                        "Worker processes of each domain; the result is the same")
+                           ->type_name("N");
   CLI::Option* seed =
       command->add_option("--seed", arguments->seed, "Seed of the run")->type_name("S");
   command->add_option("--set", arguments->request.overrides, "Overrule a setting (may be repeated)")
@@ -92,9 +100,10 @@ void AddRunCommand(CLI::App& app, const std::vector<std::string>& words, int& ex
   command->footer(
       "Ctrl-C makes a checkpoint and stops; a second Ctrl-C stops at once. Settings: dd2 config "
       "settings");
-  command->callback([arguments, ranks, seed, &exit_code] {
+  command->callback([arguments, domains, ranks, seed, &exit_code] {
     arguments->request.config = arguments->config;
     arguments->request.folder = arguments->folder;
+    if (domains->count() > 0) arguments->request.domains = arguments->domains;
     if (ranks->count() > 0) arguments->request.ranks = arguments->ranks;
     if (seed->count() > 0) arguments->request.seed = arguments->seed;
     exit_code = StartRun(arguments->request);

@@ -130,7 +130,7 @@ Result<ResumeCheck> CompareForResume(const RunConfig& stored, const RunConfig& a
   DD2_TRY_ASSIGN(const auto differences, DiffConfigs(stored_yaml, DumpRunConfig(asked)));
   ResumeCheck check;
   for (const auto& difference : differences) {
-    if (difference.key == "ranks") continue;
+    if (difference.key == "domains" || difference.key == "ranks") continue;
     const auto changed = ParseRunConfig(stored_yaml, "stored configuration", fs::current_path(),
                                         {difference.key + "=" + difference.after});
     // What cannot be tried alone (a phase more or less, two settings that depend on each other) is
@@ -168,7 +168,8 @@ tl::expected<PreparedRun, StartFailure> PrepareResume(const fs::path& folder,
     run.notes.push_back(difference.key + " stays " + difference.before + " (" +
                         request.config.string() + " says " + difference.after + ")");
   }
-  if (run.config.ranks != asked.ranks) {
+  if (run.config.domains != asked.domains || run.config.ranks != asked.ranks) {
+    run.config.domains = asked.domains;
     run.config.ranks = asked.ranks;
     if (auto written =
             WriteFileAtomically(RealFileSystem(), folder / config_name, DumpRunConfig(run.config));
@@ -189,6 +190,7 @@ fs::path DefaultRunFolder(const RunConfig& config) { return fs::path("runs") / c
 std::vector<std::string> OverridesOf(const RunRequest& request) {
   std::vector<std::string> overrides = request.overrides;
   if (request.seed) overrides.push_back("seed=" + std::to_string(*request.seed));
+  if (request.domains) overrides.push_back("domains=" + std::to_string(*request.domains));
   if (request.ranks) overrides.push_back("ranks=" + std::to_string(*request.ranks));
   return overrides;
 }

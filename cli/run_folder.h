@@ -17,7 +17,8 @@ namespace dd2 {
 struct RunRequest {
   std::filesystem::path config;
   std::filesystem::path folder;  // empty: runs/<config name>
-  std::optional<int> ranks;
+  std::optional<int> domains;
+  std::optional<int> ranks;  // of each domain
   std::optional<std::uint64_t> seed;
   std::vector<std::string> overrides;  // key.path=value
   bool resume = false;
@@ -45,7 +46,8 @@ struct PreparedRun {
 // "runs/<name>" of the configuration.
 std::filesystem::path DefaultRunFolder(const RunConfig& config);
 
-// The request's --ranks, --seed and --set as overrides, in the order in which they apply.
+// The request's --domains, --ranks, --seed and --set as overrides, in the order in which they
+// apply.
 std::vector<std::string> OverridesOf(const RunRequest& request);
 
 // The configuration that the request asks for, checked together with the teacher's files. Writes

@@ -1,28 +1,21 @@
 #include "cli/run_session.h"
 
-#include <signal.h>
-
 #include <cstdio>
 #include <thread>
 
 #include "cli/report.h"
-#include "cli/report_data.h"
 #include "cli/result_table.h"
 #include "cli/run_files.h"
 #include "common/exit_codes.h"
-#include "common/json.h"
 #include "common/timeouts.h"
 
 namespace dd2 {
 namespace {
 
 namespace fs = std::filesystem;
-namespace json = boost::json;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// A coordinator opens its journal (a crash may have left some to replay) and two ports.
-constexpr milliseconds coordinator_start{seconds(60)};
 // From the end of the run to the end of its processes; the coordinator itself waits kFarewell.
 constexpr milliseconds children_end = timeouts::kFarewell + timeouts::kDomainKill + seconds(5);
 constexpr milliseconds agent_grace = timeouts::kDomainKill + seconds(3);
@@ -30,19 +23,6 @@ constexpr milliseconds agent_grace = timeouts::kDomainKill + seconds(3);
 constexpr milliseconds agent_loss_notice = timeouts::kLossReason + timeouts::kFarewell + seconds(5);
 constexpr milliseconds poll_interval{50};
 constexpr std::size_t tail_lines = 15;
-
-// "127.0.0.1:4711" for workers and agents, once `pid` has written it.
-std::optional<std::string> ControlAddress(const fs::path& folder, pid_t pid) {
-  const auto text = RealFileSystem().Read(folder / "coordinator.json");
-  if (!text) return std::nullopt;
-  boost::system::error_code code;
-  const json::value value = json::parse(*text, code);
-  if (code || !value.is_object()) return std::nullopt;
-  const auto writer = FindNumber(value.get_object(), "pid");
-  const auto port = FindNumber(value.get_object(), "control_port");
-  if (!writer || !port || static_cast<pid_t>(*writer) != pid) return std::nullopt;
-  return "127.0.0.1:" + std::to_string(static_cast<int>(*port));
-}
 
 std::string LastLines(const std::string& text) {
   std::size_t begin = text.size();
@@ -60,7 +40,9 @@ RunSession::RunSession(PreparedRun run, RunPrograms programs, std::string comman
       programs_(std::move(programs)),
       command_(std::move(command)),
       clock_(clock),
-      live_(live) {}
+      live_(live),
+      coordinator_(programs_.coordinator, run_.folder, command_, clock),
+      agents_(programs_.agent, run_.folder, run_.config.domains, clock) {}
 
 int RunSession::Tell(int exit_code, const std::string& message) const {
   std::fflush(stdout);
@@ -80,96 +62,95 @@ std::string RunSession::TailOf(const std::string& log) const {
   return "\nThe end of " + path.string() + ":\n" + LastLines(*text);
 }
 
-Result<std::string> RunSession::StartCoordinator() {
-  DD2_TRY(RealFileSystem().MakeDirectories(run_.folder / "logs"));
-  const fs::path output = run_.folder / "logs" / "coordinator.out";
-  DD2_TRY(RealFileSystem().Remove(output));  // what it says now is what a failure is told with
-  SpawnOptions options;
-  options.argv = {programs_.coordinator.string(), "--run", run_.folder.string()};
-  if (!run_.fresh) options.argv.emplace_back("--resume");
-  options.argv.insert(options.argv.end(), {"--command", command_});
-  options.output = output;
-  DD2_TRY_ASSIGN(coordinator_, ChildProcess::Spawn(options));
-  const TimePoint deadline = clock_.Now() + coordinator_start;
+Status RunSession::StartCoordinator() {
+  DD2_TRY(coordinator_.Start(!run_.fresh));
+  const TimePoint deadline = clock_.Now() + kCoordinatorStart;
   while (clock_.Now() < deadline) {
-    if (auto address = ControlAddress(run_.folder, coordinator_->pid())) return *address;
-    coordinator_status_ = coordinator_->TryWait();
-    if (coordinator_status_) {
-      auto said = RealFileSystem().Read(output);
-      return Error(Code::kUnavailable, said && !said->empty()
-                                           ? LastLines(*said)
-                                           : "dd2-coordinator ended with status " +
-                                                 std::to_string(*coordinator_status_));
+    static_cast<void>(coordinator_.Watch());
+    if (coordinator_.up()) return {};
+    if (coordinator_.status()) {
+      auto said = RealFileSystem().Read(run_.folder / "logs" / "coordinator.out");
+      return Error(Code::kUnavailable,
+                   said && !said->empty()
+                       ? LastLines(*said)
+                       : "dd2-coordinator ended with " + DescribeStatus(*coordinator_.status()));
     }
     if (signals_.Count() > 0) return Error(Code::kAborted, "stopped before the run had begun");
     std::this_thread::sleep_for(poll_interval);
   }
   return Error(Code::kDeadlineExceeded, "dd2-coordinator did not come up in " +
-                                            std::to_string(coordinator_start.count() / 1000) +
+                                            std::to_string(kCoordinatorStart.count() / 1000) +
                                             " s" + TailOf("coordinator.log"));
 }
 
-Status RunSession::StartAgent(const std::string& address) {
-  SpawnOptions options;
-  options.argv = {programs_.agent.string(), "--run", run_.folder.string(), "--domain", "local",
-                  "--coordinator",          address};
-  options.output = run_.folder / "logs" / "agent-local.out";
-  DD2_TRY_ASSIGN(agent_, ChildProcess::Spawn(options));
-  return {};
+void RunSession::Note(const std::string& line) {
+  if (!line.empty()) follower_->Note(line);
 }
 
 void RunSession::OnSignal() {
   signals_seen_ = signals_.Count();
-  if (signals_seen_ > 1) {
-    forced_ = true;
-    return;
-  }
-  auto client = HttpClient::ForRun(run_.folder);
-  auto answer = client ? client->Post("/api/v1/run:cancel") : Result<HttpResponse>(client.error());
-  if (answer && answer->status < 300) {
-    follower_->Note(
-        "stopping: a checkpoint is made at the next step, then the run ends "
-        "(Ctrl-C again: stop at once)");
-  } else {
-    const Error error = answer ? ErrorOf(*answer) : answer.error();
-    follower_->Note("the run cannot be asked to stop (" + error.message() +
-                    "); Ctrl-C again stops it at once");
-  }
+  stop_wanted_ = true;
+  forced_ = signals_seen_ > 1;
 }
 
-bool RunSession::AgentIsLost() {
-  if (!agent_status_) agent_status_ = agent_->TryWait();
-  if (!agent_status_) return false;
-  if (!agent_lost_) agent_lost_ = clock_.Now();
-  return clock_.Now() - *agent_lost_ > agent_loss_notice;
+void RunSession::AskToStop() {
+  // A coordinator that took over in between has it in its journal, or is asked again.
+  if (stop_asked_in_ == coordinator_.lives()) return;
+  auto client = HttpClient::ForRun(run_.folder);
+  auto answer = client ? client->Post("/api/v1/run:cancel") : Result<HttpResponse>(client.error());
+  const bool agreed = answer && answer->status < 300;
+  const Error error = answer ? ErrorOf(*answer) : answer.error();
+  const bool away = !coordinator_.up() || (!agreed && error.code() == Code::kUnavailable);
+  if (!away) stop_asked_in_ = coordinator_.lives();
+  if (stop_noted_) return;
+  if (agreed) {
+    Note(
+        "stopping: a checkpoint is made at the next step, then the run ends "
+        "(Ctrl-C again: stop at once)");
+  } else if (away) {
+    Note(
+        "the coordinator is away: the run is asked to stop once it is back "
+        "(Ctrl-C again: stop at once)");
+  } else {
+    Note("the run cannot be asked to stop (" + error.message() +
+         "); Ctrl-C again stops it at once");
+  }
+  stop_noted_ = true;
+}
+
+bool RunSession::AgentsAreLost() {
+  if (!agents_.AllEnded()) {
+    agents_lost_.reset();
+    return false;
+  }
+  if (!agents_lost_) agents_lost_ = clock_.Now();
+  return clock_.Now() - *agents_lost_ > agent_loss_notice;
 }
 
 bool RunSession::ShouldStop() {
   if (signals_.Count() > signals_seen_) OnSignal();
   if (forced_) return true;
-  if (!coordinator_status_) coordinator_status_ = coordinator_->TryWait();
-  return coordinator_status_.has_value() || AgentIsLost();
+  Note(coordinator_.Watch());
+  if (coordinator_.status()) return true;
+  if (stop_wanted_) AskToStop();
+  for (const std::string& line : agents_.Watch(coordinator_.up())) Note(line);
+  return AgentsAreLost();
 }
 
 void RunSession::Gather() {
+  coordinator_.StopRestarting();
+  agents_.StopRestarting();
   const TimePoint deadline = clock_.Now() + children_end;
   while (!forced_ && clock_.Now() < deadline) {
-    if (!coordinator_status_) coordinator_status_ = coordinator_->TryWait();
-    if (agent_ && !agent_status_) agent_status_ = agent_->TryWait();
-    if (coordinator_status_ && (!agent_ || agent_status_)) return;
-    // An agent without its coordinator leaves by itself, but only after it noticed.
-    if (coordinator_status_ && agent_) break;
-    if (AgentIsLost()) break;
+    static_cast<void>(coordinator_.Watch());
+    static_cast<void>(agents_.Watch(false));
+    // An agent without its coordinator waits for another one to come.
+    if (coordinator_.status() || AgentsAreLost()) break;
     if (signals_.Count() > 1) forced_ = true;
     std::this_thread::sleep_for(poll_interval);
   }
-  if (agent_ && !agent_status_) {
-    // The agent takes mpirun and the workers along: it is asked first, and killed only after that.
-    if (auto status = agent_->Terminate(agent_grace)) agent_status_ = *status;
-  }
-  if (coordinator_ && !coordinator_status_) {
-    if (auto status = coordinator_->Terminate(seconds(3))) coordinator_status_ = *status;
-  }
+  agents_.Terminate(agent_grace);
+  coordinator_.Terminate(seconds(3));
 }
 
 int RunSession::Abandon(const std::string& message) {
@@ -178,9 +159,9 @@ int RunSession::Abandon(const std::string& message) {
   Gather();
   int exit_code = kExitCannotStart;
   // A coordinator that said why it cannot work said it with its exit code too.
-  if (coordinator_status_ && *coordinator_status_ >= kExitUsage &&
-      *coordinator_status_ <= kExitUnreachable) {
-    exit_code = *coordinator_status_;
+  if (const auto& status = coordinator_.status();
+      status && *status >= kExitUsage && *status <= kExitUnreachable) {
+    exit_code = *status;
   }
   if (stopped) exit_code = kExitStopped;
   AbandonRun(run_);
@@ -198,16 +179,16 @@ int RunSession::ConcludeFinished() {
 int RunSession::ConcludeDead(const std::string& state) {
   if (state == "finished") return ConcludeFinished();
   std::string message;
-  const int status = coordinator_status_.value_or(0);
+  const int status = coordinator_.status().value_or(0);
   if (forced_)
     return Tell(kExitRunFailed, "stopped at once, without a checkpoint\n" + HowToResume());
-  if (agent_lost_ && status < 128) {
-    message = "dd2-agent ended with status " + std::to_string(agent_status_.value_or(0)) +
-              TailOf("agent-local.log") + TailOf("agent-local.out");
+  if (agents_lost_ && (status < 128 || coordinator_.terminated())) {
+    const RunAgents::Ended ended = agents_.FirstEnded();
+    message = "dd2-agent ended with " + DescribeStatus(ended.status) +
+              TailOf("agent-" + ended.domain + ".log") + TailOf("agent-" + ended.domain + ".out");
   } else {
-    message = "dd2-coordinator ended with status " + std::to_string(status) +
-              (status > 128 ? " (killed by signal " + std::to_string(status - 128) + ")" : "") +
-              TailOf("coordinator.out") + TailOf("coordinator.log");
+    message = "dd2-coordinator ended with " + DescribeStatus(status) + TailOf("coordinator.out") +
+              TailOf("coordinator.log");
   }
   while (message.ends_with('\n')) message.pop_back();
   return Tell(kExitRunFailed, message + "\n" + HowToResume());
@@ -225,29 +206,28 @@ int RunSession::Conclude() {
   if (files->outcome != "failed") return ConcludeDead(files->outcome);
   std::string reason = files->message;
   while (reason.ends_with('\n')) reason.pop_back();
-  const int status = coordinator_status_.value_or(kExitRunFailed);
+  const int status = coordinator_.status().value_or(kExitRunFailed);
   return Tell(status == kExitCannotStart || status == kExitBadData ? status : kExitRunFailed,
               "the run failed: " + reason + "\n" + HowToResume() +
                   "\nLogs: " + (run_.folder / "logs").string());
 }
 
 int RunSession::Run() {
-  const auto address = StartCoordinator();
-  if (!address) return Abandon(address.error().message());
-  if (const Status started = StartAgent(*address); !started) {
-    return Abandon(started.error().message());
-  }
+  Status started = StartCoordinator();
+  if (started) started = agents_.Start(*coordinator_.address());
+  if (!started) return Abandon(started.error().message());
   auto client = HttpClient::ForRun(run_.folder);
   if (!client) return Abandon(client.error().message());
   std::printf("%s %s (API: http://%s:%d, token in %s)\n", run_.fresh ? "started" : "resumed",
               run_.folder.c_str(), client->target().host.c_str(), client->target().port,
               (run_.folder / "token").c_str());
   std::fflush(stdout);
-  follower_.emplace(std::move(*client), clock_, live_);
-  const Status followed = follower_->Follow([this] { return ShouldStop(); });
+  follower_.emplace(run_.folder, std::move(*client), clock_, live_);
+  // However long the coordinator is away: ShouldStop knows when it does not come back.
+  const Status followed = follower_->Follow([this] { return ShouldStop(); }, Follower::no_limit);
   follower_->Close();
   // Lost the stream, but not the coordinator: nothing can be shown, the run itself is unharmed.
-  if (!followed && !coordinator_->TryWait() && followed.error().code() != Code::kUnavailable) {
+  if (!followed && !ShouldStop()) {
     Tell(0, "progress cannot be shown: " + followed.error().message());
     while (!ShouldStop()) std::this_thread::sleep_for(poll_interval);
   }

@@ -7,10 +7,11 @@
 #include <string>
 
 #include "cli/follower.h"
+#include "cli/run_agents.h"
+#include "cli/run_coordinator.h"
 #include "cli/run_folder.h"
 #include "cli/signals.h"
 #include "common/clock.h"
-#include "common/process.h"
 #include "common/result.h"
 
 namespace dd2 {
@@ -21,9 +22,10 @@ struct RunPrograms {
   std::filesystem::path agent;
 };
 
-// One `dd2 run` from a prepared folder to its end: starts coordinator and agent as children, shows
-// their progress, asks for a stop on a signal, and leaves no process behind. The children die with
-// the thread that calls Run(), however it ends (kill -9 too). Main thread only.
+// One `dd2 run` from a prepared folder to its end: starts coordinator and agents as children,
+// starts again those that die, shows the run's progress, asks for a stop on a signal, and leaves no
+// process behind. The children die with the thread that calls Run(), however it ends (kill -9 too).
+// Main thread only.
 class RunSession {
  public:
   // `live`: standard output is a terminal.
@@ -35,14 +37,16 @@ class RunSession {
   int Run();
 
  private:
-  // Starts the coordinator and waits until it can be asked; its control address.
-  Result<std::string> StartCoordinator();
-  Status StartAgent(const std::string& address);
-  // Asked all the time while following: true ends it.
+  // Starts the coordinator and waits until it can be asked.
+  Status StartCoordinator();
+  // Asked all the time while following: true ends it. Looks after the children.
   bool ShouldStop();
   void OnSignal();
-  bool AgentIsLost();
-  // Waits for both children to end by themselves, then ends what is left.
+  // Asks the coordinator to stop the run; again later if it is away.
+  void AskToStop();
+  bool AgentsAreLost();
+  void Note(const std::string& line);
+  // Waits for the children to end by themselves, then ends what is left.
   void Gather();
   // What to tell and return when the run never got going. A new folder is emptied again.
   int Abandon(const std::string& message);
@@ -60,14 +64,15 @@ class RunSession {
   const Clock& clock_;
   const bool live_;
   SignalCounter signals_;
-  std::optional<ChildProcess> coordinator_;
-  std::optional<ChildProcess> agent_;
-  std::optional<int> coordinator_status_;
-  std::optional<int> agent_status_;
+  RunCoordinator coordinator_;
+  RunAgents agents_;
   std::optional<Follower> follower_;
   int signals_seen_ = 0;
+  bool stop_wanted_ = false;
+  bool stop_noted_ = false;  // the user was told what came of the wish
+  int stop_asked_in_ = 0;    // life of the coordinator that was asked; 0: none
   bool forced_ = false;
-  std::optional<TimePoint> agent_lost_;  // the coordinator has had time to notice since then
+  std::optional<TimePoint> agents_lost_;  // the coordinator has had time to notice since then
 };
 
 // Prints the result table of a finished run and where its report lies; the exit code.

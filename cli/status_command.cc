@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <memory>
@@ -18,6 +19,9 @@ namespace dd2 {
 namespace {
 
 namespace json = boost::json;
+
+// `dd2 run` starts a coordinator that died again within this.
+constexpr std::chrono::seconds restart_patience{5};
 
 struct RunArgument {
   std::string run;
@@ -68,8 +72,8 @@ int Watch(const RunArgument& arguments) {
   if (arguments.json) {
     followed = WatchJson(*client);
   } else {
-    Follower follower(std::move(*client), clock, ::isatty(STDOUT_FILENO) == 1);
-    followed = follower.Follow([] { return false; });
+    Follower follower(arguments.run, std::move(*client), clock, ::isatty(STDOUT_FILENO) == 1);
+    followed = follower.Follow([] { return false; }, restart_patience);
     follower.Close();
     if (followed && !follower.view().state.empty()) {
       std::printf("%s: %s\n", follower.view().name.c_str(), follower.view().state.c_str());

@@ -40,9 +40,10 @@ class RunRules {
     if ((shards & (shards - 1)) != 0) {
       Add("batch.shards", {}, std::to_string(shards) + " is not a power of two");
     }
-    if (config_.ranks > shards) {
-      Add("ranks", {"batch.shards"},
-          std::to_string(config_.ranks) + " ranks for " + std::to_string(shards) +
+    if (config_.domains * config_.ranks > shards) {
+      Add("ranks", {"domains", "batch.shards"},
+          (config_.domains > 1 ? std::to_string(config_.domains) + " domains of " : "") +
+              std::to_string(config_.ranks) + " ranks for " + std::to_string(shards) +
               " shards (batch.shards): some would have nothing to do");
     }
     if (config_.model.time_features % 2 != 0) {

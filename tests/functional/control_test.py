@@ -48,12 +48,16 @@ with Workspace() as work:
     expect("--resume" in run.tail(), f"no hint how to resume:\n{run.tail()}")
     run.wait_gone()
 
-    # kill -9 of each program in turn leaves nothing behind.
+    # kill -9 of each program in turn, and of dd2 a moment later if it is still there: nothing is left
+    # behind, whatever was about to be started again.
     for program in ("dd2", "dd2-agent", "dd2-coordinator", "dd2-worker"):
         done = cycles(run.start(resume=True).wait_for(phase="gts", step=0))
         if done < 40:
             run.wait_for(phase="csd", step=min(done + 1, 40))
         expect(run.kill(program), f"no {program} to kill")
+        if program != "dd2":
+            time.sleep(0.7)
+            run.kill("dd2")
         run.process.wait(60)
         run.wait_gone()
     run.resume()

@@ -91,6 +91,15 @@ def processes_of(folder):
     return found
 
 
+def domain_of(pid):
+    """What follows --domain on the command line of process `pid`; None when there is nothing."""
+    try:
+        words = (pathlib.Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return os.fsdecode(words[words.index(b"--domain") + 1]) if b"--domain" in words else None
+
+
 class Run:
     """One run folder, and the `dd2 run` that works on it if we started it in the background."""
 
@@ -102,8 +111,9 @@ class Run:
         options = {**self.options, **more}
         words = [binary(), "run", str(self.config), "--run", str(self.folder)]
         words += ["--set", f"cache.path={options.get('cache') or self.work.cache}"]
-        if options.get("ranks"):
-            words += ["--ranks", str(options["ranks"])]
+        for name in ("domains", "ranks"):
+            if options.get(name):
+                words += [f"--{name}", str(options[name])]
         if options.get("seed") is not None:
             words += ["--seed", str(options["seed"])]
         for setting in options.get("set", ()):
@@ -165,9 +175,23 @@ class Run:
         found = processes_of(self.folder)
         return [pid for pid, name in found.items() if program in (None, name)]
 
+    def workers(self, domain=None):
+        """Pids of the workers, of all domains or of the one called `domain` ("local-2")."""
+        return [pid for pid in self.processes("dd2-worker") if domain in (None, domain_of(pid))]
+
+    def agents(self, domain=None):
+        return [pid for pid in self.processes("dd2-agent") if domain in (None, domain_of(pid))]
+
+    def coordinator(self):
+        """Its pid, or None while there is none."""
+        return next(iter(self.processes("dd2-coordinator")), None)
+
     def kill(self, program, sign=signal.SIGKILL):
         """Sends `sign` to every process of this run that runs `program`; returns their pids."""
-        pids = self.processes(program)
+        return self.signal(self.processes(program), sign)
+
+    def signal(self, pids, sign=signal.SIGKILL):
+        """Sends `sign` to processes; one that has ended meanwhile is no error. Returns `pids`."""
         for pid in pids:
             try:
                 os.kill(pid, sign)
@@ -229,7 +253,8 @@ class Workspace:
         return False
 
     def new_run(self, config, name=None, **options):
-        """A run that is not started yet. Options: ranks, seed, set=[...], cache."""
+        """A run that is not started yet. Options: domains,
+        ranks (of each domain), seed, set=[...], cache."""
         folder = self.path / (name or f"run-{len(self.runs) + 1}")
         run = Run(self, ROOT / config, folder, options)
         self.runs.append(run)

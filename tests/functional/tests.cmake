@@ -14,6 +14,9 @@ if(DD2_WITH_TORCH)
   add_test(NAME functional.control
     COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/control_test.py)
   list(APPEND dd2_functional functional.control)
+  add_test(NAME functional.supervise
+    COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/supervise_test.py)
+  list(APPEND dd2_functional functional.supervise)
   add_test(NAME functional.bad_input
     COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/bad_input_test.py)
   list(APPEND dd2_functional functional.bad_input)

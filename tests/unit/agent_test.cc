@@ -1,11 +1,14 @@
 // dd2-agent as a real process, with a script in place of mpirun and a coordinator that is a socket
-// in this test. The pure parts are tested by themselves at the end.
+// in this test.
+
+#include "worker/agent/agent.h"
 
 #include <gmock/gmock.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -14,12 +17,12 @@
 #include <string>
 #include <thread>
 
+#include "common/clock.h"
 #include "common/exit_codes.h"
 #include "common/framing.h"
 #include "common/process.h"
 #include "common/timeouts.h"
 #include "proto/control.pb.h"
-#include "worker/agent/agent_state.h"
 #include "worker/agent/domain_process.h"
 
 namespace dd2 {
@@ -29,7 +32,6 @@ namespace fs = std::filesystem;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using ::testing::AllOf;
-using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -78,6 +80,7 @@ class FakeCoordinator {
   std::string address() const {
     return "127.0.0.1:" + std::to_string(acceptor_.local_endpoint().port());
   }
+  std::uint16_t port() const { return acceptor_.local_endpoint().port(); }
   bool Accept() {
     bool accepted = false;
     acceptor_.async_accept(socket_, [&accepted](error_code code) { accepted = !code; });
@@ -105,11 +108,16 @@ class FakeCoordinator {
   void SendBytes(const std::string& bytes) {
     EXPECT_TRUE(RunSync(context_, WriteFrame(socket_, bytes, seconds(15))));
   }
-  void StartDomain() {
+  void StartDomain(std::uint64_t attempt = 5) {
     proto::Envelope envelope;
     envelope.mutable_start_domain()->set_local_size(2);
     envelope.mutable_start_domain()->set_threads_per_rank(3);
-    envelope.mutable_start_domain()->set_attempt(5);
+    envelope.mutable_start_domain()->set_attempt(attempt);
+    Send(envelope);
+  }
+  void KillDomain() {
+    proto::Envelope envelope;
+    envelope.mutable_kill_domain()->set_reason("the test says so");
     Send(envelope);
   }
   void StopDomain() {
@@ -118,11 +126,20 @@ class FakeCoordinator {
     Send(envelope);
   }
   void Close() { CloseSocket(socket_); }
+  // As if the process had died: nobody listens any more.
+  void Die() {
+    endpoint_ = acceptor_.local_endpoint();
+    acceptor_.close();
+    Close();
+  }
+  // The next one, on the same port.
+  void ComeBack() { acceptor_ = tcp::acceptor(context_, endpoint_); }
   int heartbeats() const { return heartbeats_; }
 
  private:
   asio::io_context context_;
   tcp::acceptor acceptor_;
+  tcp::endpoint endpoint_;
   tcp::socket socket_;
   int heartbeats_ = 0;
 };
@@ -141,7 +158,7 @@ class AgentTest : public ::testing::Test {
     DomainPaths paths;
     paths.run = run_;
     paths.domain = "node-a";
-    RemoveSessionFolder(paths);
+    RemoveSessionFolders(paths);
     fs::remove_all(folder_);
   }
 
@@ -198,12 +215,14 @@ TEST_F(AgentTest, JoinsStartsMpirunAndReportsItsEnd) {
   EXPECT_EQ(hello.agent_hello().domain(), "node-a");
   EXPECT_EQ(hello.agent_hello().pid(), agent_->pid());
   EXPECT_FALSE(hello.agent_hello().host().empty());
+  EXPECT_FALSE(hello.agent_hello().running());
+  EXPECT_EQ(hello.agent_hello().attempt(), 0u);
 
   coordinator_.StartDomain();
   const proto::Envelope exited = coordinator_.Receive();
   ASSERT_TRUE(exited.has_domain_exited()) << Output();
   EXPECT_EQ(exited.run_id(), "run-1");
-  EXPECT_EQ(exited.generation(), 5u);
+  EXPECT_EQ(exited.domain_exited().attempt(), 5u);
   EXPECT_EQ(exited.domain_exited().domain(), "node-a");
   EXPECT_EQ(exited.domain_exited().exit_status(), 3);
   EXPECT_THAT(exited.domain_exited().log_tail(),
@@ -259,12 +278,165 @@ TEST_F(AgentTest, StopDomainTakesEverythingAlong) {
   EXPECT_TRUE(Gone(stray));
 }
 
-TEST_F(AgentTest, ALostCoordinatorEndsTheDomain) {
+TEST_F(AgentTest, ADomainThatEndedIsStartedAgain) {
+  WriteScript(bin_ / "mpirun", "echo of $$; exit 3");
+  Join();
+  for (std::uint64_t attempt = 5; attempt < 8; ++attempt) {
+    coordinator_.StartDomain(attempt);
+    const proto::Envelope exited = coordinator_.Receive();
+    ASSERT_TRUE(exited.has_domain_exited()) << Output();
+    EXPECT_EQ(exited.domain_exited().attempt(), attempt);
+    EXPECT_EQ(exited.domain_exited().exit_status(), 3);
+  }
+  coordinator_.StartDomain(7);  // an old one that came late
+  WriteScript(bin_ / "mpirun", "exit 4");
+  coordinator_.StartDomain(8);
+  const proto::Envelope exited = coordinator_.Receive();
+  EXPECT_EQ(exited.domain_exited().attempt(), 8u);
+  EXPECT_EQ(exited.domain_exited().exit_status(), 4);
+  EXPECT_THAT(Output(), HasSubstr("attempt 7 is not newer"));
+  coordinator_.StopDomain();
+  EXPECT_EQ(ExitCode(), kExitOk);
+}
+
+TEST_F(AgentTest, AStartThatWorksForgetsTheOneThatDidNot) {
+  Join();
+  fs::rename(worker_, folder_ / "away");
+  coordinator_.StartDomain(1);
+  EXPECT_EQ(coordinator_.Receive().domain_exited().exit_status(), 127);
+  fs::rename(folder_ / "away", worker_);
+  WriteScript(bin_ / "mpirun", "exit 0");
+  coordinator_.StartDomain(2);
+  EXPECT_EQ(coordinator_.Receive().domain_exited().attempt(), 2u);
+  coordinator_.StopDomain();
+  EXPECT_EQ(ExitCode(), kExitOk) << Output();
+}
+
+// mpirun, a rank of it and a rank that left its session, all stopped: no SIGTERM would end them.
+TEST_F(AgentTest, KillDomainEndsStoppedProcessesAndTheAgentStays) {
+  const fs::path rank_file = folder_ / "rank.pid";
+  const fs::path stray_file = folder_ / "stray.pid";
+  const pid_t mpirun =
+      JoinAndStart("sh -c 'echo $$ > " + rank_file.string() + "; exec sleep 60' &\n" +
+                   "setsid sh -c 'echo $$ > " + stray_file.string() + "; exec sleep 60' &\nwait");
+  const pid_t rank = PidIn(rank_file);
+  const pid_t stray = PidIn(stray_file);
+  for (const pid_t pid : {mpirun, rank, stray}) ASSERT_EQ(kill(pid, SIGSTOP), 0);
+  coordinator_.KillDomain();
+  const proto::Envelope exited = coordinator_.Receive();
+  ASSERT_TRUE(exited.has_domain_exited()) << Output();
+  EXPECT_EQ(exited.domain_exited().exit_status(), 128 + SIGKILL);
+  EXPECT_EQ(exited.domain_exited().attempt(), 5u);
+  for (const pid_t pid : {mpirun, rank, stray}) EXPECT_TRUE(Gone(pid));
+  coordinator_.KillDomain();  // nothing left to kill
+  EXPECT_EQ(agent_->TryWait(), std::nullopt);
+  fs::remove(pid_file_);
+  coordinator_.StartDomain(6);
+  const pid_t next = PidIn(pid_file_);
+  coordinator_.StopDomain();
+  EXPECT_EQ(coordinator_.Receive().domain_exited().attempt(), 6u);
+  EXPECT_EQ(ExitCode(), kExitOk) << Output();
+  EXPECT_TRUE(Gone(next));
+}
+
+TEST_F(AgentTest, TheDomainRunsOnWhileTheCoordinatorIsAway) {
   const pid_t mpirun = JoinAndStart("exec sleep 60");
-  coordinator_.Close();
-  EXPECT_EQ(ExitCode(), kExitUnreachable);
+  coordinator_.Die();
+  std::this_thread::sleep_for(3 * timeouts::kReconnect);
+  EXPECT_FALSE(Gone(mpirun));
+  coordinator_.ComeBack();
+  ASSERT_TRUE(coordinator_.Accept()) << Output();
+  const proto::Envelope hello = coordinator_.Receive();
+  ASSERT_TRUE(hello.has_agent_hello()) << Output();
+  EXPECT_EQ(hello.agent_hello().secret(), "s3cret");
+  EXPECT_EQ(hello.agent_hello().pid(), agent_->pid());
+  EXPECT_TRUE(hello.agent_hello().running());
+  EXPECT_EQ(hello.agent_hello().attempt(), 5u);
+  EXPECT_FALSE(Gone(mpirun));
+  coordinator_.StopDomain();
+  EXPECT_TRUE(coordinator_.Receive().has_domain_exited());
+  EXPECT_EQ(ExitCode(), kExitOk) << Output();
   EXPECT_TRUE(Gone(mpirun));
-  EXPECT_THAT(Output(), HasSubstr("the coordinator is lost"));
+}
+
+TEST_F(AgentTest, AnEndDuringTheAbsenceIsReportedAfterwards) {
+  const pid_t mpirun = JoinAndStart("exec sleep 60");
+  coordinator_.Die();
+  ASSERT_EQ(kill(mpirun, SIGKILL), 0);
+  EXPECT_TRUE(Eventually([&] { return Gone(mpirun); }));
+  coordinator_.ComeBack();
+  // Also by the one after: nobody knows whether the first one had time to read it.
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(coordinator_.Accept()) << Output();
+    const proto::Envelope hello = coordinator_.Receive();
+    ASSERT_TRUE(hello.has_agent_hello()) << Output();
+    EXPECT_FALSE(hello.agent_hello().running());
+    EXPECT_EQ(hello.agent_hello().attempt(), 5u);
+    const proto::Envelope exited = coordinator_.Receive();
+    ASSERT_TRUE(exited.has_domain_exited()) << Output();
+    EXPECT_EQ(exited.domain_exited().exit_status(), 128 + SIGKILL);
+    EXPECT_EQ(exited.domain_exited().attempt(), 5u);
+    coordinator_.Close();
+  }
+}
+
+TEST_F(AgentTest, AnAgentWithoutADomainWaitsForTheCoordinatorToo) {
+  Join();
+  coordinator_.Close();
+  ASSERT_TRUE(coordinator_.Accept()) << Output();
+  const proto::Envelope hello = coordinator_.Receive();
+  ASSERT_TRUE(hello.has_agent_hello());
+  EXPECT_FALSE(hello.agent_hello().running());
+  EXPECT_EQ(hello.agent_hello().attempt(), 0u);
+  proto::Envelope refused;
+  refused.mutable_refused()->set_message("the run is over");
+  coordinator_.Send(refused);
+  EXPECT_EQ(ExitCode(), kExitCannotStart) << Output();
+}
+
+TEST_F(AgentTest, SigtermDuringTheAbsenceEndsTheDomain) {
+  const pid_t mpirun = JoinAndStart("exec sleep 60");
+  coordinator_.Die();
+  EXPECT_TRUE(Eventually([&] { return Output().find("is away") != std::string::npos; }));
+  ASSERT_EQ(kill(agent_->pid(), SIGTERM), 0);
+  EXPECT_EQ(ExitCode(), kExitStopped) << Output();
+  EXPECT_TRUE(Gone(mpirun));
+}
+
+// In this process, for the sake of the short grace.
+TEST_F(AgentTest, ACoordinatorThatStaysAwayEndsTheDomain) {
+  WriteScript(bin_ / "mpirun", "echo $$ > " + pid_file_.string() + "\nexec sleep 60");
+  const std::string path = std::getenv("PATH");
+  setenv("PATH", (bin_.string() + ":/usr/bin:/bin").c_str(), 1);
+  AgentOptions options;
+  options.paths.run = run_;
+  options.paths.domain = "node-a";
+  options.paths.coordinator = coordinator_.address();
+  options.paths.worker = worker_;
+  options.coordinator_host = "127.0.0.1";
+  options.coordinator_port = coordinator_.port();
+  options.away_limit = seconds(1);
+  int exit_code = -1;
+  std::thread thread([&] {
+    const SystemClock clock;
+    asio::io_context context(1);
+    Agent agent(context, clock, options);
+    exit_code = RunSync(context, agent.Run());
+  });
+  EXPECT_TRUE(coordinator_.Accept());
+  EXPECT_TRUE(coordinator_.Receive().has_agent_hello());
+  coordinator_.StartDomain();
+  const pid_t mpirun = PidIn(pid_file_);
+  const SystemClock clock;
+  const TimePoint died = clock.Now();
+  coordinator_.Die();
+  std::this_thread::sleep_for(milliseconds(500));
+  EXPECT_FALSE(Gone(mpirun));
+  thread.join();
+  EXPECT_EQ(exit_code, kExitUnreachable);
+  EXPECT_GE(clock.Now() - died, milliseconds(500));
+  EXPECT_TRUE(Gone(mpirun));
+  setenv("PATH", path.c_str(), 1);
 }
 
 TEST_F(AgentTest, SigtermEndsTheDomain) {
@@ -348,7 +520,7 @@ TEST_F(AgentTest, NobodyThereAndNoSecret) {
   options.output = folder_ / "agent.out";
   auto agent = ChildProcess::Spawn(options);
   ASSERT_TRUE(agent);
-  EXPECT_EQ(agent->Wait(seconds(15)), kExitUnreachable);
+  EXPECT_EQ(agent->Wait(timeouts::kHello + seconds(5)), kExitUnreachable);
   EXPECT_THAT(Output(), HasSubstr("cannot reach the coordinator"));
   options.argv = {DD2_AGENT_BINARY, "--run",         run_.string(), "--domain",
                   "../a",           "--coordinator", "127.0.0.1:1"};
@@ -383,68 +555,6 @@ TEST_F(AgentTest, RealMpirunStartsTheRanksAndIsEnded) {
   EXPECT_EQ(ExitCode(), kExitOk);
   EXPECT_TRUE(Gone(first));
   EXPECT_TRUE(Gone(second));
-}
-
-TEST(MpirunCommand, RootNeedsTheExplicitAllowance) {
-  DomainPaths paths;
-  DomainSpec spec;
-  spec.local_size = 2;
-  EXPECT_THAT(MpirunCommand(paths, spec, true), Contains("--allow-run-as-root"));
-  EXPECT_THAT(MpirunCommand(paths, spec, false), Not(Contains("--allow-run-as-root")));
-}
-
-DomainSpec Spec(std::uint64_t generation) {
-  DomainSpec spec;
-  spec.local_size = 2;
-  spec.threads_per_rank = 1;
-  spec.generation = Generation(generation);
-  return spec;
-}
-
-TEST(AgentState, EscalatesFromSigtermToSigkill) {
-  const TimePoint now{};
-  AgentState state;
-  EXPECT_TRUE(state.OnStartDomain(Spec(1)).start);
-  EXPECT_FALSE(state.OnTick(now + seconds(100)).kill);
-  const AgentActions leave = state.OnLeave(kExitStopped, now);
-  EXPECT_TRUE(leave.terminate);
-  EXPECT_FALSE(leave.quit);
-  EXPECT_FALSE(state.OnTick(now + timeouts::kDomainKill - milliseconds(1)).kill);
-  EXPECT_TRUE(state.OnTick(now + timeouts::kDomainKill).kill);
-  EXPECT_FALSE(state.OnTick(now + timeouts::kDomainKill + seconds(1)).kill);  // once
-  const AgentActions end = state.OnExited(137);
-  EXPECT_EQ(end.report, 137);
-  EXPECT_EQ(end.quit, kExitStopped);
-}
-
-TEST(AgentState, LeavesAtOnceWithoutADomainAndKeepsTheFirstCode) {
-  AgentState state;
-  EXPECT_EQ(state.OnLeave(kExitOk, TimePoint{}).quit, kExitOk);
-  EXPECT_FALSE(state.OnLeave(kExitUnreachable, TimePoint{}).quit);
-
-  AgentState failed;
-  ASSERT_TRUE(failed.OnStartDomain(Spec(1)).start);
-  const AgentActions report = failed.OnStartFailed(kExitCannotStart);
-  EXPECT_EQ(report.report, 127);
-  EXPECT_FALSE(report.quit);
-  EXPECT_EQ(failed.OnLeave(kExitOk, TimePoint{}).quit, kExitCannotStart);
-}
-
-TEST(AgentState, FollowsOnlyNewerGenerationsAndOneAtATime) {
-  AgentState state;
-  EXPECT_TRUE(state.OnStartDomain(Spec(3)).start);
-  EXPECT_THAT(state.OnStartDomain(Spec(4)).refused, HasSubstr("3 is still running"));
-  EXPECT_EQ(state.OnExited(1).report, 1);
-  EXPECT_THAT(state.OnStartDomain(Spec(3)).refused, HasSubstr("not newer"));
-  EXPECT_TRUE(state.OnStartDomain(Spec(4)).start);
-  state.OnLeave(kExitOk, TimePoint{});
-  state.OnExited(0);
-  EXPECT_THAT(state.OnStartDomain(Spec(5)).refused, HasSubstr("ending"));
-  AgentState empty;
-  DomainSpec nobody = Spec(1);
-  nobody.local_size = 0;
-  EXPECT_THAT(empty.OnStartDomain(nobody).refused, HasSubstr("at least one rank"));
-  EXPECT_FALSE(empty.running());
 }
 
 }  // namespace

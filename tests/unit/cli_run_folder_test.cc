@@ -117,11 +117,14 @@ TEST_F(RunFolderTest, ResumeUnderAnotherConfigurationNamesTheKeys) {
 TEST_F(RunFolderTest, ResumeTakesNewRanksAndKeepsTheRest) {
   { ASSERT_TRUE(Prepare(request_)); }
   request_.resume = true;
+  request_.domains = 2;
   request_.ranks = 1;
   request_.overrides = {"eval.samples=600"};
   const auto run = Prepare(request_);
   ASSERT_TRUE(run) << run.error().message;
+  EXPECT_EQ(run->config.domains, 2);
   EXPECT_EQ(run->config.ranks, 1);
+  EXPECT_EQ(LoadRunConfig(request_.folder / "config.yaml")->domains, 2);
   EXPECT_EQ(LoadRunConfig(request_.folder / "config.yaml")->ranks, 1);
   EXPECT_NE(run->config.eval.samples, 600);
   ASSERT_EQ(run->notes.size(), 1u);

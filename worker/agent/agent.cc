@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "common/exit_codes.h"
@@ -30,6 +31,15 @@ std::string HostName() {
   return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
 }
 
+// kAborted: the agent ends.
+Task<Status> Pause(asio::any_io_executor executor, milliseconds length) {
+  asio::steady_timer timer(executor, length);
+  error_code code;
+  co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, code));
+  if (code) co_return Error(Code::kAborted, "the agent ends");
+  co_return Status();
+}
+
 std::string SignalName(int signal) {
   const char* name = sigabbrev_np(signal);
   return name != nullptr ? std::string("SIG") + name : "signal " + std::to_string(signal);
@@ -40,23 +50,13 @@ std::string SignalName(int signal) {
 Agent::Agent(asio::io_context& context, const Clock& clock, AgentOptions options)
     : clock_(clock),
       options_(std::move(options)),
-      socket_(context),
-      sender_(socket_),
+      executor_(context.get_executor()),
       signals_(context, SIGTERM, SIGINT, SIGHUP),
       ended_(context, asio::steady_timer::time_point::max()),
-      tasks_(context.get_executor()) {}
+      tasks_(executor_) {}
 
 Task<int> Agent::Run() {
-  const Status joined = co_await Join();
-  if (!joined) {
-    LogError(joined.error().message());
-    co_return joined.error().code() == Code::kUnavailable ||
-            joined.error().code() == Code::kDeadlineExceeded
-        ? kExitUnreachable
-        : kExitCannotStart;
-  }
-  tasks_.Spawn("write", WriteLoop());
-  tasks_.Spawn("read", ReadLoop());
+  tasks_.Spawn("link", LinkLoop());
   tasks_.Spawn("heartbeat", HeartbeatLoop());
   tasks_.Spawn("watch", WatchLoop());
   tasks_.Spawn("signal", SignalLoop());
@@ -66,64 +66,101 @@ Task<int> Agent::Run() {
   }
   co_await SayFarewell();
   tasks_.Cancel();
-  CloseSocket(socket_);
+  if (link_) CloseSocket(link_->socket);
   co_await tasks_.Wait();
   KillDescendants(kKillWait);
-  RemoveSessionFolder(options_.paths);
+  RemoveSessionFolders(options_.paths);
   co_return *exit_code_;
 }
 
-Task<Status> Agent::Join() {
-  const Result<std::string> secret = RealFileSystem().Read(options_.paths.run / "secret");
-  if (!secret) co_return Error(secret.error().Wrap("the run's secret"));
-  Result<tcp::socket> connected =
-      co_await ConnectTo(options_.coordinator_host, options_.coordinator_port, timeouts::kHello);
-  if (!connected) co_return Error(connected.error().Wrap("cannot reach the coordinator"));
-  socket_ = std::move(*connected);
-  proto::Envelope envelope;
-  proto::AgentHello& hello = *envelope.mutable_agent_hello();
-  hello.set_secret(*secret);
-  hello.set_domain(options_.paths.domain);
-  hello.set_pid(getpid());
-  hello.set_host(HostName());
-  Send(std::move(envelope));
-  LogInfo("joined the coordinator at " + options_.paths.coordinator);
-  co_return Status();
-}
-
-Task<void> Agent::WriteLoop() {
-  const Status status = co_await sender_.Run();
-  written_ = true;
-  if (!status && !exit_code_) {
-    Leave(kExitUnreachable, "the coordinator is lost: " + status.error().message());
+Task<void> Agent::LinkLoop() {
+  Result<std::string> secret = RealFileSystem().Read(options_.paths.run / "secret");
+  if (!secret) {
+    Leave(kExitCannotStart, secret.error().Wrap("the run's secret").message());
+    co_return;
+  }
+  secret_ = std::move(*secret);
+  Result<tcp::socket> connected = co_await Connect(clock_.Now() + timeouts::kHello);
+  if (!connected) {
+    const Code code = connected.error().code();
+    const bool away = code == Code::kUnavailable || code == Code::kDeadlineExceeded;
+    Leave(away ? kExitUnreachable : kExitCannotStart,
+          connected.error().Wrap("cannot reach the coordinator").message());
+    co_return;
+  }
+  TimePoint lost = clock_.Now();
+  for (;;) {
+    const TimePoint joined = clock_.Now();
+    link_ = std::make_shared<AgentLink>(std::move(*connected));
+    const Status served = co_await Serve(link_);
+    link_.reset();
+    if (state_.leaving()) co_return;
+    // A connection that breaks at once, again and again, is no coordinator.
+    if (heard_ || clock_.Now() - joined >= timeouts::kHello) lost = clock_.Now();
+    LogWarning("the coordinator is away (" + served.error().message() +
+               "); the domain goes on meanwhile");
+    if (const Status waited = co_await Pause(executor_, timeouts::kReconnect); !waited) co_return;
+    connected = co_await Connect(lost + options_.away_limit);
+    if (state_.leaving()) co_return;
+    if (!connected) {
+      Leave(kExitUnreachable, "the coordinator is lost: " + connected.error().message());
+      co_return;
+    }
   }
 }
 
-Task<void> Agent::ReadLoop() {
+Task<Result<tcp::socket>> Agent::Connect(TimePoint deadline) {
   for (;;) {
-    const Result<std::string> frame = co_await ReadFrame(socket_, kFrameBytesMax, kNoLimit);
-    if (exit_code_) co_return;
+    const auto left = std::chrono::duration_cast<milliseconds>(deadline - clock_.Now());
+    const milliseconds limit =
+        std::clamp<milliseconds>(left, timeouts::kReconnect, timeouts::kHello);
+    Result<tcp::socket> connected =
+        co_await ConnectTo(options_.coordinator_host, options_.coordinator_port, limit);
+    if (connected || connected.error().code() == Code::kInvalidArgument) co_return connected;
+    if (state_.leaving() || clock_.Now() + timeouts::kReconnect >= deadline) co_return connected;
+    if (const Status waited = co_await Pause(executor_, timeouts::kReconnect); !waited) {
+      co_return waited.error();
+    }
+  }
+}
+
+Task<Status> Agent::Serve(std::shared_ptr<AgentLink> link) {
+  tasks_.Spawn("write", WriteLoop(link));
+  heard_ = false;
+  SayHello();
+  for (;;) {
+    const Result<std::string> frame = co_await ReadFrame(link->socket, kFrameBytesMax, kNoLimit);
+    if (exit_code_) co_return Error(Code::kAborted, "the agent ends");
     if (!frame) {
-      Leave(kExitUnreachable, "the coordinator is lost: " + frame.error().message());
-      co_return;
+      CloseSocket(link->socket);
+      link->sender.FinishAfterQueue();
+      if (frame.error().code() == Code::kInvalidArgument) {
+        Leave(kExitUnreachable, frame.error().message());
+      }
+      co_return frame.error();
     }
     proto::Envelope envelope;
     if (!envelope.ParseFromString(*frame)) {
       Leave(kExitUnreachable, "the coordinator sent " + std::to_string(frame->size()) +
                                   " bytes that are no message: is it of this version?");
-      co_return;
+      continue;
     }
+    heard_ = true;
     OnEnvelope(envelope);
   }
 }
 
+// What it could not write is lost; the reader notices that the connection is broken.
+Task<void> Agent::WriteLoop(std::shared_ptr<AgentLink> link) {
+  const Status status = co_await link->sender.Run();
+  if (!status && !exit_code_) LogWarning(status.error().message());
+  link->written = true;
+}
+
 Task<void> Agent::HeartbeatLoop() {
-  asio::steady_timer timer(socket_.get_executor());
-  error_code code;
   while (!exit_code_) {
-    timer.expires_after(timeouts::kHeartbeatInterval);
-    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, code));
-    if (code || exit_code_) co_return;
+    const Status waited = co_await Pause(executor_, timeouts::kHeartbeatInterval);
+    if (!waited || exit_code_) co_return;
     proto::Envelope envelope;
     envelope.mutable_heartbeat()->set_phase(-1);
     Send(std::move(envelope));
@@ -132,12 +169,9 @@ Task<void> Agent::HeartbeatLoop() {
 
 // Looks after mpirun. Polling costs nothing and, unlike SIGCHLD, cannot be lost or taken by others.
 Task<void> Agent::WatchLoop() {
-  asio::steady_timer timer(socket_.get_executor());
-  error_code code;
   while (!exit_code_) {
-    timer.expires_after(kWatch);
-    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, code));
-    if (code) co_return;
+    const Status waited = co_await Pause(executor_, kWatch);
+    if (!waited) co_return;
     if (!domain_) continue;
     if (const std::optional<int> status = domain_->TryWait()) {
       LogInfo("mpirun (pid " + std::to_string(domain_->pid()) + ") ended with status " +
@@ -161,14 +195,30 @@ Task<void> Agent::SignalLoop() {
 
 // Lets the last report reach the coordinator.
 Task<void> Agent::SayFarewell() {
-  sender_.FinishAfterQueue();
-  asio::steady_timer timer(socket_.get_executor());
-  error_code ignored;
+  const std::shared_ptr<AgentLink> link = link_;
+  if (!link) co_return;
+  link->sender.FinishAfterQueue();
   const TimePoint deadline = clock_.Now() + kFlush;
-  while (!written_ && clock_.Now() < deadline) {
-    timer.expires_after(milliseconds(5));
-    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+  while (!link->written && clock_.Now() < deadline) {
+    static_cast<void>(co_await Pause(executor_, milliseconds(5)));
   }
+}
+
+void Agent::SayHello() {
+  proto::Envelope envelope;
+  proto::AgentHello& hello = *envelope.mutable_agent_hello();
+  hello.set_secret(secret_);
+  hello.set_domain(options_.paths.domain);
+  hello.set_pid(getpid());
+  hello.set_host(HostName());
+  hello.set_running(state_.running());
+  hello.set_attempt(state_.attempt());
+  Send(std::move(envelope));
+  LogInfo("joined the coordinator at " + options_.paths.coordinator);
+  if (!last_exit_) return;
+  proto::Envelope exited;
+  *exited.mutable_domain_exited() = *last_exit_;
+  Send(std::move(exited));
 }
 
 void Agent::OnEnvelope(const proto::Envelope& envelope) {
@@ -178,8 +228,11 @@ void Agent::OnEnvelope(const proto::Envelope& envelope) {
     DomainSpec spec;
     spec.local_size = wire.local_size();
     spec.threads_per_rank = wire.threads_per_rank();
-    spec.generation = Generation(wire.attempt());
+    spec.attempt = wire.attempt();
     Perform(state_.OnStartDomain(spec));
+  } else if (envelope.has_kill_domain()) {
+    LogWarning("the coordinator kills the domain: " + envelope.kill_domain().reason());
+    Perform(state_.OnKillDomain());
   } else if (envelope.has_stop_domain()) {
     Leave(kExitOk, "the coordinator ends the domain: " + envelope.stop_domain().reason());
   } else if (envelope.has_refused()) {
@@ -206,15 +259,7 @@ void Agent::Perform(const AgentActions& actions) {
     const Status sent = domain_->Terminate();
     if (!sent) LogWarning(sent.error().message());
   }
-  if (actions.kill) {
-    if (domain_ && state_.running()) {
-      LogWarning("mpirun did not end after SIGTERM: killing it and everything below it");
-      const Status sent = domain_->Kill();
-      if (!sent) LogWarning(sent.error().message());
-    } else if (const std::size_t left = KillDescendants(kKillWait); left > 0) {
-      LogWarning("killed " + std::to_string(left) + " processes that mpirun left behind");
-    }
-  }
+  if (actions.kill) Kill();
   if (actions.report) Report(*actions.report);
   if (actions.quit) {
     exit_code_ = actions.quit;
@@ -222,8 +267,24 @@ void Agent::Perform(const AgentActions& actions) {
   }
 }
 
+void Agent::Kill() {
+  if (domain_ && state_.running()) {
+    LogWarning("killing mpirun and everything below it");
+    const Status sent = domain_->Kill();
+    if (!sent) LogWarning(sent.error().message());
+    return;
+  }
+  if (const std::size_t left = KillDescendants(kKillWait); left > 0) {
+    LogWarning("killed " + std::to_string(left) + " processes that mpirun left behind");
+  }
+  if (!DescendantsOf(getpid()).empty()) {
+    LogError("a process that mpirun left behind does not die: it hangs in the kernel");
+  }
+}
+
 void Agent::StartDomain(const DomainSpec& spec) {
-  SetLogPrefix("gen " + std::to_string(spec.generation.value()));
+  SetLogPrefix("start " + std::to_string(spec.attempt));
+  last_exit_.reset();
   Result<DomainProcess> started = DomainProcess::Start(options_.paths, spec);
   if (started) {
     domain_ = std::move(*started);
@@ -238,20 +299,24 @@ void Agent::StartDomain(const DomainSpec& spec) {
 }
 
 void Agent::Report(int status) {
-  proto::Envelope envelope;
-  proto::DomainExited& exited = *envelope.mutable_domain_exited();
+  proto::DomainExited& exited = last_exit_.emplace();
   exited.set_domain(options_.paths.domain);
   exited.set_exit_status(status);
   exited.set_log_tail(domain_ ? domain_->LogTail() : failure_);
-  Send(std::move(envelope));
+  exited.set_attempt(state_.attempt());
   domain_.reset();
+  proto::Envelope envelope;
+  *envelope.mutable_domain_exited() = exited;
+  Send(std::move(envelope));
 }
 
+// Without a connection a message is dropped: the next hello says what matters. An agent belongs to
+// no generation, its starts are numbered: it leaves the envelope's at 0.
 void Agent::Send(proto::Envelope envelope) {
+  if (!link_) return;
   envelope.set_run_id(run_id_);
-  envelope.set_generation(state_.generation().value());
-  // False: the connection has failed, which its reader and writer deal with.
-  sender_.Send(envelope.SerializeAsString());
+  // False: the connection has failed, which its reader deals with.
+  link_->sender.Send(envelope.SerializeAsString());
 }
 
 }  // namespace dd2

@@ -1,14 +1,18 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "common/asio.h"
 #include "common/clock.h"
 #include "common/framing.h"
 #include "common/result.h"
 #include "common/task_group.h"
+#include "common/timeouts.h"
 #include "proto/control.pb.h"
 #include "worker/agent/agent_state.h"
 #include "worker/agent/domain_process.h"
@@ -19,10 +23,21 @@ struct AgentOptions {
   DomainPaths paths;
   std::string coordinator_host;
   std::uint16_t coordinator_port = 0;
+  // A coordinator that was reached and is gone is waited for this long; the domain runs meanwhile.
+  std::chrono::milliseconds away_limit = timeouts::kCoordinatorAway;
 };
 
-// The agent of one domain: joins the coordinator with the run's secret, starts and watches mpirun
-// as told, and takes everything it started along when it leaves.
+// One connection to the coordinator. Shared by the coroutines that read and write it.
+struct AgentLink {
+  explicit AgentLink(tcp::socket connected) : socket(std::move(connected)), sender(socket) {}
+  tcp::socket socket;
+  FrameSender sender;    // of socket
+  bool written = false;  // the sender has nothing left to do
+};
+
+// The agent of one domain: joins the coordinator with the run's secret, starts, watches and kills
+// mpirun as told, and takes everything it started along when it leaves. A connection that breaks is
+// made again, and the domain does not notice: a coordinator that ends on purpose says StopDomain.
 //
 // Owned by main(), which gives it the process: it adopts orphans and kills every process below its
 // own. One thread, that of `context`, which must live as long as the domain.
@@ -30,41 +45,50 @@ class Agent {
  public:
   Agent(asio::io_context& context, const Clock& clock, AgentOptions options);
 
-  // Works until the coordinator says StopDomain or is lost, or a SIGTERM, SIGINT or SIGHUP comes.
-  // The process's exit code: kExitOk after StopDomain, kExitStopped after a signal,
-  // kExitUnreachable without the coordinator, kExitCannotStart when it refused us or mpirun is
-  // missing.
+  // Works until the coordinator says StopDomain or stays away too long, or a SIGTERM, SIGINT or
+  // SIGHUP comes. The process's exit code: kExitOk after StopDomain, kExitStopped after a signal,
+  // kExitUnreachable without the coordinator (never reached in timeouts::kHello, or away for
+  // `away_limit`), kExitCannotStart when it refused us or mpirun is missing.
   Task<int> Run();
 
  private:
-  Task<Status> Join();
-  Task<void> ReadLoop();
-  Task<void> WriteLoop();
+  // Keeps a connection to the coordinator until the agent leaves.
+  Task<void> LinkLoop();
+  // Tries until it works, `deadline` has passed or the agent leaves; the last error.
+  Task<Result<tcp::socket>> Connect(TimePoint deadline);
+  // Says hello and follows what comes, until the connection breaks: the error.
+  Task<Status> Serve(std::shared_ptr<AgentLink> link);
+  Task<void> WriteLoop(std::shared_ptr<AgentLink> link);
   Task<void> HeartbeatLoop();
   Task<void> WatchLoop();
   Task<void> SignalLoop();
   Task<void> SayFarewell();
 
+  void SayHello();
   void OnEnvelope(const proto::Envelope& envelope);
   void Leave(int exit_code, const std::string& reason);
   void Perform(const AgentActions& actions);
+  void Kill();
   void StartDomain(const DomainSpec& spec);
   void Report(int status);
   void Send(proto::Envelope envelope);
 
   const Clock& clock_;
   const AgentOptions options_;
-  tcp::socket socket_;
-  FrameSender sender_;  // of socket_
+  const asio::any_io_executor executor_;
   asio::signal_set signals_;
   asio::steady_timer ended_;  // cancelled when exit_code_ is set
   TaskGroup tasks_;
 
   AgentState state_;
+  std::shared_ptr<AgentLink> link_;  // empty while there is no connection
   std::optional<DomainProcess> domain_;
-  std::string failure_;   // why the domain could not be started
-  std::string run_id_;    // told by the coordinator
-  bool written_ = false;  // the sender has nothing left to do
+  std::string failure_;  // why the domain could not be started
+  // Of the last domain, until the next one starts: a coordinator that died may not have read it.
+  std::optional<proto::DomainExited> last_exit_;
+  std::string secret_;
+  std::string run_id_;  // told by the coordinator
+  bool heard_ = false;  // the coordinator said something on this connection
   std::optional<int> exit_code_;
 };
 

@@ -17,16 +17,18 @@ AgentActions AgentState::OnStartDomain(const DomainSpec& spec) {
   if (leaving_) {
     actions.refused = "this agent is ending";
   } else if (running_) {
-    actions.refused = "generation " + std::to_string(generation_.value()) + " is still running";
-  } else if (spec.generation <= generation_) {
-    actions.refused = "generation " + std::to_string(spec.generation.value()) +
-                      " is not newer than " + std::to_string(generation_.value());
+    actions.refused = "attempt " + std::to_string(attempt_) + " is still running";
+  } else if (spec.attempt <= attempt_) {
+    actions.refused = "attempt " + std::to_string(spec.attempt) + " is not newer than " +
+                      std::to_string(attempt_);
   } else if (spec.local_size < 1 || spec.threads_per_rank < 1) {
     actions.refused = "a domain needs at least one rank with one thread";
   }
   if (!actions.refused.empty()) return actions;
   running_ = true;
-  generation_ = spec.generation;
+  killed_ = false;
+  exit_code_.reset();  // that of an earlier start that failed
+  attempt_ = spec.attempt;
   actions.start = spec;
   return actions;
 }
@@ -45,6 +47,13 @@ AgentActions AgentState::OnExited(int status) {
   actions.kill = true;  // what mpirun left behind
   actions.report = status;
   if (leaving_) actions.quit = exit_code_;
+  return actions;
+}
+
+AgentActions AgentState::OnKillDomain() {
+  AgentActions actions;
+  actions.kill = running_ && !killed_;
+  if (running_) killed_ = true;
   return actions;
 }
 

@@ -20,6 +20,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
+std::string FolderName(const DomainPaths& paths) {
+  Hasher128 hasher;
+  hasher.UpdateField(paths.run.string());
+  hasher.UpdateField(paths.domain);
+  return "dd2-" + std::to_string(geteuid()) + "-" + hasher.Finish().Hex().substr(0, 12);
+}
+
 // Empty and ours alone afterwards. In a folder that everybody may write to, so nothing of another
 // user is followed or removed.
 Status PrepareSessionFolder(const fs::path& folder) {
@@ -61,16 +68,19 @@ std::vector<std::string> MpirunCommand(const DomainPaths& paths, const DomainSpe
   // Copies between processes through the kernel are forbidden in many containers.
   add({"--mca", "btl_vader_single_copy_mechanism", "none"});
   add({"--mca", "orte_base_help_aggregate", "1"});
+  if (const fs::path shared = SharedMemoryFolder(paths); !shared.empty()) {
+    add({"--mca", "btl_vader_backing_directory", shared.string()});
+  }
   add({paths.worker.string(), "run", "--run", paths.run.string()});
   add({"--coordinator", paths.coordinator, "--domain", paths.domain});
   return command;
 }
 
-fs::path SessionFolder(const DomainPaths& paths) {
-  Hasher128 hasher;
-  hasher.UpdateField(paths.run.string());
-  hasher.UpdateField(paths.domain);
-  return "/tmp/dd2-" + std::to_string(geteuid()) + "-" + hasher.Finish().Hex().substr(0, 12);
+fs::path SessionFolder(const DomainPaths& paths) { return "/tmp/" + FolderName(paths); }
+
+fs::path SharedMemoryFolder(const DomainPaths& paths) {
+  const fs::path root = "/dev/shm";
+  return access(root.c_str(), W_OK | X_OK) == 0 ? root / FolderName(paths) : fs::path();
 }
 
 Result<DomainProcess> DomainProcess::Start(const DomainPaths& paths, const DomainSpec& spec) {
@@ -83,6 +93,8 @@ Result<DomainProcess> DomainProcess::Start(const DomainPaths& paths, const Domai
   }
   const fs::path session = SessionFolder(paths);
   DD2_TRY(PrepareSessionFolder(session));
+  const fs::path shared = SharedMemoryFolder(paths);
+  if (!shared.empty()) DD2_TRY(PrepareSessionFolder(shared));
   const fs::path logs = paths.run / "logs";
   fs::create_directories(logs, error);
   if (error) {
@@ -97,6 +109,14 @@ Result<DomainProcess> DomainProcess::Start(const DomainPaths& paths, const Domai
   Result<ChildProcess> child = ChildProcess::Spawn(options);
   if (!child) return ExplainMissingMpirun(child.error());
   return DomainProcess(std::move(*child), options.output, error ? 0 : size);
+}
+
+Status DomainProcess::Kill() {
+  // Looked up before: the ranks have another parent once mpirun is dead.
+  const std::vector<pid_t> below = DescendantsOf(child_.pid());
+  const Status sent = child_.Signal(SIGKILL);
+  for (const pid_t pid : below) kill(pid, SIGKILL);
+  return sent;
 }
 
 std::string DomainProcess::LogTail() const {
@@ -118,14 +138,15 @@ std::string DomainProcess::LogTail() const {
   return text;
 }
 
-void RemoveSessionFolder(const DomainPaths& paths) {
-  const fs::path folder = SessionFolder(paths);
-  struct stat info {};
-  if (lstat(folder.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid()) {
-    return;
+void RemoveSessionFolders(const DomainPaths& paths) {
+  for (const fs::path& folder : {SessionFolder(paths), SharedMemoryFolder(paths)}) {
+    struct stat info {};
+    if (lstat(folder.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid()) {
+      continue;
+    }
+    std::error_code ignored;
+    fs::remove_all(folder, ignored);
   }
-  std::error_code ignored;
-  fs::remove_all(folder, ignored);
 }
 
 }  // namespace dd2

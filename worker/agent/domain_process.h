@@ -31,6 +31,10 @@ std::vector<std::string> MpirunCommand(const DomainPaths& paths, const DomainSpe
 // the same for every agent of a domain, so that the next one clears up after a killed one.
 std::filesystem::path SessionFolder(const DomainPaths& paths);
 
+// The same for the memory that its ranks share: they cannot remove it when they are killed. Empty
+// where this machine has no /dev/shm.
+std::filesystem::path SharedMemoryFolder(const DomainPaths& paths);
+
 // One mpirun and the ranks below it: they live and die as one (design 2).
 //
 // Owned by Agent; same thread. mpirun dies with the thread that called Start; its workers die with
@@ -45,7 +49,8 @@ class DomainProcess {
   // mpirun's exit status (128 + signal) once it has ended.
   std::optional<int> TryWait() { return child_.TryWait(); }
   Status Terminate() { return child_.Signal(SIGTERM); }
-  Status Kill() { return child_.Signal(SIGKILL); }
+  // SIGKILL to mpirun and to everything below it, which ends stopped processes too.
+  Status Kill();
   // The last lines that mpirun and the ranks wrote since the start.
   std::string LogTail() const;
   const std::filesystem::path& log() const { return log_; }
@@ -59,7 +64,7 @@ class DomainProcess {
   std::uintmax_t log_start_;  // its size before this domain
 };
 
-// Removes the session folder and what is in it.
-void RemoveSessionFolder(const DomainPaths& paths);
+// Removes both folders and what is in them.
+void RemoveSessionFolders(const DomainPaths& paths);
 
 }  // namespace dd2

@@ -1,0 +1,126 @@
+#include "cli/run_agents.h"
+
+#include <signal.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+#include "common/exit_codes.h"
+
+namespace dd2 {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr RestartLimits agent_limits{
+    .first_delay = milliseconds(500), .longest_delay = seconds(10), .in_a_row = 5};
+
+}  // namespace
+
+std::vector<std::string> DomainNames(int domains) {
+  if (domains == 1) return {"local"};
+  std::vector<std::string> names;
+  for (int i = 1; i <= domains; ++i) names.push_back("local-" + std::to_string(i));
+  return names;
+}
+
+std::string DescribeStatus(int status) {
+  std::string text = "status " + std::to_string(status);
+  if (status > 128) text += " (killed by signal " + std::to_string(status - 128) + ")";
+  return text;
+}
+
+RunAgents::RunAgents(std::filesystem::path program, std::filesystem::path run, int domains,
+                     const Clock& clock)
+    : program_(std::move(program)), run_(std::move(run)), clock_(clock) {
+  for (std::string& name : DomainNames(domains)) {
+    agents_.push_back(Agent{std::move(name), RestartPolicy(agent_limits), {}, {}, {}});
+  }
+}
+
+Status RunAgents::Spawn(Agent& agent) {
+  SpawnOptions options;
+  options.argv = {program_.string(), "--run",         run_.string(), "--domain",
+                  agent.domain,      "--coordinator", address_};
+  options.output = run_ / "logs" / ("agent-" + agent.domain + ".out");
+  DD2_TRY_ASSIGN(agent.process, ChildProcess::Spawn(options));
+  agent.status.reset();
+  agent.starts_at.reset();
+  agent.policy.OnStarted(clock_.Now());
+  return {};
+}
+
+Status RunAgents::Start(std::string address) {
+  address_ = std::move(address);
+  for (Agent& agent : agents_) DD2_TRY(Spawn(agent));
+  return {};
+}
+
+// What is to be said about it; empty when there is nothing.
+std::string RunAgents::OnEnded(Agent& agent) {
+  // 0: the coordinator ended this domain.
+  if (*agent.status == kExitOk || !restarting_) return "";
+  const std::string what =
+      "dd2-agent of domain " + agent.domain + " ended with " + DescribeStatus(*agent.status);
+  agent.starts_at = agent.policy.OnEnded(clock_.Now());
+  if (!agent.starts_at) return what + ", again; it is not started any more";
+  char delay[16];
+  std::snprintf(delay, sizeof delay, "%.1f", SecondsBetween(clock_.Now(), *agent.starts_at));
+  return what + "; it is started again in " + delay + " s";
+}
+
+std::vector<std::string> RunAgents::Watch(bool may_start) {
+  std::vector<std::string> lines;
+  for (Agent& agent : agents_) {
+    if (agent.process && !agent.status) {
+      agent.status = agent.process->TryWait();
+      if (agent.status) lines.push_back(OnEnded(agent));
+    } else if (agent.starts_at && !restarting_) {
+      agent.starts_at.reset();
+    } else if (agent.starts_at && may_start && clock_.Now() >= *agent.starts_at) {
+      if (const Status started = Spawn(agent); !started) {
+        lines.push_back("domain " + agent.domain + ": " + started.error().message());
+        agent.starts_at = agent.policy.OnEnded(clock_.Now());
+      }
+    }
+  }
+  std::erase(lines, "");
+  return lines;
+}
+
+bool RunAgents::AllEnded() const {
+  return std::all_of(agents_.begin(), agents_.end(), [](const Agent& agent) {
+    return (!agent.process || agent.status) && !agent.starts_at;
+  });
+}
+
+RunAgents::Ended RunAgents::FirstEnded() const {
+  const auto failed = std::find_if(agents_.begin(), agents_.end(), [](const Agent& agent) {
+    return agent.status.value_or(0) != 0;
+  });
+  const Agent& agent = failed != agents_.end() ? *failed : agents_.front();
+  return {agent.domain, agent.status.value_or(0)};
+}
+
+void RunAgents::Terminate(milliseconds grace) {
+  restarting_ = false;
+  static_cast<void>(Watch(false));
+  // All are asked before the first is waited for: together they need no longer than one. They take
+  // mpirun and the workers along.
+  for (Agent& agent : agents_) {
+    if (agent.process && !agent.status) static_cast<void>(agent.process->Signal(SIGTERM));
+  }
+  const TimePoint deadline = clock_.Now() + grace;
+  for (Agent& agent : agents_) {
+    if (!agent.process || agent.status) continue;
+    const auto left = std::chrono::duration_cast<milliseconds>(deadline - clock_.Now());
+    agent.status = agent.process->Wait(std::max(left, milliseconds(0)));
+    if (agent.status) continue;
+    static_cast<void>(agent.process->Signal(SIGKILL));
+    agent.status = agent.process->Wait(seconds(10));
+  }
+}
+
+}  // namespace dd2

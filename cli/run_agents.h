@@ -1,0 +1,70 @@
+#pragma once
+
+#include <chrono>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/restart_policy.h"
+#include "common/clock.h"
+#include "common/process.h"
+#include "common/result.h"
+
+namespace dd2 {
+
+// "local", or "local-1" ... "local-N" where a run has several failure domains.
+std::vector<std::string> DomainNames(int domains);
+
+// The agents of a run on this machine, one for each failure domain. One that dies takes its domain
+// along and is started again; what the others do meanwhile is the coordinator's affair.
+//
+// Owned by RunSession; main thread only: agents die with the thread that started them. The
+// destructor kills them.
+class RunAgents {
+ public:
+  RunAgents(std::filesystem::path program, std::filesystem::path run, int domains,
+            const Clock& clock);
+
+  // Starts all of them; `address` is the coordinator's control address, HOST:PORT.
+  Status Start(std::string address);
+  // Looks after them; call it often. With `may_start` those whose time has come are started again.
+  // What happened, a line each, for people.
+  std::vector<std::string> Watch(bool may_start);
+  // Lets those that end now rest.
+  void StopRestarting() { restarting_ = false; }
+  // None runs and none will be started again.
+  bool AllEnded() const;
+  // SIGTERM to all, SIGKILL to those that still run after `grace`. Blocks.
+  void Terminate(std::chrono::milliseconds grace);
+
+  // Name and last exit status of one that ended for good, a failed one first. Only if AllEnded().
+  struct Ended {
+    std::string domain;
+    int status = 0;
+  };
+  Ended FirstEnded() const;
+
+ private:
+  struct Agent {
+    std::string domain;
+    RestartPolicy policy;
+    std::optional<ChildProcess> process;
+    std::optional<int> status;           // of the last process, once it has ended
+    std::optional<TimePoint> starts_at;  // it has ended and will be started again
+  };
+  Status Spawn(Agent& agent);
+  std::string OnEnded(Agent& agent);
+
+  const std::filesystem::path program_;
+  const std::filesystem::path run_;
+  const Clock& clock_;
+  std::string address_;
+  std::vector<Agent> agents_;
+  bool restarting_ = true;
+};
+
+// "status 3", "status 137 (killed by signal 9)".
+std::string DescribeStatus(int status);
+
+}  // namespace dd2

@@ -1,0 +1,101 @@
+#include "cli/run_coordinator.h"
+
+#include <signal.h>
+
+#include <utility>
+
+#include "cli/report_data.h"
+#include "common/file.h"
+#include "common/json.h"
+
+namespace dd2 {
+namespace {
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+// "127.0.0.1:4711" for workers and agents, once `pid` has written it.
+std::optional<std::string> ControlAddress(const fs::path& folder, pid_t pid) {
+  const auto text = RealFileSystem().Read(folder / "coordinator.json");
+  if (!text) return std::nullopt;
+  boost::system::error_code code;
+  const json::value value = json::parse(*text, code);
+  if (code || !value.is_object()) return std::nullopt;
+  const auto writer = FindNumber(value.get_object(), "pid");
+  const auto port = FindNumber(value.get_object(), "control_port");
+  if (!writer || !port || static_cast<pid_t>(*writer) != pid) return std::nullopt;
+  return "127.0.0.1:" + std::to_string(static_cast<int>(*port));
+}
+
+}  // namespace
+
+RunCoordinator::RunCoordinator(fs::path program, fs::path run, std::string command,
+                               const Clock& clock)
+    : program_(std::move(program)),
+      run_(std::move(run)),
+      command_(std::move(command)),
+      clock_(clock) {}
+
+Status RunCoordinator::Spawn(const std::vector<std::string>& more) {
+  SpawnOptions options;
+  options.argv = {program_.string(), "--run", run_.string()};
+  options.argv.insert(options.argv.end(), more.begin(), more.end());
+  options.argv.insert(options.argv.end(), {"--command", command_});
+  options.output = run_ / "logs" / "coordinator.out";
+  DD2_TRY_ASSIGN(process_, ChildProcess::Spawn(options));
+  started_ = clock_.Now();
+  policy_.OnStarted(started_);
+  return {};
+}
+
+Status RunCoordinator::Start(bool resume) {
+  DD2_TRY(RealFileSystem().MakeDirectories(run_ / "logs"));
+  // What it says now is what a failure is told with.
+  DD2_TRY(RealFileSystem().Remove(run_ / "logs" / "coordinator.out"));
+  return Spawn(resume ? std::vector<std::string>{"--resume"} : std::vector<std::string>{});
+}
+
+std::string RunCoordinator::Watch() {
+  if (status_ || !process_) return "";
+  if (const std::optional<int> status = process_->TryWait()) return OnEnded(*status);
+  if (up()) return "";
+  address_ = ControlAddress(run_, process_->pid());
+  if (up()) {
+    ++lives_;
+    if (lives_ == 1) return "";
+    return "the coordinator died (signal " + std::to_string(died_of_) +
+           "); restarted, the workers kept training";
+  }
+  // The end that follows is seen like any other.
+  if (clock_.Now() - started_ > kCoordinatorStart) static_cast<void>(process_->Signal(SIGKILL));
+  return "";
+}
+
+std::string RunCoordinator::OnEnded(int status) {
+  address_.reset();
+  const bool died = status > 128;
+  if (!died || !restarting_ || lives_ == 0) {
+    status_ = status;
+    return "";
+  }
+  died_of_ = status - 128;
+  const std::string what = "the coordinator died (signal " + std::to_string(died_of_) + ")";
+  if (!policy_.OnEnded(clock_.Now())) {
+    status_ = status;
+    return what + " again and is not started any more";
+  }
+  const Status spawned = Spawn({"--recover"});
+  if (spawned) return "";  // it is told when it is up
+  status_ = status;
+  return what + " and cannot be started: " + spawned.error().message();
+}
+
+void RunCoordinator::Terminate(std::chrono::milliseconds grace) {
+  restarting_ = false;
+  static_cast<void>(Watch());
+  if (!process_ || status_) return;
+  terminated_ = true;
+  if (const auto status = process_->Terminate(grace)) status_ = *status;
+}
+
+}  // namespace dd2

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <chrono>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/restart_policy.h"
+#include "common/clock.h"
+#include "common/process.h"
+#include "common/result.h"
+
+namespace dd2 {
+
+// The coordinator of a run as a child process. One that a signal killed after it had come up is
+// started again on the same ports and takes the run over: workers and agents wait for it. One that
+// ended by itself had a reason and is left.
+//
+// Owned by RunSession; main thread only: it dies with the thread that started it. The destructor
+// kills it.
+class RunCoordinator {
+ public:
+  // `command`: the line as typed, for the record.
+  RunCoordinator(std::filesystem::path program, std::filesystem::path run, std::string command,
+                 const Clock& clock);
+
+  // Starts it; Watch() says when it is up.
+  Status Start(bool resume);
+  // Looks after it; call it often. What happened, for people; empty: nothing.
+  std::string Watch();
+  // An end from now on is the last one.
+  void StopRestarting() { restarting_ = false; }
+  // SIGTERM, SIGKILL after `grace`, if it runs. Blocks.
+  void Terminate(std::chrono::milliseconds grace);
+
+  // It can be asked and joined: its address, HOST:PORT for agents. Nothing while it starts.
+  const std::optional<std::string>& address() const { return address_; }
+  bool up() const { return address_.has_value(); }
+  // How often it has come up: the number names one life of it.
+  int lives() const { return lives_; }
+  // Once it has ended for good.
+  const std::optional<int>& status() const { return status_; }
+  // Its end was Terminate()'s work.
+  bool terminated() const { return terminated_; }
+
+ private:
+  Status Spawn(const std::vector<std::string>& more);
+  std::string OnEnded(int status);
+
+  const std::filesystem::path program_;
+  const std::filesystem::path run_;
+  const std::string command_;
+  const Clock& clock_;
+  RestartPolicy policy_{RestartLimits{}};  // at once: whoever waits for it waits for a short time
+  std::optional<ChildProcess> process_;
+  TimePoint started_;
+  std::optional<std::string> address_;
+  std::optional<int> status_;
+  int died_of_ = 0;  // the signal that killed the one before
+  int lives_ = 0;
+  bool restarting_ = true;
+  bool terminated_ = false;
+};
+
+// A coordinator opens its journal (a crash may have left some to replay) and two ports; one that
+// is not up after this hangs.
+inline constexpr std::chrono::milliseconds kCoordinatorStart = std::chrono::seconds(60);
+
+}  // namespace dd2
