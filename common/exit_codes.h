@@ -18,6 +18,7 @@ enum ExitCode : int {
   kExitNotFound = 7,     // no such run folder, checkpoint or file
   kExitBadData = 8,      // a weight file, checkpoint or cache failed its check
   kExitUnreachable = 9,  // the run's coordinator does not answer (status, pause, ...)
+  kExitDoNotRestart = 10,  // the same failure again and again: a restart would only repeat it
 };
 
 // The exit code of a program that ends because of `error`.

@@ -21,6 +21,12 @@ inline constexpr std::size_t kStoreValueBytesMax = std::size_t{1} << 20;
 inline constexpr std::size_t kStoreKeysMax = std::size_t{1} << 20;
 // Events kept for readers that connect later.
 inline constexpr std::size_t kEventRingMax = 1024;
+// Incidents kept for readers; all of them are in RUN/incidents.jsonl.
+inline constexpr std::size_t kIncidentsMax = 256;
+// Ends of a domain in a row, without work between, after which it is given up; the same failure of
+// the run at the same step, after which it ends.
+inline constexpr int kDomainFailuresMax = 8;
+inline constexpr int kStrikesMax = 3;
 // The HTTP API: open connections (a subscriber of events is one), header block and body of a
 // request.
 inline constexpr std::size_t kHttpConnectionsMax = 128;

@@ -34,6 +34,23 @@ inline constexpr milliseconds kDomainKill = seconds(5);
 // One collective among the ranks: the slowest rank's step lies inside it. A rank that hangs is
 // noticed by its missing heart-beats long before.
 inline constexpr milliseconds kCollective = seconds(300);
+// A rank says that its collective failed and nobody is known to be lost: a loss that explains it
+// may still be noticed, then the generation is formed again.
+inline constexpr milliseconds kTrouble = seconds(1);
+// Survivors have been told to regroup: the computation that they are in must end first (an
+// evaluation may take long).
+inline constexpr milliseconds kUnwind = seconds(300);
+// A restarted coordinator waits this long for the workers of the generation it left.
+inline constexpr milliseconds kReattach = seconds(15);
+// A domain is started again after this, doubled with each end in a row, up to the second.
+inline constexpr milliseconds kRestartFirst = milliseconds(200);
+inline constexpr milliseconds kRestartLast = seconds(10);
+// Work without a loss after which a domain's earlier ends are forgotten.
+inline constexpr milliseconds kRestartForgotten = seconds(60);
+// A rank that computes while the others wait for it in a collective counts as hanging after this,
+// or after kStallSteps average steps when that is longer.
+inline constexpr milliseconds kStall = seconds(60);
+inline constexpr int kStallSteps = 20;
 // A rank whose collective failed waits this long to be told to regroup: its peer's loss must have
 // been noticed, at the latest by missing heart-beats.
 inline constexpr milliseconds kRegroup = seconds(45);
@@ -68,6 +85,11 @@ static_assert(kCheckpointParts < kStop, "a stop may have to wait for a whole che
 static_assert(kHeartbeatExpiry < kCollective, "the coordinator is the first to notice a hang");
 static_assert(kHeartbeatExpiry < kRegroup, "a silent peer is noticed before others give up");
 static_assert(kRegroup < kCoordinatorAway);
+static_assert(kTrouble < kRegroup);
+static_assert(kReattach < kCoordinatorAway, "workers still try when a coordinator waits for them");
+static_assert(kReconnect * 10 < kReattach);
+static_assert(kStall < kCollective, "the coordinator removes a hanging rank before others give up");
+static_assert(kRestartFirst < kRestartLast);
 static_assert(kCollective < kStop);
 static_assert(kWrite <= kHeartbeatExpiry);
 static_assert(kEventHeartbeat * 4 <= kEventSilence, "a few late heartbeats are not a dead stream");

@@ -21,6 +21,7 @@ constexpr auto routes = std::to_array<Route>({
     {"GET", "/api/v1/run", Endpoint::kRun, false},
     {"GET", "/api/v1/phases", Endpoint::kPhases, false},
     {"GET", "/api/v1/members", Endpoint::kMembers, false},
+    {"GET", "/api/v1/incidents", Endpoint::kIncidents, false},
     {"GET", "/api/v1/checkpoints", Endpoint::kCheckpoints, false},
     {"GET", "/api/v1/events", Endpoint::kEvents, false},
     {"GET", "/api/v1/openapi.json", Endpoint::kOpenApi, false},
@@ -133,6 +134,24 @@ json::object MemberObject(const MemberState& member) {
   object["phase"] = member.phase >= 0 ? json::value(member.phase) : json::value(nullptr);
   object["step"] = member.step;
   object["last_seen_unix_ms"] = TimeOrNull(member.last_seen_unix_ms);
+  return object;
+}
+
+json::object IncidentObject(const IncidentState& incident) {
+  json::object object;
+  const auto seconds = [](double value) {
+    return value < 0 ? json::value(nullptr) : json::value(value);
+  };
+  object["unix_ms"] = incident.unix_ms;
+  object["kind"] = incident.kind;
+  object["domain"] = incident.domain.empty() ? json::value(nullptr) : json::value(incident.domain);
+  object["reason"] = incident.reason;
+  object["phase"] = incident.phase;
+  object["step"] = incident.step;
+  object["generation"] = incident.generation;
+  object["formed_seconds"] = seconds(incident.formed_seconds);
+  object["resumed_seconds"] = seconds(incident.resumed_seconds);
+  object["steps_lost"] = incident.steps_lost;
   return object;
 }
 
@@ -260,6 +279,7 @@ ApiReply ReadReply(Endpoint endpoint, const RunState& state) {
     case Endpoint::kRun: return JsonReply(200, RunDocument(state));
     case Endpoint::kPhases: return JsonReply(200, PhasesDocument(state));
     case Endpoint::kMembers: return JsonReply(200, MembersDocument(state));
+    case Endpoint::kIncidents: return JsonReply(200, IncidentsDocument(state));
     case Endpoint::kCheckpoints: return JsonReply(200, CheckpointsDocument(state));
     case Endpoint::kOpenApi: return JsonReply(200, std::string(OpenApiDocument()));
     case Endpoint::kHealth: return JsonReply(200, R"({"status":"ok"})");
@@ -325,6 +345,16 @@ std::string CheckpointsDocument(const RunState& state) {
   return ListDocument(
       "checkpoints", state.checkpoints,
       [](const CheckpointState& checkpoint, std::size_t) { return CheckpointObject(checkpoint); });
+}
+
+std::string IncidentsDocument(const RunState& state) {
+  return ListDocument("incidents", state.incidents, [](const IncidentState& incident, std::size_t) {
+    return IncidentObject(incident);
+  });
+}
+
+std::string IncidentJson(const IncidentState& incident) {
+  return json::serialize(IncidentObject(incident));
 }
 
 std::uint64_t StreamId(const RunState& state, std::uint64_t sequence) {

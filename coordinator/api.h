@@ -19,6 +19,7 @@ enum class Endpoint : std::uint8_t {
   kRun,
   kPhases,
   kMembers,
+  kIncidents,
   kCheckpoints,
   kEvents,
   kMetrics,
@@ -78,6 +79,8 @@ std::string RunDocument(const RunState& state);
 std::string PhasesDocument(const RunState& state);
 std::string MembersDocument(const RunState& state);
 std::string CheckpointsDocument(const RunState& state);
+std::string IncidentsDocument(const RunState& state);
+std::string IncidentJson(const IncidentState& incident);  // one of them, one line
 // OpenMetrics 1.0 text, base units, ends with "# EOF".
 std::string MetricsText(const RunState& state);
 

@@ -125,6 +125,10 @@ std::vector<std::string> CheckpointLedger::TakeExpired() {
   return expired;
 }
 
+void CheckpointLedger::Forget(const std::string& id) {
+  std::erase_if(committed_, [&id](const auto& entry) { return entry.second == id; });
+}
+
 std::int32_t CheckpointLedger::PartsOf(const std::string& id) const {
   const auto found = pending_.find(id);
   return found == pending_.end() ? 0 : static_cast<std::int32_t>(found->second.parts.size());

@@ -37,6 +37,9 @@ class CheckpointLedger {
   // Committed checkpoints that retention gives up, oldest first; they are forgotten here.
   std::vector<std::string> TakeExpired();
 
+  // A committed checkpoint turned out to be bad, or was taken away.
+  void Forget(const std::string& id);
+
   bool writing() const { return !pending_.empty(); }
   // Ranks that have reported the checkpoint being written.
   std::int32_t PartsOf(const std::string& id) const;

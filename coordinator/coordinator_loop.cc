@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "common/timeouts.h"
+#include "coordinator/recovery.h"
 #include "coordinator/result_json.h"
 #include "storage/checkpoint_store.h"
 
@@ -121,6 +122,11 @@ Status CoordinatorLoop::Do(const Action& action) {
     // It is journalled as dropped: what stays behind is removed at the next start.
     static_cast<void>(
         DeleteCheckpoint(files_, options_.run_folder / "checkpoints", removal->checkpoint_id));
+  } else if (const auto* bad = std::get_if<QuarantineAction>(&action)) {
+    return QuarantineCheckpoint(files_, options_.run_folder, bad->checkpoint_id, bad->reason,
+                                clock_.UnixMs());
+  } else if (const auto* incident = std::get_if<IncidentAction>(&action)) {
+    for (RunObserver* observer : observers_) DD2_TRY(observer->OnIncident(incident->incident));
   } else if (const auto* position = std::get_if<PositionAction>(&action)) {
     for (RunObserver* observer : observers_) {
       DD2_TRY(observer->OnPosition(position->position.phase, position->position.step));

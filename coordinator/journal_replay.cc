@@ -8,11 +8,7 @@ namespace dd2 {
 
 namespace {
 
-struct PhaseBegin {
-  std::int32_t phase = -1;
-  std::int64_t unix_ms = 0;
-  double seconds_before = 0;
-};
+using PhaseBegin = JournalView::PhaseBegin;
 
 void Commit(JournalView& view, const proto::CheckpointManifest& manifest, const PhaseBegin& begin,
             std::int64_t unix_ms) {
@@ -45,7 +41,7 @@ void Finish(JournalView& view, const proto::PhaseFinished& record) {
 
 JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
   JournalView view;
-  PhaseBegin begin;
+  PhaseBegin& begin = view.phase_begin;
   const auto saw_generation = [&view](std::uint64_t number) {
     view.last_generation = std::max(view.last_generation, Generation(number));
   };
@@ -56,15 +52,24 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
         view.config_digest = record.run_started().config_digest();
         if (!record.run_started().resumed()) view.command = record.run_started().command();
         view.outcome.clear();
+        view.formed.clear();
         saw_generation(record.run_started().generation());
         break;
       case proto::JournalRecord::kGenerationFormed:
         saw_generation(record.generation_formed().generation());
+        view.formed.assign(record.generation_formed().members().begin(),
+                           record.generation_formed().members().end());
         break;
       case proto::JournalRecord::kGenerationBroken:
         saw_generation(record.generation_broken().generation());
+        view.formed.clear();
         break;
-      case proto::JournalRecord::kLeaseGranted: view.started = true; break;
+      case proto::JournalRecord::kLeaseGranted:
+        view.started = true;
+        view.granted =
+            RunPosition{record.lease_granted().phase(),
+                        record.lease_granted().first_step() + record.lease_granted().count()};
+        break;
       case proto::JournalRecord::kPhaseStarted:
         begin.phase = record.phase_started().phase();
         begin.unix_ms = record.unix_ms();
@@ -86,12 +91,13 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
         break;
       }
       case proto::JournalRecord::kDesiredChanged:
-        view.desired_version = record.desired_changed().desired().version();
+        view.desired = record.desired_changed().desired();
         break;
       case proto::JournalRecord::kRunEnded: view.outcome = record.run_ended().outcome(); break;
       case proto::JournalRecord::kRolledBack: {
         const std::int32_t phase = record.rolled_back().phase();
         std::erase_if(view.finished, [phase](const auto& other) { return other.phase > phase; });
+        view.granted = RunPosition{phase, record.rolled_back().step()};
         break;
       }
       case proto::JournalRecord::EVENT_NOT_SET: break;

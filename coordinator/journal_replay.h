@@ -26,7 +26,15 @@ struct JournalView {
   std::map<std::string, double> seconds_at;    // checkpoint id -> time its phase had taken there
   std::map<std::string, std::string> dropped;  // id -> reason, unless committed again
   std::vector<FinishedPhase> finished;         // after all rollbacks
-  std::uint64_t desired_version = 0;
+  proto::Desired desired;                      // the newest wish; version 0: none
+  // For a coordinator that takes a living run over:
+  std::vector<proto::GenerationMember> formed;  // of last_generation, by rank; empty: not formed
+  RunPosition granted;                          // end of the newest lease
+  struct PhaseBegin {
+    std::int32_t phase = -1;
+    std::int64_t unix_ms = 0;
+    double seconds_before = 0;
+  } phase_begin;  // the newest start of a phase
 };
 
 JournalView ReplayJournal(std::span<const proto::JournalRecord> records);

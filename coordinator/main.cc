@@ -1,6 +1,6 @@
-// dd2-coordinator --run DIR [--resume] [--command TEXT]: one process for one run. It owns phases,
-// membership, the journal and the checkpoints of RUN, and serves the control port and the HTTP API.
-// Exit codes: common/exit_codes.h.
+// dd2-coordinator --run DIR [--resume | --recover] [--command TEXT]: one process for one run. It
+// owns phases, membership, the journal and the checkpoints of RUN, and serves the control port and
+// the HTTP API. Exit codes: common/exit_codes.h.
 
 #include <unistd.h>
 
@@ -39,14 +39,17 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kUsage =
-    "usage: dd2-coordinator --run DIR [--resume] [--command TEXT]\n"
+    "usage: dd2-coordinator --run DIR [--resume | --recover] [--command TEXT]\n"
     "  --run DIR       folder of the run; DIR/config.yaml says what to do\n"
     "  --resume        go on from the newest checkpoint\n"
+    "  --recover       the coordinator before died and its workers did not: take the run over, on "
+    "the same ports\n"
     "  --command TEXT  what the user typed, for result.json\n";
 
 struct Arguments {
   fs::path run;
   bool resume = false;
+  bool recover = false;
   std::string command;
 };
 
@@ -72,6 +75,8 @@ OrFailure<Arguments> ParseArguments(const std::vector<std::string>& words) {
       arguments.run = words[++i];
     } else if (words[i] == "--resume") {
       arguments.resume = true;
+    } else if (words[i] == "--recover") {
+      arguments.recover = true;
     } else if (words[i] == "--command" && i + 1 < words.size()) {
       arguments.command = words[++i];
     } else if (words[i] == "--help" || words[i] == "-h") {
@@ -153,7 +158,7 @@ std::optional<Failure> CheckStart(const Arguments& arguments, const OpenedRun& o
   const std::string folder = arguments.run.string();
   const JournalView& view = opened.view;
   Failure failure;
-  if (view.started && !arguments.resume) {
+  if (view.started && !arguments.resume && !arguments.recover) {
     failure.exit_code = kExitAlreadyStarted;
     failure.message = folder + " holds a run that has already begun" +
                       (view.outcome.empty() ? std::string() : " (" + view.outcome + ")") +
@@ -204,17 +209,43 @@ Task<void> WatchSignals(asio::signal_set& signals, CoordinatorLoop& loop) {
   std::_Exit(kExitCannotStart);
 }
 
+// Where the coordinator before was reached; zeros: any port.
+struct Ports {
+  std::uint16_t control = 0;
+  std::uint16_t http = 0;
+};
+
+// Workers and agents try the ports that they know.
+Ports LastPorts(const fs::path& run) {
+  Ports ports;
+  const Result<std::string> text = RealFileSystem().Read(run / "coordinator.json");
+  if (!text) return ports;
+  boost::system::error_code failure;
+  const boost::json::value value = boost::json::parse(*text, failure);
+  const boost::json::object* object = failure ? nullptr : value.if_object();
+  const auto port = [object](const char* name) {
+    const boost::json::value* number = object == nullptr ? nullptr : object->if_contains(name);
+    return number != nullptr && number->is_int64() ? static_cast<std::uint16_t>(number->as_int64())
+                                                   : std::uint16_t{0};
+  };
+  ports.control = port("control_port");
+  ports.http = port("http_port");
+  return ports;
+}
+
 // From an opened run to its end.
 class Program {
  public:
-  Program(fs::path run, std::string command, OpenedRun opened)
+  Program(fs::path run, const Arguments& arguments, Ports ports, OpenedRun opened)
       : run_(std::move(run)),
-        command_(std::move(command)),
+        command_(arguments.command),
+        recover_(arguments.recover),
+        ports_(ports),
         opened_(std::move(opened)),
         signals_(context_, SIGINT, SIGTERM) {}
 
   OrFailure<ExitCode> Run() {
-    Result<CoreStart> start = RecoverRun(RealFileSystem(), run_, *opened_.journal, clock_.UnixMs());
+    Result<CoreStart> start = FindStart();
     if (!start) return Fail(kExitCannotStart, start.error().message());
     const Status built = BuildLoop(std::move(*start));
     if (!built) return Fail(kExitCannotStart, built.error().message());
@@ -222,7 +253,7 @@ class Program {
     if (!control_port) return Fail(kExitCannotStart, control_port.error().message());
     HttpOptions options;
     options.host = opened_.config.api.host;
-    options.port = static_cast<std::uint16_t>(opened_.config.api.port);
+    options.port = recover_ ? ports_.http : static_cast<std::uint16_t>(opened_.config.api.port);
     options.token = opened_.token;
     Result<std::unique_ptr<HttpServer>> http = HttpServer::Start(context_, options, *loop_);
     if (!http) {
@@ -244,11 +275,22 @@ class Program {
   }
 
  private:
+  Result<CoreStart> FindStart() {
+    if (!recover_) {
+      return RecoverRun(RealFileSystem(), run_, *opened_.journal, clock_.UnixMs());
+    }
+    Result<std::string> lines = RealFileSystem().Read(run_ / "metrics.jsonl");
+    if (!lines && lines.error().code() != Code::kNotFound) return lines.error();
+    const RecordPosition last = LastRecorded(lines ? *lines : std::string());
+    return TakeOverRun(RealFileSystem(), run_, *opened_.journal, RunPosition{last.phase, last.step},
+                       clock_.UnixMs());
+  }
+
   Status BuildLoop(CoreStart start) {
     std::vector<std::int64_t> phase_steps;
     for (const PhaseConfig& phase : opened_.config.phases) phase_steps.push_back(phase.steps);
     DD2_TRY_ASSIGN(auto record, RunRecord::Open(run_, std::move(phase_steps), clock_));
-    record_ = std::make_unique<RecordObserver>(std::move(record));
+    record_ = std::make_unique<RecordObserver>(std::move(record), run_ / "incidents.jsonl");
     run_id_ = opened_.view.run_id.empty() ? RandomHex(8) : opened_.view.run_id;
     CoreOptions core;
     core.config = opened_.config;
@@ -260,6 +302,7 @@ class Program {
     LoopOptions options;
     options.run_folder = run_;
     options.secret = opened_.secret;
+    options.port = ports_.control;
     loop_ =
         std::make_unique<CoordinatorLoop>(context_, RealFileSystem(), clock_, *opened_.journal,
                                           std::move(core), std::move(start), std::move(options));
@@ -277,6 +320,8 @@ class Program {
 
   const fs::path run_;
   const std::string command_;
+  const bool recover_;
+  const Ports ports_;
   OpenedRun opened_;
   const SystemClock clock_;
   asio::io_context context_{1};
@@ -298,6 +343,7 @@ OrFailure<ExitCode> Main(const std::vector<std::string>& words) {
     return Fail(lock.error().code() == Code::kUnavailable ? kExitAlreadyStarted : kExitCannotStart,
                 "the run in " + run.string() + " is in use: " + lock.error().message());
   }
+  const Ports ports = arguments->recover ? LastPorts(run) : Ports();
   // Nobody may be led to the coordinator that was here before.
   const Status removed = RealFileSystem().Remove(run / "coordinator.json");
   if (!removed) return Fail(kExitCannotStart, removed.error().message());
@@ -312,7 +358,7 @@ OrFailure<ExitCode> Main(const std::vector<std::string>& words) {
   log.to_stderr = false;
   const Status logging = StartLog(log);
   if (!logging) return Fail(kExitCannotStart, logging.error().message());
-  return Program(run, arguments->command, std::move(*opened)).Run();
+  return Program(run, *arguments, ports, std::move(*opened)).Run();
 }
 
 }  // namespace

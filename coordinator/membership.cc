@@ -1,7 +1,6 @@
 #include "coordinator/membership.h"
 
 #include <algorithm>
-#include <tuple>
 #include <utility>
 
 #include "common/check.h"
@@ -24,75 +23,119 @@ Membership::Membership(std::int32_t ranks, Generation next) : ranks_(ranks), gen
 }
 
 Status Membership::AddAgent(ConnectionId connection, proto::AgentHello hello, TimePoint now) {
-  if (agent_) {
-    return Error(Code::kFailedPrecondition, "the run already has the agent of domain '" +
-                                                agent_->hello.domain() + "' (pid " +
-                                                std::to_string(agent_->hello.pid()) +
-                                                "); domain '" + hello.domain() + "' is not needed");
+  DomainMember& domain = domains_[hello.domain()];
+  domain.name = hello.domain();
+  if (domain.agent) {
+    return Error(Code::kFailedPrecondition, "domain '" + hello.domain() +
+                                                "' has an agent already (pid " +
+                                                std::to_string(domain.agent->hello.pid()) + ")");
   }
   hello.clear_secret();
   AgentMember member;
   member.connection = connection;
   member.hello = std::move(hello);
   member.last_seen = now;
-  agent_ = std::move(member);
+  domain.agent = std::move(member);
   return Status();
+}
+
+Status Membership::CheckNumbers(const proto::WorkerHello& hello) const {
+  const std::string who = Name(hello);
+  if (hello.local_rank() < 0 || hello.local_rank() >= hello.local_size() ||
+      hello.local_size() != ranks_) {
+    return Error(Code::kInvalidArgument,
+                 who + " says that its domain has " + std::to_string(hello.local_size()) +
+                     " workers; a domain of this run has " + std::to_string(ranks_) + " ranks");
+  }
+  for (const auto& [name, domain] : domains_) {
+    for (const auto& [local_rank, other] : domain.workers) {
+      if (name == hello.domain() && local_rank == hello.local_rank()) {
+        return Error(Code::kInvalidArgument,
+                     who + " contradicts " + Name(other.hello) + ": same local rank");
+      }
+      if (other.hello.numeric_mode() != hello.numeric_mode()) {
+        return Error(Code::kFailedPrecondition,
+                     who + " computes with '" + hello.numeric_mode() + "', " + Name(other.hello) +
+                         " with '" + other.hello.numeric_mode() +
+                         "': their bits would differ. Use the same build, library and thread count "
+                         "everywhere");
+      }
+    }
+  }
+  return Status();
+}
+
+void Membership::Insert(ConnectionId connection, std::string address, proto::WorkerHello hello,
+                        TimePoint now) {
+  hello.clear_secret();
+  DomainMember& domain = domains_[hello.domain()];
+  domain.name = hello.domain();
+  domain.running = true;
+  WorkerMember member;
+  member.connection = connection;
+  member.address = std::move(address);
+  member.held = hello.held();
+  member.last_seen = now;
+  member.moved = now;
+  member.hello = std::move(hello);
+  domain.workers[member.hello.local_rank()] = std::move(member);
 }
 
 Status Membership::AddWorker(ConnectionId connection, std::string address, proto::WorkerHello hello,
                              Generation said, TimePoint now) {
-  const std::string who = Name(hello);
-  // A worker learns its generation from the Assignment; 0 says that it does not know one yet.
-  if (said != Generation(0) && said != generation_) return CheckGeneration(said);
-  if (formed_) {
-    return Error(Code::kAborted, who + ": generation " + std::to_string(generation_.value()) +
-                                     " is already formed");
+  // A fresh worker learns its generation from the Assignment; 0 says that it knows none yet.
+  if (!hello.resumes() && said != Generation(0) && said != generation_) {
+    return CheckGeneration(said);
   }
-  if (hello.local_rank() < 0 || hello.local_rank() >= hello.local_size() ||
-      hello.local_size() > ranks_) {
-    return Error(Code::kInvalidArgument,
-                 who + " says that its domain has " + std::to_string(hello.local_size()) +
-                     " workers; the run has " + std::to_string(ranks_) + " ranks");
-  }
-  for (const auto& [other_connection, other] : workers_) {
-    if (other.hello.domain() == hello.domain() &&
-        (other.hello.local_rank() == hello.local_rank() ||
-         other.hello.local_size() != hello.local_size())) {
-      return Error(Code::kInvalidArgument, who + " contradicts " + Name(other.hello) +
-                                               ": same local rank or another domain size");
-    }
-    if (other.hello.numeric_mode() != hello.numeric_mode()) {
-      return Error(Code::kFailedPrecondition,
-                   who + " computes with '" + hello.numeric_mode() + "', " + Name(other.hello) +
-                       " with '" + other.hello.numeric_mode() +
-                       "': their bits would differ. Use the same build, library and thread count "
-                       "everywhere");
-    }
-  }
-  hello.clear_secret();
-  WorkerMember member;
-  member.connection = connection;
-  member.address = std::move(address);
-  member.hello = std::move(hello);
-  member.last_seen = now;
-  workers_[connection] = std::move(member);
+  DD2_TRY(CheckNumbers(hello));
+  const std::string name = hello.domain();
+  const std::int32_t local_rank = hello.local_rank();
+  const bool ready = !hello.resumes() || said == generation_;
+  Insert(connection, std::move(address), std::move(hello), now);
+  domains_[name].workers[local_rank].ready = ready;
   return Status();
 }
 
-bool Membership::Complete() const {
-  return !formed_ && static_cast<std::int32_t>(workers_.size()) == ranks_;
+Status Membership::Reattach(ConnectionId connection, std::string address, proto::WorkerHello hello,
+                            Generation said, TimePoint now) {
+  DD2_TRY(CheckGeneration(said));
+  DD2_TRY(CheckNumbers(hello));
+  const std::string name = hello.domain();
+  const std::int32_t local_rank = hello.local_rank();
+  const Rank rank(hello.rank());
+  Insert(connection, std::move(address), std::move(hello), now);
+  domains_[name].workers[local_rank].rank = rank;
+  return Status();
 }
 
-void Membership::Form() {
-  DD2_CHECK(Complete());
-  std::vector<WorkerMember*> order;
-  for (auto& [connection, member] : workers_) order.push_back(&member);
-  std::sort(order.begin(), order.end(), [](const WorkerMember* a, const WorkerMember* b) {
-    return std::forward_as_tuple(a->hello.domain(), a->hello.local_rank()) <
-           std::forward_as_tuple(b->hello.domain(), b->hello.local_rank());
-  });
-  for (std::size_t i = 0; i < order.size(); ++i)
-    order[i]->rank = Rank(static_cast<std::int32_t>(i));
+std::vector<ConnectionId> Membership::Break() {
+  std::vector<ConnectionId> members;
+  generation_ = Generation(generation_.value() + 1);
+  formed_ = false;
+  for (auto& [name, domain] : domains_) {
+    for (auto& [local_rank, member] : domain.workers) {
+      // A fresh worker that waits for its first generation is as ready as before.
+      if (!member.rank && member.ready && !member.held.has_state()) continue;
+      member.rank.reset();
+      member.ready = false;
+      members.push_back(member.connection);
+    }
+  }
+  return members;
+}
+
+void Membership::Form(const std::vector<std::string>& domains) {
+  std::int32_t next = 0;
+  for (const std::string& name : domains) {
+    DomainMember& domain = domains_.at(name);
+    DD2_CHECK(Whole(domain));
+    for (auto& [local_rank, member] : domain.workers) {
+      member.rank = Rank(next++);
+      member.ready = false;
+      member.collectives = 0;
+      member.waiting = false;
+    }
+  }
   formed_ = true;
 }
 
@@ -105,42 +148,86 @@ Status Membership::CheckGeneration(Generation said) const {
 }
 
 void Membership::Seen(ConnectionId connection, TimePoint now) {
-  if (IsAgent(connection)) agent_->last_seen = now;
+  DomainMember* domain = DomainOf(connection);
+  if (domain == nullptr) return;
+  if (domain->agent && domain->agent->connection == connection) domain->agent->last_seen = now;
   if (WorkerMember* member = worker(connection)) member->last_seen = now;
 }
 
 std::vector<ConnectionId> Membership::Expired(TimePoint now) const {
   std::vector<ConnectionId> silent;
-  if (agent_ && now - agent_->last_seen >= timeouts::kHeartbeatExpiry) {
-    silent.push_back(agent_->connection);
-  }
-  for (const auto& [connection, member] : workers_) {
-    if (now - member.last_seen >= timeouts::kHeartbeatExpiry) silent.push_back(connection);
+  for (const auto& [name, domain] : domains_) {
+    if (domain.agent && now - domain.agent->last_seen >= timeouts::kHeartbeatExpiry) {
+      silent.push_back(domain.agent->connection);
+    }
+    for (const auto& [local_rank, member] : domain.workers) {
+      if (now - member.last_seen >= timeouts::kHeartbeatExpiry) {
+        silent.push_back(member.connection);
+      }
+    }
   }
   return silent;
 }
 
 void Membership::ForgiveSilence(TimePoint now) {
-  if (agent_) agent_->last_seen = now;
-  for (auto& [connection, member] : workers_) member.last_seen = now;
+  for (auto& [name, domain] : domains_) {
+    if (domain.agent) domain.agent->last_seen = now;
+    for (auto& [local_rank, member] : domain.workers) {
+      member.last_seen = now;
+      member.moved = now;
+    }
+  }
 }
 
 void Membership::Remove(ConnectionId connection) {
-  if (IsAgent(connection)) agent_.reset();
-  workers_.erase(connection);
+  DomainMember* domain = DomainOf(connection);
+  if (domain == nullptr) return;
+  if (domain->agent && domain->agent->connection == connection) {
+    domain->agent.reset();
+    return;
+  }
+  std::erase_if(domain->workers,
+                [connection](const auto& entry) { return entry.second.connection == connection; });
 }
 
 WorkerMember* Membership::worker(ConnectionId connection) {
-  const auto found = workers_.find(connection);
-  return found == workers_.end() ? nullptr : &found->second;
+  for (auto& [name, domain] : domains_) {
+    for (auto& [local_rank, member] : domain.workers) {
+      if (member.connection == connection) return &member;
+    }
+  }
+  return nullptr;
+}
+
+DomainMember* Membership::DomainOf(ConnectionId connection) {
+  for (auto& [name, domain] : domains_) {
+    if (domain.agent && domain.agent->connection == connection) return &domain;
+    for (const auto& [local_rank, member] : domain.workers) {
+      if (member.connection == connection) return &domain;
+    }
+  }
+  return nullptr;
+}
+
+bool Membership::IsAgent(ConnectionId connection) {
+  const DomainMember* domain = DomainOf(connection);
+  return domain != nullptr && domain->agent && domain->agent->connection == connection;
 }
 
 std::vector<const WorkerMember*> Membership::workers() const {
   std::vector<const WorkerMember*> order;
-  for (const auto& [connection, member] : workers_) order.push_back(&member);
-  std::sort(order.begin(), order.end(), [](const WorkerMember* a, const WorkerMember* b) {
+  for (const auto& [name, domain] : domains_) {
+    for (const auto& [local_rank, member] : domain.workers) order.push_back(&member);
+  }
+  std::stable_sort(order.begin(), order.end(), [](const WorkerMember* a, const WorkerMember* b) {
     return a->rank.value_or(Rank(-1)) < b->rank.value_or(Rank(-1));
   });
+  return order;
+}
+
+std::vector<const WorkerMember*> Membership::ranks() const {
+  std::vector<const WorkerMember*> order = workers();
+  std::erase_if(order, [](const WorkerMember* member) { return !member->rank; });
   return order;
 }
 

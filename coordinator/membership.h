@@ -21,9 +21,15 @@ struct WorkerMember {
   ConnectionId connection;
   std::string address;       // as the coordinator sees it
   proto::WorkerHello hello;  // without the secret
-  std::optional<Rank> rank;  // once its generation is formed
+  std::optional<Rank> rank;  // in the formed generation; nothing: not part of it
+  // What it brings into the generation that is being gathered, once `ready`.
+  proto::HeldState held;
+  bool ready = false;
   std::int32_t phase = -1;
   std::int64_t step = 0;
+  std::uint64_t collectives = 0;  // entered in this generation
+  bool waiting = false;           // inside one
+  TimePoint moved;                // when phase, step or collectives last changed
   TimePoint last_seen;
   bool done = false;  // said WorkerDone
 };
@@ -34,27 +40,48 @@ struct AgentMember {
   TimePoint last_seen;
 };
 
-// Who belongs to the run. A generation is the fence: it is formed once, when all ranks are there,
-// and a message of an older (or unknown newer) one is refused (design 2).
+// One failure domain: an agent and the workers of its mpirun, which live and die as one.
+struct DomainMember {
+  std::string name;
+  std::optional<AgentMember> agent;              // nothing: away
+  std::map<std::int32_t, WorkerMember> workers;  // by local rank
+  std::uint64_t attempt = 0;                     // number of its last start; 0: not by this process
+  bool running = false;                          // its agent has started it, or is about to
+  TimePoint started;                             // when that was asked for
+  std::optional<TimePoint> start_at;             // it is to be started again then
+  std::int32_t failures = 0;                     // ends in a row without a time of work between
+};
+
+// Who belongs to the run. A generation is the fence: it is formed once, from whole domains, and a
+// message of an older (or unknown newer) one is refused (design 2).
 //
 // Pure; owned by RunCore; control thread. It knows connections by number only and decides nothing
 // about what a loss means.
 class Membership {
  public:
-  // `next`: the generation that is being gathered; all smaller ones are over.
+  // `ranks`: workers of each domain. `next`: the generation that is being gathered; all smaller
+  // ones are over.
   Membership(std::int32_t ranks, Generation next);
 
-  // kFailedPrecondition: the run has an agent already (this version runs one domain).
+  // kFailedPrecondition: this domain has an agent already.
   Status AddAgent(ConnectionId connection, proto::AgentHello hello, TimePoint now);
-  // kAborted: the generation is over or was formed without it. kInvalidArgument: the numbers of the
-  // hello contradict the run or each other. kFailedPrecondition: another numeric mode than the
-  // workers that are here.
+  // A fresh worker, or one that comes back to be gathered (then `held` is what it says). kAborted:
+  // it works in a generation that is over. kInvalidArgument: the numbers of the hello contradict
+  // the run or each other. kFailedPrecondition: another numeric mode than the workers that are
+  // here.
   Status AddWorker(ConnectionId connection, std::string address, proto::WorkerHello hello,
                    Generation said, TimePoint now);
-  // Whether all ranks are here and the generation can be formed.
-  bool Complete() const;
-  // Gives ranks in the order (domain, local rank). Complete() must hold.
-  void Form();
+  // A worker of the formed generation whose connection broke. kAborted: it is not of it.
+  Status Reattach(ConnectionId connection, std::string address, proto::WorkerHello hello,
+                  Generation said, TimePoint now);
+
+  // The formed generation is over, the next one is being gathered: everybody who had a rank has
+  // none and is not ready. Returns their connections.
+  std::vector<ConnectionId> Break();
+  // Gives ranks, domain by domain in this order. All of them whole.
+  void Form(const std::vector<std::string>& domains);
+  // The generation was formed in an earlier life of the coordinator; its members reattach.
+  void AdoptFormed() { formed_ = true; }
 
   // kAborted: a message from outside the current generation.
   Status CheckGeneration(Generation said) const;
@@ -69,18 +96,28 @@ class Membership {
   Generation generation() const { return generation_; }
   bool formed() const { return formed_; }
   WorkerMember* worker(ConnectionId connection);
-  const std::optional<AgentMember>& agent() const { return agent_; }
-  bool IsAgent(ConnectionId connection) const { return agent_ && agent_->connection == connection; }
-  // In rank order once formed.
+  // The domain whose agent or worker this is; null: a stranger.
+  DomainMember* DomainOf(ConnectionId connection);
+  bool IsAgent(ConnectionId connection);
+  std::map<std::string, DomainMember>& domains() { return domains_; }
+  const std::map<std::string, DomainMember>& domains() const { return domains_; }
+  bool Whole(const DomainMember& domain) const {
+    return static_cast<std::int32_t>(domain.workers.size()) == ranks_;
+  }
+  // In rank order; those without a rank first.
   std::vector<const WorkerMember*> workers() const;
-  std::size_t worker_count() const { return workers_.size(); }
+  // Of the formed generation, in rank order.
+  std::vector<const WorkerMember*> ranks() const;
 
  private:
+  Status CheckNumbers(const proto::WorkerHello& hello) const;
+  void Insert(ConnectionId connection, std::string address, proto::WorkerHello hello,
+              TimePoint now);
+
   const std::int32_t ranks_;
   Generation generation_;
   bool formed_ = false;
-  std::optional<AgentMember> agent_;
-  std::map<ConnectionId, WorkerMember> workers_;
+  std::map<std::string, DomainMember> domains_;
 };
 
 }  // namespace dd2

@@ -102,8 +102,8 @@ void WriteRun(const RunState& state, MetricsWriter& out) {
   out.Sample("_info", {{"run_id", state.run_id}, {"name", state.name}}, 1);
   out.Family("dd2_run_state", "stateset", "", "What the run is doing.");
   for (const RunWord word :
-       {RunWord::kWaiting, RunWord::kRunning, RunWord::kPaused, RunWord::kStopping,
-        RunWord::kFinished, RunWord::kStopped, RunWord::kFailed}) {
+       {RunWord::kWaiting, RunWord::kRunning, RunWord::kRecovering, RunWord::kPaused,
+        RunWord::kStopping, RunWord::kFinished, RunWord::kStopped, RunWord::kFailed}) {
     out.Sample("", {{"dd2_run_state", RunWordName(word)}}, state.word == word ? 1 : 0);
   }
   out.Gauge("dd2_start_timestamp_seconds", "seconds", "When this coordinator started, Unix time.",

@@ -33,32 +33,59 @@ std::string Describe(RunPosition position) {
 
 PhaseScheduler::PhaseScheduler(std::vector<PhaseConfig> phases, RunPosition start,
                                double seconds_before, std::vector<FinishedPhase> finished)
-    : phases_(std::move(phases)), seconds_(phases_.size()), results_(phases_.size()) {
+    : phases_(std::move(phases)),
+      seconds_(phases_.size()),
+      results_(phases_.size()),
+      finished_(phases_.size()) {
   const auto count = static_cast<std::int32_t>(phases_.size());
-  DD2_CHECK(start.phase >= 0 && start.phase <= count);
-  std::vector<bool> known(phases_.size(), false);
   for (FinishedPhase& phase : finished) {
     // What lies after the start is void: the run was rolled back.
     if (phase.phase > start.phase || phase.phase >= count || phase.phase < 0) continue;
     const auto index = static_cast<std::size_t>(phase.phase);
-    known[index] = true;
+    finished_[index] = true;
     seconds_[index] = phase.seconds;
     results_[index] = std::move(phase.result_json);
   }
+  GoTo(start, seconds_before);
+}
+
+void PhaseScheduler::GoBackTo(RunPosition start, double seconds_before) {
+  for (auto i = static_cast<std::size_t>(start.phase) + 1; i < phases_.size(); ++i) {
+    finished_[i] = false;
+    seconds_[i] = 0;
+    results_[i].clear();
+  }
+  GoTo(start, seconds_before);
+}
+
+void PhaseScheduler::GoTo(RunPosition start, double seconds_before) {
+  const auto count = static_cast<std::int32_t>(phases_.size());
+  DD2_CHECK(start.phase >= 0 && start.phase <= count);
+  EnterPhase(start.phase);
   position_ = start;
   if (start.phase < count) {
     const auto index = static_cast<std::size_t>(start.phase);
     const bool at_end = start.step >= phases_[index].steps;
-    if (at_end && (known[index] || !HasOutcomeOnly(phases_[index].kind))) {
-      if (!known[index]) seconds_[index] = seconds_before;
+    if (at_end && (finished_[index] || !HasOutcomeOnly(phases_[index].kind))) {
+      if (!finished_[index]) seconds_[index] = seconds_before;
+      finished_[index] = true;
       position_ = RunPosition{start.phase + 1, 0};
     } else {
       if (at_end) position_.step = 0;
       seconds_[index] = seconds_before;
       results_[index].clear();
+      finished_[index] = false;
     }
   }
   granted_end_ = position_.step;
+}
+
+void PhaseScheduler::Continue(std::int64_t granted_end, TimePoint now) {
+  if (finished()) return;
+  granted_end_ = std::clamp(granted_end, position_.step, current().steps);
+  phase_started_ = true;
+  counted_until_ = now;
+  last_progress_ = now;
 }
 
 std::optional<LeaseGrant> PhaseScheduler::NextLease() const {
@@ -129,6 +156,7 @@ Status PhaseScheduler::OnPhaseFinished(std::int32_t phase, std::string result_js
   }
   CountTime(now);
   results_[static_cast<std::size_t>(phase)] = std::move(result_json);
+  finished_[static_cast<std::size_t>(phase)] = true;
   EnterPhase(phase + 1);
   return Status();
 }

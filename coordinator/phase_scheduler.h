@@ -49,6 +49,13 @@ class PhaseScheduler {
   PhaseScheduler(std::vector<PhaseConfig> phases, RunPosition start, double seconds_before,
                  std::vector<FinishedPhase> finished);
 
+  // The run goes on from an earlier position (a restored checkpoint, or a state that survivors
+  // hold): what was finished, timed and handed out after it is void.
+  void GoBackTo(RunPosition start, double seconds_before);
+  // After a restart of the coordinator: steps up to `granted_end` of the current phase were handed
+  // out in its earlier life, and time has been counted up to `now`.
+  void Continue(std::int64_t granted_end, TimePoint now);
+
   // The lease to hand out now; nothing while enough granted steps are left, while the end of the
   // phase is being waited for, or when all is done. Does not change anything.
   std::optional<LeaseGrant> NextLease() const;
@@ -68,7 +75,7 @@ class PhaseScheduler {
   RunPosition position() const { return position_; }
   // End of the steps that are granted in the current phase.
   std::int64_t granted_end() const { return granted_end_; }
-  // Whether the current phase has had a lease in this process.
+  // Whether the current phase has had a lease since the run went to it.
   bool phase_started() const { return phase_started_; }
   // Wall time in a phase without pauses, up to `now`.
   double PhaseSeconds(std::int32_t phase, TimePoint now) const;
@@ -81,11 +88,14 @@ class PhaseScheduler {
  private:
   const PhaseConfig& current() const { return phases_[static_cast<std::size_t>(position_.phase)]; }
   void EnterPhase(std::int32_t phase);
+  // From `start`, where phase start.phase had taken `seconds_before`; all before it is finished.
+  void GoTo(RunPosition start, double seconds_before);
   void CountTime(TimePoint now);
 
   const std::vector<PhaseConfig> phases_;
   std::vector<double> seconds_;       // of each phase
   std::vector<std::string> results_;  // of each phase
+  std::vector<bool> finished_;        // phases whose end is known
   RunPosition position_;
   std::int64_t granted_end_ = 0;
   bool phase_started_ = false;

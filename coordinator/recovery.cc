@@ -24,8 +24,8 @@ class Recovery {
  public:
   Recovery(FileSystem& files, const fs::path& run_folder, Journal& journal, std::int64_t unix_ms)
       : files_(files),
+        run_folder_(run_folder),
         checkpoints_(run_folder / "checkpoints"),
-        quarantine_(run_folder / "quarantine"),
         journal_(journal),
         unix_ms_(unix_ms),
         view_(ReplayJournal(journal.records())) {}
@@ -38,16 +38,52 @@ class Recovery {
     DD2_TRY(RemoveUncommitted(files_, checkpoints_, ""));
     start_.resumed = view_.started;
     start_.generation = Generation(view_.last_generation.value() + 1);
-    start_.finished = view_.finished;
-    start_.checkpoints = view_.checkpoints;
-    start_.checkpoint_totals = view_.checkpoint_totals;
-    start_.command = view_.command;
-    start_.desired_version = view_.desired_version;
+    FillStart();
     if (!view_.checkpoints.empty()) Restore(view_.checkpoints.back());
     return std::move(start_);
   }
 
+  Result<CoreStart> TakeOver(RunPosition recorded) {
+    DD2_TRY(files_.MakeDirectories(checkpoints_));
+    DD2_TRY(ClearUnwanted());
+    DD2_TRY(PublishMissing());
+    DD2_TRY(ChooseRestorePoint());
+    FillStart();
+    start_.recovered = true;
+    start_.desired = view_.desired;
+    if (!view_.checkpoints.empty()) {
+      start_.restore_checkpoint = view_.checkpoints.back().checkpoint_id();
+    }
+    // The end of a phase is journalled right after its last step was recorded.
+    RunPosition position = std::max(recorded, RunPosition());
+    for (const FinishedPhase& finished : view_.finished) {
+      position = std::max(position, RunPosition{finished.phase + 1, 0});
+    }
+    start_.position = position;
+    start_.generation = Generation(view_.last_generation.value() + (view_.formed.empty() ? 1 : 0));
+    if (view_.phase_begin.phase == position.phase) {
+      const double since = static_cast<double>(unix_ms_ - view_.phase_begin.unix_ms) / 1000.0;
+      start_.seconds_before = view_.phase_begin.seconds_before + std::max(since, 0.0);
+    }
+    if (view_.formed.empty()) return std::move(start_);
+    OrphanGeneration orphan;
+    orphan.generation = start_.generation;
+    orphan.members = view_.formed;
+    if (view_.granted.phase == position.phase) orphan.granted_end = view_.granted.step;
+    start_.orphan = std::move(orphan);
+    return std::move(start_);
+  }
+
  private:
+  void FillStart() {
+    start_.finished = view_.finished;
+    start_.checkpoints = view_.checkpoints;
+    start_.checkpoint_seconds = view_.seconds_at;
+    start_.checkpoint_totals = view_.checkpoint_totals;
+    start_.command = view_.command;
+    start_.desired_version = view_.desired.version();
+  }
+
   // Manifests on disk that the journal does not count.
   Status ClearUnwanted() {
     DD2_TRY_ASSIGN(const std::vector<std::string> ids, ListCheckpoints(files_, checkpoints_));
@@ -113,16 +149,7 @@ class Recovery {
   }
 
   Status Quarantine(const std::string& id, const std::string& reason) {
-    DD2_TRY(files_.MakeDirectories(quarantine_));
-    const fs::path away = quarantine_ / (id + "-" + std::to_string(unix_ms_));
-    const Status moved = files_.Rename(checkpoints_ / id, away);
-    if (!moved) {
-      // Its folder is gone altogether: there is nothing to keep.
-      if (moved.error().code() == Code::kNotFound) return Status();
-      return moved;
-    }
-    DD2_TRY(files_.SyncDirectory(checkpoints_));
-    return WriteFileAtomically(files_, away / "reason.txt", reason + "\n");
+    return QuarantineCheckpoint(files_, run_folder_, id, reason, unix_ms_);
   }
 
   void Restore(const proto::CheckpointManifest& manifest) {
@@ -140,8 +167,8 @@ class Recovery {
   }
 
   FileSystem& files_;
+  const fs::path run_folder_;
   const fs::path checkpoints_;
-  const fs::path quarantine_;
   Journal& journal_;
   const std::int64_t unix_ms_;
   JournalView view_;
@@ -153,6 +180,27 @@ class Recovery {
 Result<CoreStart> RecoverRun(FileSystem& files, const fs::path& run_folder, Journal& journal,
                              std::int64_t unix_ms) {
   return Recovery(files, run_folder, journal, unix_ms).Run();
+}
+
+Result<CoreStart> TakeOverRun(FileSystem& files, const fs::path& run_folder, Journal& journal,
+                              RunPosition recorded, std::int64_t unix_ms) {
+  return Recovery(files, run_folder, journal, unix_ms).TakeOver(recorded);
+}
+
+Status QuarantineCheckpoint(FileSystem& files, const fs::path& run_folder, const std::string& id,
+                            const std::string& reason, std::int64_t unix_ms) {
+  const fs::path checkpoints = run_folder / "checkpoints";
+  const fs::path quarantine = run_folder / "quarantine";
+  DD2_TRY(files.MakeDirectories(quarantine));
+  const fs::path away = quarantine / (id + "-" + std::to_string(unix_ms));
+  const Status moved = files.Rename(checkpoints / id, away);
+  if (!moved) {
+    // Its folder is gone altogether: there is nothing to keep.
+    if (moved.error().code() == Code::kNotFound) return Status();
+    return moved;
+  }
+  DD2_TRY(files.SyncDirectory(checkpoints));
+  return WriteFileAtomically(files, away / "reason.txt", reason + "\n");
 }
 
 }  // namespace dd2

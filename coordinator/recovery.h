@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
 
 #include "common/file.h"
 #include "common/result.h"
@@ -25,5 +26,16 @@ namespace dd2 {
 // kUnavailable and kResourceExhausted: the disk failed; nothing was given up because of that.
 Result<CoreStart> RecoverRun(FileSystem& files, const std::filesystem::path& run_folder,
                              Journal& journal, std::int64_t unix_ms);
+
+// The coordinator died and its workers did not: nothing is rolled back. `recorded` is the last
+// position in the record. Checkpoints are brought to one story as above, except that parts without
+// manifest stay: workers may be writing them.
+Result<CoreStart> TakeOverRun(FileSystem& files, const std::filesystem::path& run_folder,
+                              Journal& journal, RunPosition recorded, std::int64_t unix_ms);
+
+// Moves a checkpoint's folder to RUN/quarantine/<id>-<time>/ with reason.txt; one that is gone is
+// no error.
+Status QuarantineCheckpoint(FileSystem& files, const std::filesystem::path& run_folder,
+                            const std::string& id, const std::string& reason, std::int64_t unix_ms);
 
 }  // namespace dd2

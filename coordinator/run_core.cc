@@ -48,7 +48,7 @@ Actions RunCore::OnMessage(ConnectionId from, const std::string& address,
   } else if (envelope.has_worker_hello()) {
     OnWorkerHello(from, address, envelope, at, out);
   } else if (members_.IsAgent(from)) {
-    OnFromAgent(envelope, at, out);
+    OnFromAgent(from, envelope, at, out);
   } else if (WorkerMember* member = members_.worker(from)) {
     OnFromWorker(*member, envelope, at, out);
   } else {
@@ -58,97 +58,10 @@ Actions RunCore::OnMessage(ConnectionId from, const std::string& address,
   return out;
 }
 
-void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Moment at,
-                           Actions& out) {
-  if (stage_ != Stage::kJoining) {
-    Refuse(from, Error(Code::kFailedPrecondition, "the run has begun or is over"), out);
-    return;
-  }
-  const Status added = members_.AddAgent(from, hello, at.now);
-  if (!added) {
-    Refuse(from, added.error(), out);
-    return;
-  }
-  Event(at, "member",
-        "agent of domain '" + hello.domain() + "' joined from " + hello.host() + " (pid " +
-            std::to_string(hello.pid()) + ")");
-  proto::Envelope envelope = NewEnvelope();
-  proto::StartDomain& start = *envelope.mutable_start_domain();
-  start.set_local_size(options_.config.ranks);
-  start.set_threads_per_rank(options_.config.threads_per_rank);
-  start.set_attempt(members_.generation().value());
-  SendTo(from, std::move(envelope), out);
-  deadline_ = at.now + timeouts::kWorkersJoin;
-  UpdateMembers(at);
-}
-
-void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
-                            const proto::Envelope& envelope, Moment at, Actions& out) {
-  const proto::WorkerHello& hello = envelope.worker_hello();
-  if (stage_ != Stage::kJoining) {
-    Refuse(from,
-           Error(Code::kAborted, "generation " + std::to_string(state_.generation) +
-                                     " is formed, or the run is over"),
-           out);
-    return;
-  }
-  const Status added =
-      members_.AddWorker(from, address, hello, Generation(envelope.generation()), at.now);
-  if (!added) {
-    Refuse(from, added.error(), out);
-    // A worker of the past is turned away; one of our own that does not fit ends the run.
-    if (added.error().code() != Code::kAborted) Fail(added.error().message(), at, out);
-    return;
-  }
-  Event(at, "member",
-        "worker " + std::to_string(hello.local_rank()) + " of domain '" + hello.domain() +
-            "' joined (pid " + std::to_string(hello.pid()) + ")");
-  UpdateMembers(at);
-  if (members_.Complete()) FormGeneration(at, out);
-}
-
-void RunCore::FormGeneration(Moment at, Actions& out) {
-  members_.Form();
-  const std::vector<const WorkerMember*> workers = members_.workers();
-  const auto world_size = static_cast<std::int32_t>(workers.size());
-  ledger_.StartGeneration(world_size);
-  stage_ = Stage::kRunning;
-  deadline_.reset();
-  state_.generation = members_.generation().value();
-  state_.numeric_mode = workers.front()->hello.numeric_mode();
-
-  proto::JournalRecord record;
-  proto::GenerationFormed& formed = *record.mutable_generation_formed();
-  formed.set_generation(state_.generation);
-  formed.set_world_size(world_size);
-  formed.set_restore_checkpoint(start_.restore_checkpoint);
-  Journal(std::move(record), out);
-  out.emplace_back(GenerationAction{members_.generation()});
-  for (const WorkerMember* worker : workers) {
-    proto::Envelope envelope = NewEnvelope();
-    proto::Assignment& assignment = *envelope.mutable_assignment();
-    assignment.set_rank(worker->rank->value());
-    assignment.set_world_size(world_size);
-    assignment.set_store_prefix("g" + std::to_string(state_.generation) + "/");
-    assignment.set_restore_checkpoint(start_.restore_checkpoint);
-    assignment.set_host(worker->address);
-    SendTo(worker->connection, std::move(envelope), out);
-  }
-  proto::Envelope wish = NewEnvelope();
-  *wish.mutable_desired() = desired_;
-  SendToWorkers(wish, out);
-  Event(at, "member",
-        "generation " + std::to_string(state_.generation) + " formed with " +
-            std::to_string(world_size) + " ranks" +
-            (start_.restore_checkpoint.empty() ? std::string()
-                                               : ", from checkpoint " + start_.restore_checkpoint));
-  UpdateMembers(at);
-  GrantLeases(at, out);
-  UpdateWord();
-}
-
 void RunCore::GrantLeases(Moment at, Actions& out) {
-  while (const std::optional<LeaseGrant> lease = scheduler_.NextLease()) {
+  while (members_.formed()) {
+    const std::optional<LeaseGrant> lease = scheduler_.NextLease();
+    if (!lease) break;
     if (!scheduler_.phase_started()) {
       proto::JournalRecord begun;
       begun.mutable_phase_started()->set_phase(lease->phase);
@@ -168,7 +81,8 @@ void RunCore::GrantLeases(Moment at, Actions& out) {
     envelope.mutable_lease()->set_phase(lease->phase);
     envelope.mutable_lease()->set_first_step(lease->first_step);
     envelope.mutable_lease()->set_count(lease->count);
-    SendToWorkers(envelope, out);
+    *envelope.mutable_lease()->mutable_recorded() = Recorded();
+    SendToRanks(envelope, out);
     scheduler_.Granted(*lease, at.now);
   }
   UpdatePhases(at);
@@ -179,9 +93,23 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
   const Generation said(envelope.generation());
   if (envelope.has_heartbeat()) {
     // Before its Assignment a worker does not know its generation.
-    member.phase = envelope.heartbeat().phase();
-    member.step = envelope.heartbeat().step();
+    const proto::Heartbeat& beat = envelope.heartbeat();
+    const bool moved = member.phase != beat.phase() || member.step != beat.step() ||
+                       member.collectives != beat.collectives();
+    if (moved) member.moved = at.now;
+    member.phase = beat.phase();
+    member.step = beat.step();
+    member.collectives = beat.collectives();
+    member.waiting = beat.waiting();
     UpdateMembers(at);
+    return;
+  }
+  // What it said before it heard of the newer generation.
+  if (said < members_.generation()) return;
+  if (envelope.has_regrouped() && said == members_.generation() && !members_.formed()) {
+    member.held = envelope.regrouped().held();
+    member.ready = true;
+    TryForm(at, out);
     return;
   }
   const Status current = members_.CheckGeneration(said);
@@ -196,8 +124,6 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
     OnPartReport(member, envelope.part_report(), at, out);
   } else if (envelope.has_checkpoint_held()) {
     OnCheckpointHeld(member, envelope.checkpoint_held(), out);
-  } else if (envelope.has_lease_request()) {
-    OnLeaseRequest(member, envelope.lease_request(), out);
   } else if (envelope.has_worker_failed()) {
     OnWorkerFailed(member, envelope.worker_failed(), at, out);
   } else if (envelope.has_worker_done()) {
@@ -207,17 +133,14 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
   }
 }
 
-void RunCore::OnFromAgent(const proto::Envelope& envelope, Moment at, Actions& out) {
+void RunCore::OnFromAgent(ConnectionId from, const proto::Envelope& envelope, Moment at,
+                          Actions& out) {
   if (envelope.has_heartbeat()) {
     UpdateMembers(at);
   } else if (envelope.has_domain_exited()) {
-    // 0: an agent that could not start its domain need not know the generation.
-    const Generation said(envelope.generation());
-    if (said != Generation(0) && said != members_.generation()) return;
-    OnDomainExited(envelope.domain_exited(), at, out);
+    OnDomainExited(*members_.DomainOf(from), envelope.domain_exited(), at, out);
   } else {
-    Refuse(members_.agent()->connection,
-           Error(Code::kInvalidArgument, "an agent may not send this"), out);
+    Refuse(from, Error(Code::kInvalidArgument, "an agent may not send this"), out);
   }
 }
 
@@ -225,6 +148,7 @@ void RunCore::OnProgress(WorkerMember& member, const proto::Progress& progress, 
                          Actions& out) {
   member.phase = progress.phase();
   member.step = progress.step();
+  member.moved = at.now;
   rank_counters_[member.rank->value()] = FromWire(progress.counters());
   if (member.rank != Rank(0)) {
     UpdateMembers(at);
@@ -251,40 +175,30 @@ void RunCore::OnProgress(WorkerMember& member, const proto::Progress& progress, 
     state_.metrics_unix_ms = at.unix_ms;
   }
   if (!step.metrics.empty()) out.emplace_back(RecordAction{std::move(step)});
-  if (progress.phase_finished()) {
-    const Status ended =
-        scheduler_.OnPhaseFinished(progress.phase(), progress.result_json(), at.now);
-    if (!ended) {
-      Fail(ended.error().message(), at, out);
-      return;
-    }
-    const double seconds = scheduler_.PhaseSeconds(progress.phase(), at.now);
-    proto::JournalRecord record;
-    record.mutable_phase_finished()->set_phase(progress.phase());
-    record.mutable_phase_finished()->set_seconds(seconds);
-    record.mutable_phase_finished()->set_result_json(progress.result_json());
-    Journal(std::move(record), out);
-    Event(at, "phase",
-          "phase " + PhaseLabel(progress.phase()) + " finished after " +
-              std::to_string(progress.step()) + " steps");
-  }
+  strikes_.clear();
+  if (progress.phase_finished()) OnPhaseFinished(progress, at, out);
+  CloseIncidents(at, out);
   UpdateMembers(at);
   UpdatePhases(at);
-  if (stage_ != Stage::kRunning && stage_ != Stage::kStopping) return;
+  if (stage_ != Stage::kActive && stage_ != Stage::kStopping) return;
   GrantLeases(at, out);
   if (scheduler_.finished()) ReleaseWorkers(at, out);
 }
 
-void RunCore::OnLeaseRequest(const WorkerMember& member, const proto::LeaseRequest& request,
-                             Actions& out) {
-  const RunPosition position = scheduler_.position();
-  // Nothing granted yet: the lease comes to everybody when it is time.
-  if (request.phase() != position.phase || request.next_step() >= scheduler_.granted_end()) return;
-  proto::Envelope envelope = NewEnvelope();
-  envelope.mutable_lease()->set_phase(request.phase());
-  envelope.mutable_lease()->set_first_step(request.next_step());
-  envelope.mutable_lease()->set_count(scheduler_.granted_end() - request.next_step());
-  SendTo(member.connection, std::move(envelope), out);
+void RunCore::OnPhaseFinished(const proto::Progress& progress, Moment at, Actions& out) {
+  const Status ended = scheduler_.OnPhaseFinished(progress.phase(), progress.result_json(), at.now);
+  if (!ended) {
+    Fail(ended.error().message(), at, out);
+    return;
+  }
+  proto::JournalRecord record;
+  record.mutable_phase_finished()->set_phase(progress.phase());
+  record.mutable_phase_finished()->set_seconds(scheduler_.PhaseSeconds(progress.phase(), at.now));
+  record.mutable_phase_finished()->set_result_json(progress.result_json());
+  Journal(std::move(record), out);
+  Event(at, "phase",
+        "phase " + PhaseLabel(progress.phase()) + " finished after " +
+            std::to_string(progress.step()) + " steps");
 }
 
 void RunCore::OnPartReport(const WorkerMember& member, const proto::PartReport& report, Moment at,
@@ -327,7 +241,10 @@ void RunCore::Commit(const proto::CheckpointManifest& manifest, Moment at, Actio
   out.emplace_back(std::move(publish));
   proto::Envelope envelope = NewEnvelope();
   envelope.mutable_checkpoint_committed()->set_checkpoint_id(id);
-  SendToWorkers(envelope, out);
+  SendToRanks(envelope, out);
+  checkpoint_positions_[id] = RunPosition{manifest.header().phase(), manifest.header().step()};
+  checkpoint_seconds_[id] = scheduler_.PhaseSeconds(manifest.header().phase(), at.now);
+  restore_checkpoint_ = ledger_.newest();
   CheckpointState& view = CheckpointView(id);
   view.word = CheckpointWord::kCommitted;
   view.committed_unix_ms = manifest.committed_unix_ms();

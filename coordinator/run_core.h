@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "common/clock.h"
@@ -13,6 +13,7 @@
 #include "common/result.h"
 #include "common/run_config.h"
 #include "coordinator/checkpoint_ledger.h"
+#include "coordinator/core_actions.h"
 #include "coordinator/membership.h"
 #include "coordinator/phase_scheduler.h"
 #include "coordinator/run_state.h"
@@ -20,79 +21,13 @@
 
 namespace dd2 {
 
-// Both clocks at the moment of an event.
-struct Moment {
-  TimePoint now;
-  std::int64_t unix_ms = 0;
-};
-
-// What the core wants done, in this order. An action is performed only after all before it have
-// succeeded; so a decision is journalled before it is acted on simply by standing earlier.
-struct JournalAction {
-  proto::JournalRecord record;
-};
-struct SendAction {
-  ConnectionId to;
-  proto::Envelope envelope;
-};
-struct CloseAction {
-  ConnectionId connection;
-};  // after what was sent to it
-struct GenerationAction {
-  Generation generation;
-};  // the rendezvous store starts afresh
-struct PublishAction {
-  proto::CheckpointManifest manifest;
-};
-struct DeleteAction {
-  std::string checkpoint_id;
-};
-struct PositionAction {
-  RunPosition position;
-};  // the record goes on from here
-struct RecordAction {
-  StepRecord step;
-};
-struct ResultAction {};  // write result.json from the state as it is then
-struct EndAction {
-  ExitCode exit_code = kExitOk;
-};
-using Action = std::variant<JournalAction, SendAction, CloseAction, GenerationAction, PublishAction,
-                            DeleteAction, PositionAction, RecordAction, ResultAction, EndAction>;
-using Actions = std::vector<Action>;
-
-struct CoreOptions {
-  RunConfig config;
-  std::string run_id;
-  std::string run_folder;  // for messages
-  std::string code_version;
-  std::string config_digest;
-  std::string command;  // that started this life, as typed; may be empty
-};
-
-// Where this life of the run begins; all default for a new run.
-struct CoreStart {
-  bool resumed = false;
-  Generation generation{1};  // larger than any announced before
-  RunPosition position;
-  double seconds_before = 0;       // of phase position.phase, at the checkpoint
-  std::string restore_checkpoint;  // verified; empty: from the beginning
-  RunCounters counters;
-  std::vector<FinishedPhase> finished;
-  std::vector<proto::CheckpointManifest> checkpoints;
-  CheckpointTotals checkpoint_totals;
-  std::vector<CheckpointState> quarantined;  // to be shown
-  std::uint64_t desired_version = 0;
-  std::string command;  // of the life that began the run
-};
-
 // The coordinator's mind: takes events and the time, keeps the run's state, returns actions. It
 // holds no socket, file, thread or clock, so that a whole run can be played in a test.
 //
-// Owned by CoordinatorLoop; control thread. Stages: joining (agent, then workers) -> running ->
-// finishing (workers are released) or stopping (checkpoint first) -> farewell (journalled as ended;
-// the domain leaves) -> ended. In this version a lost member ends the run as failed; it is resumed
-// from the newest checkpoint.
+// Owned by CoordinatorLoop; control thread. Stages: active -> finishing (workers are released) or
+// stopping (checkpoint first) -> farewell (journalled as ended; the domains leave) -> ended. While
+// active a generation is gathered (domains join, survivors report what they hold), formed, and
+// broken when a member is lost, hangs or arrives (design 2).
 class RunCore {
  public:
   RunCore(CoreOptions options, CoreStart start);
@@ -118,53 +53,77 @@ class RunCore {
   const RunState& state() const { return state_; }
 
  private:
-  enum class Stage : std::uint8_t { kJoining, kRunning, kFinishing, kStopping, kFarewell, kEnded };
-  // Why a member is gone, while a better reason may still arrive.
-  struct Loss {
-    int weight = 0;  // a heavier reason replaces a lighter one
-    std::string reason;
-    TimePoint deadline;
-  };
+  enum class Stage : std::uint8_t { kActive, kFinishing, kStopping, kFarewell, kEnded };
 
   // Messages (run_core.cc). Each appends to `out`.
-  void OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Moment at, Actions& out);
-  void OnWorkerHello(ConnectionId from, const std::string& address, const proto::Envelope& envelope,
-                     Moment at, Actions& out);
   void OnProgress(WorkerMember& member, const proto::Progress& progress, Moment at, Actions& out);
+  void OnPhaseFinished(const proto::Progress& progress, Moment at, Actions& out);
   void OnPartReport(const WorkerMember& member, const proto::PartReport& report, Moment at,
                     Actions& out);
   void OnCheckpointHeld(const WorkerMember& member, const proto::CheckpointHeld& held,
                         Actions& out);
-  void OnLeaseRequest(const WorkerMember& member, const proto::LeaseRequest& request, Actions& out);
   void OnFromWorker(WorkerMember& member, const proto::Envelope& envelope, Moment at, Actions& out);
-  void OnFromAgent(const proto::Envelope& envelope, Moment at, Actions& out);
-  void FormGeneration(Moment at, Actions& out);
+  void OnFromAgent(ConnectionId from, const proto::Envelope& envelope, Moment at, Actions& out);
   void GrantLeases(Moment at, Actions& out);
   void Commit(const proto::CheckpointManifest& manifest, Moment at, Actions& out);
   void Expire(Moment at, Actions& out);
 
+  // Generations (run_core_generation.cc).
+  void OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Moment at, Actions& out);
+  void OnWorkerHello(ConnectionId from, const std::string& address, const proto::Envelope& envelope,
+                     Moment at, Actions& out);
+  void OnReturn(ConnectionId from, const std::string& address, const proto::Envelope& envelope,
+                Moment at, Actions& out);
+  void OnDomainExited(DomainMember& domain, const proto::DomainExited& exited, Moment at,
+                      Actions& out);
+  void OnWorkerFailed(const WorkerMember& member, const proto::WorkerFailed& failed, Moment at,
+                      Actions& out);
+  void StartDomain(DomainMember& domain, Moment at, Actions& out);
+  void LoseDomain(DomainMember& domain, const std::string& reason, const std::string& kind,
+                  Moment at, Actions& out);
+  void QuarantineNewest(const std::string& reason, Moment at, Actions& out);
+  void BreakGeneration(const std::string& reason, Moment at, Actions& out);
+  void TryForm(Moment at, Actions& out);
+  void Form(Moment at, Actions& out);
+  void GoBack(RunPosition to, double seconds, const std::string& checkpoint, Moment at,
+              Actions& out);
+  void SendAssignments(const struct RegroupPlan& plan, Moment at, Actions& out);
+  // The steps that were handed out and are not finished at `start`.
+  void SendGrantedLease(ConnectionId to, const proto::Position& start, Actions& out) const;
+  // The same failure at the same step for the third time: the run ends.
+  bool StruckOut(const std::string& what, Moment at, Actions& out);
+  // Progress up to here is in the record.
+  proto::Position Recorded() const;
+
+  // Silence, hangs, deadlines, and the incidents (run_core_watch.cc).
+  void CheckGenerations(Moment at, Actions& out);
+  void DropAbsent(Moment at, Actions& out);
+  void CheckStall(Moment at, Actions& out);
+  void OpenIncident(const std::string& kind, const std::string& domain, const std::string& reason,
+                    Moment at);
+  void CloseIncidents(Moment at, Actions& out);
+
   // Wishes and endings (run_core_ending.cc).
   Status CheckSteerable(const char* what) const;
   void ChangeDesired(const proto::Desired& wanted, const std::string& by, Moment at, Actions& out);
-  void OnWorkerFailed(const WorkerMember& member, const proto::WorkerFailed& failed, Moment at,
-                      Actions& out);
   void OnWorkerDone(WorkerMember& member, bool stopped, Moment at, Actions& out);
-  void OnDomainExited(const proto::DomainExited& exited, Moment at, Actions& out);
-  void NoteLoss(int weight, std::string reason, TimePoint deadline);
   void ReleaseWorkers(Moment at, Actions& out);
   bool AllWorkersDone() const;
   void CheckReleased(Moment at, Actions& out);
-  void Fail(const std::string& reason, Moment at, Actions& out);
+  void Fail(const std::string& reason, Moment at, Actions& out, ExitCode code = kExitRunFailed);
   void End(RunWord outcome, const std::string& message, Moment at, Actions& out);
   void CheckGone(Moment at, Actions& out);
   void CheckDeadlines(Moment at, Actions& out);
+  void FailGathering(Moment at, Actions& out);
   std::string ResumeHint() const;
 
-  // Messages and the view (run_core_view.cc).
+  // Start, messages and the view (run_core_view.cc).
+  void Begin(Moment at, Actions& out);
+  void TakeOver(Moment at, Actions& out);
   void Journal(proto::JournalRecord record, Actions& out) const;
   proto::Envelope NewEnvelope() const;
   void SendTo(ConnectionId to, proto::Envelope envelope, Actions& out) const;
-  void SendToWorkers(const proto::Envelope& envelope, Actions& out) const;
+  void SendToRanks(const proto::Envelope& envelope, Actions& out) const;
   void Refuse(ConnectionId to, const Error& error, Actions& out) const;
   void Event(Moment at, std::string kind, std::string message);
   void UpdateMembers(Moment at);
@@ -179,15 +138,26 @@ class RunCore {
   CheckpointLedger ledger_;
   Membership members_;
   proto::Desired desired_;
-  Stage stage_ = Stage::kJoining;
+  Stage stage_ = Stage::kActive;
   RunWord outcome_ = RunWord::kFailed;  // meaningful from kFarewell on
   ExitCode exit_code_ = kExitOk;
+  ExitCode fail_code_ = kExitRunFailed;
   bool journal_works_ = true;
-  bool domain_gone_ = false;  // the agent said that its mpirun has ended
-  bool domain_told_ = false;  // StopDomain was sent
-  std::optional<Loss> loss_;
+  bool ever_formed_ = false;  // in this life or, when it was recovered, before
+  std::uint64_t attempts_ = 0;
+  std::string restore_checkpoint_;  // what a generation without survivors starts from
+  std::map<std::string, RunPosition> checkpoint_positions_;
+  std::map<std::string, double> checkpoint_seconds_;  // of its phase, at the commit
+  std::string last_failure_;                     // of a domain or worker, for the message of an end
+  std::map<std::string, std::int32_t> strikes_;  // failure -> times, since the last progress
+  std::set<std::int32_t> awaited_;               // ranks of an orphan generation that are not back
+  std::optional<TimePoint> gather_deadline_;     // of the generation that is being gathered
+  std::optional<TimePoint> trouble_deadline_;    // a rank's collective failed
+  std::string trouble_;
+  std::vector<IncidentState> open_incidents_;
   std::optional<TimePoint> deadline_;  // of the stage
   std::optional<TimePoint> tell_domain_at_;
+  bool domains_told_ = false;  // StopDomain was sent
   std::optional<TimePoint> last_tick_;
   std::optional<TimePoint> view_updated_;
   std::map<std::int32_t, RunCounters> rank_counters_;

@@ -55,11 +55,15 @@ RunCore::RunCore(CoreOptions options, CoreStart start)
   state_.seed = options_.config.seed;
   state_.ranks = options_.config.ranks;
   state_.resumed = start_.resumed;
-  state_.command = start_.resumed ? start_.command : options_.command;
+  state_.command = start_.resumed || start_.recovered ? start_.command : options_.command;
   state_.counters = start_.counters;
   state_.checkpoint_totals = start_.checkpoint_totals;
   state_.phases = NamePhases(options_.config.phases);
+  restore_checkpoint_ = start_.restore_checkpoint;
+  checkpoint_seconds_ = start_.checkpoint_seconds;
   for (const proto::CheckpointManifest& manifest : start_.checkpoints) {
+    checkpoint_positions_[manifest.checkpoint_id()] =
+        RunPosition{manifest.header().phase(), manifest.header().step()};
     ledger_.Restore(manifest);
     state_.checkpoints.push_back(ViewOf(manifest));
   }
@@ -69,6 +73,26 @@ RunCore::RunCore(CoreOptions options, CoreStart start)
 Actions RunCore::Start(Moment at) {
   Actions out;
   state_.started_unix_ms = at.unix_ms;
+  deadline_ = at.now + timeouts::kAgentJoin;
+  if (start_.recovered) {
+    TakeOver(at, out);
+  } else {
+    Begin(at, out);
+  }
+  for (const CheckpointState& bad : start_.quarantined) {
+    Event(at, "incident", "checkpoint " + bad.id + " was quarantined: " + bad.reason);
+  }
+  Expire(at, out);
+  UpdatePhases(at);
+  UpdateWord();
+  ++state_.version;
+  // It died between its last step and its end: nothing is left to compute.
+  if (scheduler_.finished()) End(RunWord::kFinished, "", at, out);
+  return out;
+}
+
+// A new life of the run: from its beginning or a checkpoint.
+void RunCore::Begin(Moment at, Actions& out) {
   proto::JournalRecord started;
   started.mutable_run_started()->set_run_id(options_.run_id);
   started.mutable_run_started()->set_config_digest(options_.config_digest);
@@ -96,17 +120,42 @@ Actions RunCore::Start(Moment at) {
   PositionAction position;
   position.position = scheduler_.position();
   out.emplace_back(position);
-  for (const CheckpointState& bad : start_.quarantined) {
-    Event(at, "incident", "checkpoint " + bad.id + " was quarantined: " + bad.reason);
+}
+
+// The coordinator died and its workers did not: the run simply goes on.
+void RunCore::TakeOver(Moment at, Actions& out) {
+  state_.resumed = true;
+  desired_ = start_.desired;
+  state_.desired_version = desired_.version();
+  state_.desired_paused = desired_.paused();
+  state_.desired_stop = desired_.stop();
+  state_.checkpoint_requests = desired_.checkpoint_requests();
+  if (desired_.stop()) {
+    stage_ = Stage::kStopping;
+    deadline_ = at.now + timeouts::kStop;
   }
-  Expire(at, out);
-  deadline_ = at.now + timeouts::kAgentJoin;
-  UpdatePhases(at);
-  UpdateWord();
-  ++state_.version;
-  // It died between its last step and its end: nothing is left to compute.
-  if (scheduler_.finished()) End(RunWord::kFinished, "", at, out);
-  return out;
+  PositionAction position;
+  position.position = scheduler_.position();
+  out.emplace_back(position);
+  OpenIncident("coordinator", "", "the coordinator died and was started again", at);
+  if (!start_.orphan) {
+    Event(at, "run", "taken over by a new coordinator; no generation had been formed");
+    return;
+  }
+  ever_formed_ = true;
+  members_.AdoptFormed();
+  state_.generation = start_.orphan->generation.value();
+  const std::vector<proto::GenerationMember>& members = start_.orphan->members;
+  ledger_.StartGeneration(static_cast<std::int32_t>(members.size()));
+  for (std::size_t rank = 0; rank < members.size(); ++rank) {
+    awaited_.insert(static_cast<std::int32_t>(rank));
+  }
+  scheduler_.Continue(start_.orphan->granted_end, at.now);
+  scheduler_.SetPaused(desired_.paused(), at.now);
+  gather_deadline_ = at.now + timeouts::kReattach;
+  Event(at, "run",
+        "taken over by a new coordinator; waiting for the " + std::to_string(members.size()) +
+            " ranks of generation " + std::to_string(state_.generation));
 }
 
 void RunCore::Journal(proto::JournalRecord record, Actions& out) const {
@@ -130,8 +179,8 @@ void RunCore::SendTo(ConnectionId to, proto::Envelope envelope, Actions& out) co
   out.emplace_back(std::move(action));
 }
 
-void RunCore::SendToWorkers(const proto::Envelope& envelope, Actions& out) const {
-  for (const WorkerMember* worker : members_.workers()) SendTo(worker->connection, envelope, out);
+void RunCore::SendToRanks(const proto::Envelope& envelope, Actions& out) const {
+  for (const WorkerMember* worker : members_.ranks()) SendTo(worker->connection, envelope, out);
 }
 
 void RunCore::Refuse(ConnectionId to, const Error& error, Actions& out) const {
@@ -152,7 +201,9 @@ void RunCore::UpdateMembers(Moment at) {
     return at.unix_ms -
            std::chrono::duration_cast<std::chrono::milliseconds>(at.now - seen).count();
   };
-  if (const std::optional<AgentMember>& agent = members_.agent()) {
+  for (const auto& [name, domain] : members_.domains()) {
+    const std::optional<AgentMember>& agent = domain.agent;
+    if (!agent) continue;
     MemberState view;
     view.agent = true;
     view.domain = agent->hello.domain();
@@ -209,9 +260,12 @@ void RunCore::UpdatePhases(Moment at) {
 
 void RunCore::UpdateWord() {
   switch (stage_) {
-    case Stage::kJoining: state_.word = RunWord::kWaiting; break;
-    case Stage::kRunning:
-      state_.word = desired_.paused() ? RunWord::kPaused : RunWord::kRunning;
+    case Stage::kActive:
+      if (!members_.formed() || !awaited_.empty()) {
+        state_.word = ever_formed_ ? RunWord::kRecovering : RunWord::kWaiting;
+      } else {
+        state_.word = desired_.paused() ? RunWord::kPaused : RunWord::kRunning;
+      }
       break;
     case Stage::kFinishing: state_.word = RunWord::kRunning; break;
     case Stage::kStopping: state_.word = RunWord::kStopping; break;

@@ -1,8 +1,10 @@
 #include "coordinator/run_observers.h"
 
+#include <fstream>
 #include <string>
 
 #include "common/log.h"
+#include "coordinator/api.h"
 
 namespace dd2 {
 
@@ -14,6 +16,14 @@ Status RecordObserver::OnPosition(std::int32_t phase, std::int64_t step) {
     position.step = step;
   }
   return record_->Rewind(position);
+}
+
+Status RecordObserver::OnIncident(const IncidentState& incident) {
+  std::ofstream file(incidents_, std::ios::app | std::ios::binary);
+  file << IncidentJson(incident) + "\n";
+  file.flush();
+  if (file) return Status();
+  return Error(Code::kUnavailable, "cannot write " + incidents_.string());
 }
 
 void LogObserver::OnChange(const RunState& state) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <utility>
 
@@ -13,13 +14,17 @@ namespace dd2 {
 // Writes each step's numbers into the record files and rewinds them.
 class RecordObserver final : public RunObserver {
  public:
-  explicit RecordObserver(std::unique_ptr<RunRecord> record) : record_(std::move(record)) {}
+  // `incidents`: RUN/incidents.jsonl, one line for each incident; the API's fields.
+  RecordObserver(std::unique_ptr<RunRecord> record, std::filesystem::path incidents)
+      : record_(std::move(record)), incidents_(std::move(incidents)) {}
   void OnChange(const RunState&) override {}
   Status OnStep(const StepRecord& record) override { return record_->Append(record); }
   Status OnPosition(std::int32_t phase, std::int64_t step) override;
+  Status OnIncident(const IncidentState& incident) override;
 
  private:
   const std::unique_ptr<RunRecord> record_;
+  const std::filesystem::path incidents_;
 };
 
 // One line in the coordinator's log for each event of the run.

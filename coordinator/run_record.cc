@@ -187,6 +187,18 @@ std::size_t KeptRecordBytes(std::string_view content, RecordPosition position) {
   return kept;
 }
 
+RecordPosition LastRecorded(std::string_view content) {
+  RecordPosition last;
+  std::size_t begin = 0;
+  for (std::size_t end = 0; (end = content.find('\n', begin)) != std::string_view::npos;
+       begin = end + 1) {
+    const std::optional<RecordPosition> at = PositionOfLine(content.substr(begin, end - begin));
+    if (!at) break;
+    last = *at;
+  }
+  return last;
+}
+
 RunRecord::RunRecord(fs::path run_folder, std::vector<std::int64_t> phase_steps, const Clock& clock)
     : run_folder_(std::move(run_folder)), phase_steps_(std::move(phase_steps)), clock_(clock) {}
 

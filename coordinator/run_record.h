@@ -39,6 +39,9 @@ std::string RecordLine(const StepRecord& record);
 // lines up to the first one that lies after it, is torn (no newline) or is not a line of ours.
 std::size_t KeptRecordBytes(std::string_view content, RecordPosition position);
 
+// Position of the last whole line of `content`; {-1, 0}: there is none.
+RecordPosition LastRecorded(std::string_view content);
+
 // The numbers of a run over time: RUN/metrics.jsonl and a TensorBoard event file in RUN/tb/.
 //
 // Owned by the coordinator's loop; its thread only. A line reaches the kernel before Append returns

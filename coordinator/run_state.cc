@@ -6,6 +6,7 @@ const char* RunWordName(RunWord word) {
   switch (word) {
     case RunWord::kWaiting: return "waiting";
     case RunWord::kRunning: return "running";
+    case RunWord::kRecovering: return "recovering";
     case RunWord::kPaused: return "paused";
     case RunWord::kStopping: return "stopping";
     case RunWord::kFinished: return "finished";

@@ -19,6 +19,7 @@ namespace dd2 {
 enum class RunWord : std::uint8_t {
   kWaiting,  // for its agent and workers
   kRunning,
+  kRecovering,  // members were lost or arrived: the next generation is being gathered
   kPaused,
   kStopping,  // a stop was asked for; the checkpoint is on its way
   kFinished,  // every phase is done
@@ -101,6 +102,20 @@ struct MetricValue {
   double value = 0;
 };
 
+// A loss or an arrival that made the members stop and form again: who, why, and how long.
+struct IncidentState {
+  std::int64_t unix_ms = 0;  // when it was noticed
+  std::string kind;          // lost, hang, failed, joined, communication, coordinator
+  std::string domain;        // empty: none in particular
+  std::string reason;        // one sentence, with its evidence
+  std::int32_t phase = 0;    // where the run stood
+  std::int64_t step = 0;
+  std::uint64_t generation = 0;  // that was formed after it
+  double formed_seconds = -1;    // from notice until that; -1: not yet
+  double resumed_seconds = -1;   // from notice until the next finished step; -1: not yet
+  std::int64_t steps_lost = 0;   // finished steps that had to be done again
+};
+
 // Something that a person would want to know happened.
 struct RunEvent {
   std::uint64_t sequence = 0;  // 1, 2, 3 ... in this process
@@ -154,6 +169,7 @@ struct RunState {
   bool desired_paused = false;
   bool desired_stop = false;
   std::uint64_t checkpoint_requests = 0;
+  std::vector<IncidentState> incidents;  // over, the newest kIncidentsMax, oldest first
   EventRing events;
 };
 
@@ -179,6 +195,8 @@ class RunObserver {
   // The run goes on from `step` finished steps of `phase`: what was recorded later is void. Called
   // once at start (phase 0, step 0 for a new run) before the first OnStep.
   virtual Status OnPosition(std::int32_t phase, std::int64_t step) = 0;
+  // An incident is over.
+  virtual Status OnIncident(const IncidentState&) { return Status(); }
 };
 
 // What the API and signals may ask of the run. Control thread. Each is journalled before it returns

@@ -11,20 +11,19 @@
 
 namespace dd2 {
 
-// The agent: starts the workers when it is told to, reports their end, leaves when it is told to.
+// The agent: starts the workers whenever it is told to, reports their end, leaves when it is told
+// to.
 class FakeDomain {
  public:
-  explicit FakeDomain(FakeSettings settings)
-      : settings_(std::move(settings)), collective_(settings_.config.ranks) {
-    for (int rank = 0; rank < settings_.config.ranks; ++rank) {
-      workers_.push_back(std::make_unique<FakeWorker>(settings_, collective_, rank));
-    }
+  explicit FakeDomain(FakeSettings settings) : settings_(std::move(settings)) {
+    NewWorkers();
     agent_ = std::thread([this] { RunAgent(); });
   }
   ~FakeDomain() { Join(); }
   void Join() {
     if (agent_.joinable()) agent_.join();
   }
+  // Of the last start.
   const FakeWorker& worker(int local_rank) const {
     return *workers_.at(static_cast<std::size_t>(local_rank));
   }
@@ -39,27 +38,39 @@ class FakeDomain {
     hello.mutable_agent_hello()->set_secret(settings_.secret);
     hello.mutable_agent_hello()->set_domain("fake");
     if (!channel->Send(hello.SerializeAsString(), kFakePatience)) return;
-    const Result<std::string> frame = channel->Receive(kFakePatience);
-    proto::Envelope start;
-    if (!frame || !start.ParseFromString(*frame) || !start.has_start_domain()) return;
+    bool started = false;
+    while (const Result<std::string> frame = channel->Receive(kFakePatience)) {
+      proto::Envelope envelope;
+      if (!envelope.ParseFromString(*frame)) return;
+      if (envelope.has_stop_domain()) told_to_stop_ = true;
+      if (!envelope.has_start_domain()) continue;
+      if (started) NewWorkers();
+      started = true;
+      RunWorkers();
+      proto::Envelope exited;
+      exited.set_run_id(envelope.run_id());
+      exited.mutable_domain_exited()->set_attempt(envelope.start_domain().attempt());
+      exited.mutable_domain_exited()->set_domain("fake");
+      if (!channel->Send(exited.SerializeAsString(), kFakePatience)) return;
+    }
+  }
+  void NewWorkers() {
+    workers_.clear();
+    collective_ = std::make_unique<FakeCollective>(settings_.config.ranks);
+    for (int rank = 0; rank < settings_.config.ranks; ++rank) {
+      workers_.push_back(std::make_unique<FakeWorker>(settings_, *collective_, rank));
+    }
+  }
+  void RunWorkers() {
     std::vector<std::thread> threads;
     for (const auto& worker : workers_) {
       threads.emplace_back([raw = worker.get()] { raw->Run(); });
     }
     for (std::thread& thread : threads) thread.join();
-    proto::Envelope exited;
-    exited.set_run_id(start.run_id());
-    exited.set_generation(start.start_domain().attempt());
-    exited.mutable_domain_exited()->set_domain("fake");
-    if (!channel->Send(exited.SerializeAsString(), kFakePatience)) return;
-    while (const Result<std::string> last = channel->Receive(kFakePatience)) {
-      proto::Envelope envelope;
-      if (envelope.ParseFromString(*last) && envelope.has_stop_domain()) told_to_stop_ = true;
-    }
   }
 
   const FakeSettings settings_;
-  FakeCollective collective_;
+  std::unique_ptr<FakeCollective> collective_;
   std::vector<std::unique_ptr<FakeWorker>> workers_;
   std::thread agent_;
   bool told_to_stop_ = false;  // valid after Join()

@@ -189,9 +189,10 @@ TEST(CommandReply, CallsTheRunAndReportsItsError) {
 
 TEST(Ready, OnlyWhileTheRunTrainsOrPauses) {
   RunState state = ExampleRunState();
-  const std::map<RunWord, int> expected = {{RunWord::kWaiting, 503},  {RunWord::kRunning, 200},
-                                           {RunWord::kPaused, 200},   {RunWord::kStopping, 503},
-                                           {RunWord::kFinished, 503}, {RunWord::kFailed, 503}};
+  const std::map<RunWord, int> expected = {{RunWord::kWaiting, 503},    {RunWord::kRunning, 200},
+                                           {RunWord::kPaused, 200},     {RunWord::kStopping, 503},
+                                           {RunWord::kRecovering, 503}, {RunWord::kFinished, 503},
+                                           {RunWord::kFailed, 503}};
   for (const auto& [word, status] : expected) {
     state.word = word;
     EXPECT_EQ(ReadReply(Endpoint::kReady, state).status, status) << RunWordName(word);
@@ -261,7 +262,7 @@ TEST(Metrics, AreOpenMetrics) {
   EXPECT_THAT(families["dd2_members"].samples,
               ElementsAre(R"(dd2_members{role="agent"} 1)", R"(dd2_members{role="worker"} 1)"));
   EXPECT_FALSE(families.contains("dd2_phase_remaining_seconds"));
-  EXPECT_EQ(families["dd2_run_state"].samples.size(), 7U);
+  EXPECT_EQ(families["dd2_run_state"].samples.size(), 8U);
   ReadMetrics(MetricsText(RunState()));  // nothing known yet: still well-formed
 }
 

@@ -265,21 +265,24 @@ TEST_F(CoordinatorLoopTest, StopsWithACheckpointAndGoesOnFromIt) {
   EXPECT_TRUE(std::is_sorted(all.begin(), all.end()));
 }
 
-TEST_F(CoordinatorLoopTest, ALostWorkerEndsTheRunAndTheNextLifeRepeatsItsSteps) {
-  const Life first = Live([this](std::uint16_t port) {
+TEST_F(CoordinatorLoopTest, ALostDomainIsStartedAgainAndRepeatsItsStepsSinceTheCheckpoint) {
+  std::atomic<bool> died{false};
+  const Life life = Live([&](std::uint16_t port) {
     FakeSettings settings = Settings(port);
-    settings.after_step = [](std::int32_t rank, std::int32_t phase, std::int64_t step) {
-      return rank != 1 || phase != 1 || step != 13;
+    settings.after_step = [&died](std::int32_t rank, std::int32_t phase, std::int64_t step) {
+      return rank != 1 || phase != 1 || step != 13 || died.exchange(true);
     };
     FakeDomain domain(settings);
     domain.Join();
+    steps_ = domain.worker(1).steps;
+    restored_ = domain.worker(0).assignment.restore_checkpoint();
   });
-  EXPECT_EQ(first.exit_code, kExitRunFailed);
-  EXPECT_THAT(first.state.message, HasSubstr("--resume"));
-  EXPECT_EQ(Manifests().back(), CheckpointId(1, 8));
-  const Life second = LiveNormally();
-  EXPECT_EQ(second.exit_code, kExitOk);
+  EXPECT_EQ(life.exit_code, kExitOk);
+  EXPECT_EQ(restored_, CheckpointId(1, 8));
   EXPECT_EQ(steps_.front(), std::make_pair(1, std::int64_t{9}));
+  ASSERT_THAT(life.state.incidents, SizeIs(1));
+  EXPECT_GE(life.state.incidents[0].steps_lost, 4);
+  EXPECT_EQ(life.state.incidents[0].domain, "fake");
 }
 
 TEST_F(CoordinatorLoopTest, AJournalledCheckpointWithoutManifestIsPublishedAtTheNextStart) {

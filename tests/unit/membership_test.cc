@@ -28,20 +28,19 @@ Status Add(Membership& members, std::uint64_t connection, const proto::WorkerHel
   return members.AddWorker(ConnectionId(connection), "127.0.0.1", hello, Generation(said), now);
 }
 
-TEST(Membership, RanksFollowDomainAndLocalRankNotTheOrderOfArrival) {
-  Membership members(4, Generation(3));
+TEST(Membership, RanksFollowTheGivenOrderOfDomainsNotTheOrderOfArrival) {
+  Membership members(2, Generation(3));
   ASSERT_TRUE(Add(members, 10, Hello(1, "b")));
   ASSERT_TRUE(Add(members, 11, Hello(1, "a")));
+  EXPECT_FALSE(members.Whole(members.domains().at("a")));
   ASSERT_TRUE(Add(members, 12, Hello(0, "b")));
-  EXPECT_FALSE(members.Complete());
   ASSERT_TRUE(Add(members, 13, Hello(0, "a"), 3));
-  ASSERT_TRUE(members.Complete());
-  members.Form();
-  EXPECT_FALSE(members.Complete());
-  EXPECT_EQ(members.worker(ConnectionId(13))->rank, Rank(0));
-  EXPECT_EQ(members.worker(ConnectionId(11))->rank, Rank(1));
-  EXPECT_EQ(members.worker(ConnectionId(12))->rank, Rank(2));
-  EXPECT_EQ(members.worker(ConnectionId(10))->rank, Rank(3));
+  ASSERT_TRUE(members.Whole(members.domains().at("a")));
+  members.Form({"b", "a"});
+  EXPECT_EQ(members.worker(ConnectionId(12))->rank, Rank(0));
+  EXPECT_EQ(members.worker(ConnectionId(10))->rank, Rank(1));
+  EXPECT_EQ(members.worker(ConnectionId(13))->rank, Rank(2));
+  EXPECT_EQ(members.worker(ConnectionId(11))->rank, Rank(3));
   EXPECT_EQ(members.worker(ConnectionId(10))->hello.secret(), "") << "secrets are not kept";
 }
 
@@ -51,11 +50,23 @@ TEST(Membership, RefusesOtherGenerations) {
   EXPECT_EQ(Add(members, 1, Hello(0, "node", 1), 6).error().code(), Code::kAborted);
   EXPECT_FALSE(members.CheckGeneration(Generation(5))) << "it is not formed yet";
   ASSERT_TRUE(Add(members, 1, Hello(0, "node", 1), 5));
-  members.Form();
+  members.Form({"node"});
   EXPECT_TRUE(members.CheckGeneration(Generation(5)));
   EXPECT_EQ(members.CheckGeneration(Generation(4)).error().code(), Code::kAborted);
   EXPECT_EQ(members.CheckGeneration(Generation(0)).error().code(), Code::kAborted);
-  EXPECT_EQ(Add(members, 2, Hello(0, "late", 1)).error().code(), Code::kAborted);
+}
+
+TEST(Membership, ABrokenGenerationsMembersMustReportAndFreshOnesNot) {
+  Membership members(1, Generation(5));
+  ASSERT_TRUE(Add(members, 1, Hello(0, "old", 1)));
+  members.Form({"old"});
+  ASSERT_TRUE(Add(members, 2, Hello(0, "new", 1)));
+  EXPECT_THAT(members.Break(), ElementsAre(ConnectionId(1)));
+  EXPECT_EQ(members.generation(), Generation(6));
+  EXPECT_FALSE(members.formed());
+  EXPECT_FALSE(members.worker(ConnectionId(1))->ready);
+  EXPECT_FALSE(members.worker(ConnectionId(1))->rank);
+  EXPECT_TRUE(members.worker(ConnectionId(2))->ready);
 }
 
 TEST(Membership, RefusesNumbersThatContradict) {
@@ -78,7 +89,7 @@ TEST(Membership, RefusesAnotherNumericMode) {
   EXPECT_THAT(refused.error().message(), HasSubstr("threads=2"));
 }
 
-TEST(Membership, OneAgent) {
+TEST(Membership, OneAgentADomain) {
   Membership members(2, Generation(1));
   proto::AgentHello hello;
   hello.set_domain("node");

@@ -123,12 +123,13 @@ class RunCoreTest : public testing::Test {
     envelope.mutable_worker_done()->set_stopped(true);
     Say(kWorkers[rank], envelope, generation_);
   }
-  void SayDomainExited(std::int32_t status, const std::string& log) {
+  void SayDomainExited(std::int32_t status, const std::string& log, std::uint64_t attempt = 1) {
     proto::Envelope envelope;
     envelope.mutable_domain_exited()->set_domain("node");
     envelope.mutable_domain_exited()->set_exit_status(status);
     envelope.mutable_domain_exited()->set_log_tail(log);
-    Say(kAgent, envelope, generation_);
+    envelope.mutable_domain_exited()->set_attempt(attempt);
+    Say(kAgent, envelope, 0);
   }
   void Close(ConnectionId connection) {
     Take(core_->OnClosed(connection, "the peer closed the connection", at_));
@@ -311,7 +312,7 @@ TEST_F(RunCoreTest, StopsAfterACheckpointAndCanBeResumed) {
   start.position = RunPosition{1, 4};
   start.finished = view.finished;
   start.checkpoints = view.checkpoints;
-  start.desired_version = view.desired_version;
+  start.desired_version = view.desired.version();
   NewCore(std::move(start));
   Form();
   const std::vector<proto::Envelope> sent = SentTo(kWorkers[0]);
@@ -355,15 +356,16 @@ TEST_F(RunCoreTest, CheckpointFiguresAreOfTheWholeRun) {
   EXPECT_EQ(ReplayJournal(journal_).command, "dd2 run x.yaml");
 }
 
-TEST_F(RunCoreTest, MessagesOfAnotherGenerationAreRefused) {
+TEST_F(RunCoreTest, MessagesOfAnUnknownGenerationAreRefusedThoseOfAnOlderOneIgnored) {
   Form();
   generation_ = 7;
   SayProgress(0, 0, 1, true);
   EXPECT_EQ(SentTo(kWorkers[0]).at(0).refused().code(), "aborted");
   EXPECT_GE(IndexOf<CloseAction>(), 0);
-  EXPECT_EQ(state().phases.at(0).done, 0);
+  generation_ = 0;
   SayPart(1, "p000", 0, 1);
-  EXPECT_TRUE(SentTo(kWorkers[1]).at(0).has_refused());
+  EXPECT_THAT(SentTo(kWorkers[1]), IsEmpty());
+  EXPECT_EQ(state().phases.at(0).done, 0);
   EXPECT_THAT(state().checkpoints, IsEmpty());
 }
 
@@ -388,46 +390,84 @@ TEST_F(RunCoreTest, AnotherNumericModeEndsTheRunBeforeItBegins) {
   EXPECT_EQ(Ended(), kExitCannotStart);
 }
 
-TEST_F(RunCoreTest, TheBestReasonOfALossIsTold) {
+TEST_F(RunCoreTest, ALostDomainIsStartedAgainFromTheNewestCheckpoint) {
   Form();
+  SayProgress(0, 0, 1, true);
+  SayProgress(0, 1, 3);
+  SayCheckpoint("p001-s000000003", 1, 3, 0.5);
+  SayProgress(0, 1, 5);
   Close(kWorkers[1]);
-  proto::Envelope echo;
-  echo.mutable_worker_failed()->set_code("unavailable");
-  echo.mutable_worker_failed()->set_message("connection closed by peer");
-  Say(kWorkers[0], echo, generation_);
-  EXPECT_EQ(state().word, RunWord::kRunning) << "a better reason may come";
+  EXPECT_EQ(state().word, RunWord::kRecovering);
+  EXPECT_TRUE(SentTo(kAgent).at(0).has_kill_domain());
+  EXPECT_EQ(journal_.back().generation_broken().generation(), 2u);
   SayDomainExited(137, "out of memory");
-  Tick(timeouts::kTick);
-  Tick(timeouts::kTick);
-  EXPECT_EQ(state().word, RunWord::kFailed);
-  EXPECT_THAT(state().message, HasSubstr("killed by signal 9"));
-  EXPECT_THAT(state().message, HasSubstr("out of memory"));
-  EXPECT_THAT(state().message, HasSubstr("dd2 run runs/x/config.yaml --run runs/x --resume"));
-  EXPECT_TRUE(SentTo(kAgent).at(0).has_stop_domain());
+  EXPECT_THAT(SentTo(kAgent), IsEmpty()) << "not in the same moment";
+  Tick(timeouts::kRestartFirst);
+  ASSERT_THAT(SentTo(kAgent), SizeIs(1));
+  EXPECT_EQ(SentTo(kAgent)[0].start_domain().attempt(), 2u);
+  generation_ = 2;
+  SayWorkerHello(0);
+  SayWorkerHello(1);
+  EXPECT_EQ(state().word, RunWord::kRunning);
+  const std::vector<proto::Envelope> sent = SentTo(kWorkers[0]);
+  EXPECT_EQ(sent.at(0).assignment().restore_checkpoint(), "p001-s000000003");
+  EXPECT_FALSE(sent.at(0).assignment().has_start());
+  EXPECT_EQ(sent.at(2).lease().first_step(), 3);
+  EXPECT_GE(IndexOf<PositionAction>(), 0) << "the record goes back";
+  SayProgress(0, 1, 4);
+  ASSERT_THAT(state().incidents, SizeIs(1));
+  EXPECT_EQ(state().incidents[0].steps_lost, 2);
+  EXPECT_EQ(state().incidents[0].generation, 2u);
+  EXPECT_GE(IndexOf<IncidentAction>(), 0);
 }
 
-TEST_F(RunCoreTest, ALostConnectionAloneIsAReasonAfterAWhile) {
-  Form();
-  Close(kWorkers[1]);
-  for (std::chrono::milliseconds time{0}; time < timeouts::kLossReason; time += timeouts::kTick) {
-    EXPECT_EQ(state().word, RunWord::kRunning);
-    Tick(timeouts::kTick);
-  }
-  EXPECT_EQ(state().word, RunWord::kFailed);
-  EXPECT_THAT(state().message, HasSubstr("rank 1"));
-}
-
-TEST_F(RunCoreTest, AnErrorOfAWorkerEndsTheRunAtOnce) {
-  Form();
-  proto::Envelope envelope;
-  envelope.mutable_worker_failed()->set_code("corruption");
-  envelope.mutable_worker_failed()->set_message("teacher.safetensors is truncated");
-  Say(kWorkers[1], envelope, generation_);
+TEST_F(RunCoreTest, ADomainThatCannotEvenStartEndsTheRun) {
+  Take(core_->Start(at_));
+  SayAgentHello();
+  SayDomainExited(1, "teacher.safetensors is truncated");
   EXPECT_EQ(state().word, RunWord::kFailed);
   EXPECT_THAT(state().message, HasSubstr("teacher.safetensors is truncated"));
+  EXPECT_THAT(state().message, HasSubstr("dd2 run runs/x/config.yaml --run runs/x --resume"));
+  EXPECT_TRUE(SentTo(kAgent).at(0).has_stop_domain());
+  EXPECT_EQ(Ended(), kExitCannotStart);
+}
+
+TEST_F(RunCoreTest, AnErrorThatARestartWouldMeetAgainEndsTheRunAtOnce) {
+  Form();
+  proto::Envelope envelope;
+  envelope.mutable_worker_failed()->set_code("failed precondition");
+  envelope.mutable_worker_failed()->set_message("the card does not belong to the weights");
+  Say(kWorkers[1], envelope, generation_);
+  EXPECT_EQ(state().word, RunWord::kFailed);
+  EXPECT_THAT(state().message, HasSubstr("the card does not belong to the weights"));
   EXPECT_EQ(journal_.back().run_ended().outcome(), "failed");
   LetGo();
   EXPECT_EQ(Ended(), kExitRunFailed);
+}
+
+TEST_F(RunCoreTest, TheSameFailureAtTheSameStepThreeTimesEndsTheRun) {
+  Form();
+  SayProgress(0, 0, 1, true);
+  for (std::uint64_t attempt = 1; attempt <= 3; ++attempt) {
+    ASSERT_NE(state().word, RunWord::kFailed) << attempt;
+    proto::Envelope envelope;
+    envelope.mutable_worker_failed()->set_code("internal");
+    envelope.mutable_worker_failed()->set_message("tensor shapes differ");
+    Say(kWorkers[1], envelope, generation_);
+    if (attempt == 3) break;
+    SayDomainExited(1, "", attempt);
+    Tick(timeouts::kRestartLast);
+    ++generation_;
+    SayWorkerHello(0);
+    SayWorkerHello(1);
+    ASSERT_EQ(state().word, RunWord::kRunning);
+  }
+  EXPECT_EQ(state().word, RunWord::kFailed);
+  EXPECT_THAT(state().message, HasSubstr("the same failure 3 times"));
+  EXPECT_THAT(state().message, HasSubstr("tensor shapes differ"));
+  LetGo();
+  for (int i = 0; i < 100 && !Ended(); ++i) Tick(timeouts::kTick);
+  EXPECT_EQ(Ended(), kExitDoNotRestart);
 }
 
 TEST_F(RunCoreTest, ASilentWorkerIsLost) {
@@ -439,9 +479,9 @@ TEST_F(RunCoreTest, ASilentWorkerIsLost) {
     if (i % 5 == 0) Say(kWorkers[0], beat, generation_);
     if (i % 5 == 0) Say(kAgent, beat, generation_);
   }
-  Tick(timeouts::kLossReason);
-  EXPECT_EQ(state().word, RunWord::kFailed);
-  EXPECT_THAT(state().message, HasSubstr("rank 1 (pid 0) is lost: no sign of life"));
+  EXPECT_EQ(state().word, RunWord::kRecovering);
+  EXPECT_THAT(journal_.back().generation_broken().reason(),
+              HasSubstr("rank 1 of domain 'node' (pid 0) is lost: no sign of life"));
 }
 
 TEST_F(RunCoreTest, NobodyIsBlamedForOurOwnSleep) {

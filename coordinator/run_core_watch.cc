@@ -1,0 +1,179 @@
+// The part of RunCore that notices what nobody says: silence, hangs, deadlines; and the incidents.
+
+#include <algorithm>
+#include <utility>
+
+#include "common/timeouts.h"
+#include "coordinator/run_core.h"
+
+namespace dd2 {
+
+namespace {
+
+std::string Seconds(std::chrono::milliseconds time) {
+  return std::to_string(std::chrono::duration_cast<std::chrono::seconds>(time).count()) + " s";
+}
+
+}  // namespace
+
+Actions RunCore::OnClosed(ConnectionId connection, const std::string& reason, Moment at) {
+  Actions out;
+  DomainMember* domain = members_.DomainOf(connection);
+  if (domain == nullptr || stage_ == Stage::kEnded) return out;
+  const bool agent = members_.IsAgent(connection);
+  const WorkerMember* member = members_.worker(connection);
+  const bool done = member != nullptr && member->done;
+  const std::string who =
+      agent ? "the agent of domain '" + domain->name + "' (pid " +
+                  std::to_string(domain->agent->hello.pid()) + ")"
+            : (member->rank ? "rank " + std::to_string(member->rank->value())
+                            : "worker " + std::to_string(member->hello.local_rank())) +
+                  " of domain '" + domain->name + "' (pid " + std::to_string(member->hello.pid()) +
+                  ")";
+  members_.Remove(connection);
+  switch (stage_) {
+    case Stage::kActive:
+    case Stage::kStopping:
+      if (done) break;
+      Event(at, "incident", who + " is lost: " + reason);
+      // Workers speak for themselves; the agent may come back to them.
+      if (agent) break;
+      LoseDomain(*domain, who + " is lost: " + reason, "lost", at, out);
+      break;
+    case Stage::kFinishing: break;
+    case Stage::kFarewell: CheckGone(at, out); break;
+    case Stage::kEnded: return out;
+  }
+  UpdateMembers(at);
+  CheckReleased(at, out);
+  ++state_.version;
+  return out;
+}
+
+Actions RunCore::OnTick(Moment at) {
+  Actions out;
+  if (stage_ == Stage::kEnded) return out;
+  // A gap means that we were stopped or starved: what others sent meanwhile is still unread.
+  if (last_tick_ && at.now - *last_tick_ > timeouts::kHeartbeatExpiry / 3) {
+    members_.ForgiveSilence(at.now);
+  }
+  last_tick_ = at.now;
+  for (const ConnectionId connection : members_.Expired(at.now)) {
+    out.emplace_back(CloseAction{connection});
+    const std::string reason = "no sign of life for " + Seconds(timeouts::kHeartbeatExpiry);
+    for (Action& action : OnClosed(connection, reason, at)) out.emplace_back(std::move(action));
+  }
+  if (stage_ == Stage::kActive || stage_ == Stage::kStopping) CheckGenerations(at, out);
+  CheckDeadlines(at, out);
+  if (!view_updated_ || at.now - *view_updated_ >= std::chrono::seconds(1)) {
+    view_updated_ = at.now;
+    UpdatePhases(at);
+    ++state_.version;
+  }
+  return out;
+}
+
+void RunCore::CheckGenerations(Moment at, Actions& out) {
+  for (auto& [name, domain] : members_.domains()) {
+    if (domain.start_at && at.now >= *domain.start_at) StartDomain(domain, at, out);
+    const bool working = domain.running && members_.Whole(domain);
+    if (working && at.now - domain.started >= timeouts::kRestartForgotten) domain.failures = 0;
+    if (ever_formed_ && domain.running && !members_.Whole(domain) &&
+        domain.started != TimePoint() && at.now - domain.started >= timeouts::kWorkersJoin) {
+      domain.started = at.now;
+      LoseDomain(domain, "not all workers of domain '" + name + "' joined in time", "lost", at,
+                 out);
+    }
+  }
+  if (trouble_deadline_ && at.now >= *trouble_deadline_) {
+    trouble_deadline_.reset();
+    if (members_.formed()) {
+      OpenIncident("communication", "", trouble_, at);
+      BreakGeneration(trouble_, at, out);
+    }
+  }
+  if (gather_deadline_ && at.now >= *gather_deadline_) DropAbsent(at, out);
+  if (members_.formed()) {
+    CheckStall(at, out);
+  } else {
+    TryForm(at, out);
+  }
+}
+
+// Ranks that did not come back to a restarted coordinator, or did not stop when they were told to.
+void RunCore::DropAbsent(Moment at, Actions& out) {
+  gather_deadline_.reset();
+  if (!awaited_.empty()) {
+    const std::string reason = std::to_string(awaited_.size()) +
+                               " ranks did not come back to the restarted coordinator within " +
+                               Seconds(timeouts::kReattach);
+    Event(at, "incident", reason);
+    BreakGeneration(reason, at, out);
+    for (auto& [name, domain] : members_.domains()) {
+      if (!members_.Whole(domain) && !domain.workers.empty()) {
+        LoseDomain(domain, reason, "lost", at, out);
+      }
+    }
+    TryForm(at, out);
+    return;
+  }
+  for (auto& [name, domain] : members_.domains()) {
+    const bool hangs = std::any_of(domain.workers.begin(), domain.workers.end(),
+                                   [](const auto& entry) { return !entry.second.ready; });
+    if (!hangs) continue;
+    LoseDomain(domain,
+               "a worker of domain '" + name + "' did not stop within " +
+                   Seconds(timeouts::kUnwind) + " of being told to",
+               "hang", at, out);
+  }
+}
+
+// All ranks enter the same collectives: who is behind the others and does not move hangs.
+void RunCore::CheckStall(Moment at, Actions& out) {
+  if (desired_.paused() || !awaited_.empty()) return;
+  std::chrono::milliseconds limit = timeouts::kStall;
+  if (scheduler_.steps_per_second() > 0) {
+    const double steps = timeouts::kStallSteps * 1000.0 / scheduler_.steps_per_second();
+    limit = std::max(limit, std::chrono::milliseconds(static_cast<std::int64_t>(steps)));
+  }
+  std::uint64_t most = 0;
+  for (const WorkerMember* member : members_.ranks()) most = std::max(most, member->collectives);
+  for (const WorkerMember* member : members_.ranks()) {
+    if (member->collectives >= most || at.now - member->moved < limit) continue;
+    DomainMember* domain = members_.DomainOf(member->connection);
+    LoseDomain(*domain,
+               "rank " + std::to_string(member->rank->value()) + " of domain '" + domain->name +
+                   "' hangs: the others have waited for it for " + Seconds(limit),
+               "hang", at, out);
+    return;  // the ranks are others now
+  }
+}
+
+void RunCore::OpenIncident(const std::string& kind, const std::string& domain,
+                           const std::string& reason, Moment at) {
+  IncidentState incident;
+  incident.unix_ms = at.unix_ms;
+  incident.kind = kind;
+  incident.domain = domain;
+  incident.reason = reason;
+  incident.phase = scheduler_.position().phase;
+  incident.step = scheduler_.position().step;
+  open_incidents_.push_back(std::move(incident));
+}
+
+// A step was finished: what was under way is over.
+void RunCore::CloseIncidents(Moment at, Actions& out) {
+  if (open_incidents_.empty() || !members_.formed() || !awaited_.empty()) return;
+  for (IncidentState& incident : open_incidents_) {
+    incident.resumed_seconds = static_cast<double>(at.unix_ms - incident.unix_ms) / 1000.0;
+    if (incident.generation == 0) incident.generation = state_.generation;
+    state_.incidents.push_back(incident);
+    if (state_.incidents.size() > kIncidentsMax) state_.incidents.erase(state_.incidents.begin());
+    IncidentAction action;
+    action.incident = std::move(incident);
+    out.emplace_back(std::move(action));
+  }
+  open_incidents_.clear();
+}
+
+}  // namespace dd2
