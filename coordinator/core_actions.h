@@ -101,6 +101,8 @@ struct CoreStart {
   // The coordinator died and takes its run over again: position is that of the record, the wishes
   // of people hold, and so does the generation if one was formed.
   bool recovered = false;
+  bool worked = false;     // a generation was formed before
+  Generation last_formed;  // the newest of them
   std::optional<OrphanGeneration> orphan;
   proto::Desired desired;
 };

@@ -57,6 +57,7 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
         break;
       case proto::JournalRecord::kGenerationFormed:
         saw_generation(record.generation_formed().generation());
+        view.last_formed = Generation(record.generation_formed().generation());
         view.formed.assign(record.generation_formed().members().begin(),
                            record.generation_formed().members().end());
         break;

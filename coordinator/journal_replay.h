@@ -27,6 +27,7 @@ struct JournalView {
   std::map<std::string, std::string> dropped;  // id -> reason, unless committed again
   std::vector<FinishedPhase> finished;         // after all rollbacks
   proto::Desired desired;                      // the newest wish; version 0: none
+  Generation last_formed;                      // 0: none
   // For a coordinator that takes a living run over:
   std::vector<proto::GenerationMember> formed;  // of last_generation, by rank; empty: not formed
   RunPosition granted;                          // end of the newest lease

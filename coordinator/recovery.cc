@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "coordinator/core_start.h"
 #include "storage/checkpoint_store.h"
 
 namespace dd2 {
@@ -36,54 +37,20 @@ class Recovery {
     DD2_TRY(PublishMissing());
     DD2_TRY(ChooseRestorePoint());
     DD2_TRY(RemoveUncommitted(files_, checkpoints_, ""));
-    start_.resumed = view_.started;
-    start_.generation = Generation(view_.last_generation.value() + 1);
-    FillStart();
-    if (!view_.checkpoints.empty()) Restore(view_.checkpoints.back());
+    StartFromCheckpoint(view_, start_);
     return std::move(start_);
   }
 
-  Result<CoreStart> TakeOver(RunPosition recorded) {
+  Result<CoreStart> TakeOver(const std::vector<PhaseConfig>& phases, RunPosition recorded) {
     DD2_TRY(files_.MakeDirectories(checkpoints_));
     DD2_TRY(ClearUnwanted());
     DD2_TRY(PublishMissing());
     DD2_TRY(ChooseRestorePoint());
-    FillStart();
-    start_.recovered = true;
-    start_.desired = view_.desired;
-    if (!view_.checkpoints.empty()) {
-      start_.restore_checkpoint = view_.checkpoints.back().checkpoint_id();
-    }
-    // The end of a phase is journalled right after its last step was recorded.
-    RunPosition position = std::max(recorded, RunPosition());
-    for (const FinishedPhase& finished : view_.finished) {
-      position = std::max(position, RunPosition{finished.phase + 1, 0});
-    }
-    start_.position = position;
-    start_.generation = Generation(view_.last_generation.value() + (view_.formed.empty() ? 1 : 0));
-    if (view_.phase_begin.phase == position.phase) {
-      const double since = static_cast<double>(unix_ms_ - view_.phase_begin.unix_ms) / 1000.0;
-      start_.seconds_before = view_.phase_begin.seconds_before + std::max(since, 0.0);
-    }
-    if (view_.formed.empty()) return std::move(start_);
-    OrphanGeneration orphan;
-    orphan.generation = start_.generation;
-    orphan.members = view_.formed;
-    if (view_.granted.phase == position.phase) orphan.granted_end = view_.granted.step;
-    start_.orphan = std::move(orphan);
+    StartTakingOver(view_, phases, recorded, unix_ms_, start_);
     return std::move(start_);
   }
 
  private:
-  void FillStart() {
-    start_.finished = view_.finished;
-    start_.checkpoints = view_.checkpoints;
-    start_.checkpoint_seconds = view_.seconds_at;
-    start_.checkpoint_totals = view_.checkpoint_totals;
-    start_.command = view_.command;
-    start_.desired_version = view_.desired.version();
-  }
-
   // Manifests on disk that the journal does not count.
   Status ClearUnwanted() {
     DD2_TRY_ASSIGN(const std::vector<std::string> ids, ListCheckpoints(files_, checkpoints_));
@@ -152,20 +119,6 @@ class Recovery {
     return QuarantineCheckpoint(files_, run_folder_, id, reason, unix_ms_);
   }
 
-  void Restore(const proto::CheckpointManifest& manifest) {
-    const proto::CheckpointHeader& header = manifest.header();
-    start_.restore_checkpoint = manifest.checkpoint_id();
-    start_.position.phase = header.phase();
-    start_.position.step = header.step();
-    start_.seconds_before = view_.seconds_at[manifest.checkpoint_id()];
-    start_.counters.outer_cycles = header.counters().outer_cycles();
-    start_.counters.generator_updates = header.counters().generator_updates();
-    start_.counters.guidance_updates = header.counters().guidance_updates();
-    start_.counters.skipped_updates = header.counters().skipped_updates();
-    start_.counters.phase_generator_updates = header.counters().phase_generator_updates();
-    start_.counters.phase_guidance_updates = header.counters().phase_guidance_updates();
-  }
-
   FileSystem& files_;
   const fs::path run_folder_;
   const fs::path checkpoints_;
@@ -183,8 +136,9 @@ Result<CoreStart> RecoverRun(FileSystem& files, const fs::path& run_folder, Jour
 }
 
 Result<CoreStart> TakeOverRun(FileSystem& files, const fs::path& run_folder, Journal& journal,
-                              RunPosition recorded, std::int64_t unix_ms) {
-  return Recovery(files, run_folder, journal, unix_ms).TakeOver(recorded);
+                              const std::vector<PhaseConfig>& phases, RunPosition recorded,
+                              std::int64_t unix_ms) {
+  return Recovery(files, run_folder, journal, unix_ms).TakeOver(phases, recorded);
 }
 
 Status QuarantineCheckpoint(FileSystem& files, const fs::path& run_folder, const std::string& id,

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "common/file.h"
 #include "common/result.h"
@@ -31,7 +32,8 @@ Result<CoreStart> RecoverRun(FileSystem& files, const std::filesystem::path& run
 // position in the record. Checkpoints are brought to one story as above, except that parts without
 // manifest stay: workers may be writing them.
 Result<CoreStart> TakeOverRun(FileSystem& files, const std::filesystem::path& run_folder,
-                              Journal& journal, RunPosition recorded, std::int64_t unix_ms);
+                              Journal& journal, const std::vector<PhaseConfig>& phases,
+                              RunPosition recorded, std::int64_t unix_ms);
 
 // Moves a checkpoint's folder to RUN/quarantine/<id>-<time>/ with reason.txt; one that is gone is
 // no error.

@@ -144,6 +144,7 @@ class RunCore {
   ExitCode fail_code_ = kExitRunFailed;
   bool journal_works_ = true;
   bool ever_formed_ = false;  // in this life or, when it was recovered, before
+  Generation last_formed_;
   std::uint64_t attempts_ = 0;
   std::string restore_checkpoint_;  // what a generation without survivors starts from
   std::map<std::string, RunPosition> checkpoint_positions_;

@@ -136,7 +136,7 @@ void RunCore::CheckReleased(Moment at, Actions& out) {
 
 void RunCore::Fail(const std::string& reason, Moment at, Actions& out, ExitCode code) {
   // Who never came to work could not be started; that is another exit code.
-  fail_code_ = ever_formed_ ? code : kExitCannotStart;
+  fail_code_ = ever_formed_ || code == kExitDoNotRestart ? code : kExitCannotStart;
   End(RunWord::kFailed, reason, at, out);
 }
 

@@ -52,6 +52,8 @@ void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Mo
   DomainMember& domain = members_.domains().at(hello.domain());
   attempts_ = std::max(attempts_, hello.attempt());
   domain.running = hello.running();
+  domain.started = at.now;
+  if (!members_.formed()) deadline_ = std::max(*deadline_, at.now + 2 * timeouts::kWorkersJoin);
   Event(at, "member",
         "agent of domain '" + hello.domain() + "' joined from " + hello.host() + " (pid " +
             std::to_string(hello.pid()) + ")");
@@ -141,7 +143,8 @@ void RunCore::OnReturn(ConnectionId from, const std::string& address,
             "all ranks of generation " + std::to_string(state_.generation) + " are back");
       GrantLeases(at, out);
     }
-  } else if (!members_.formed() && start_.recovered) {
+  } else if (!members_.formed() && start_.recovered && said >= last_formed_) {
+    // Not one that was given up in an earlier generation: its state is of the past.
     const Status added = members_.AddWorker(from, address, hello, said, at.now);
     if (!added) {
       Refuse(from, added.error(), out);
@@ -226,7 +229,8 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
   Event(at, "incident", reason);
   // A worker's own words explain more.
   if (last_failure_.empty()) last_failure_ = reason;
-  if (!ever_formed_) {
+  // What cannot even begin would not begin the next time; somebody's kill is another matter.
+  if (!ever_formed_ && exited.exit_status() < 128) {
     Fail(last_failure_, at, out);
     return;
   }
@@ -310,7 +314,16 @@ void RunCore::Form(Moment at, Actions& out) {
     for (const auto& [rank, member] : domain.workers) candidate.held.push_back(member.held);
     candidates.push_back(std::move(candidate));
   }
-  const RegroupPlan plan = PlanRegroup(candidates, options_.config.phases);
+  RegroupPlan plan = PlanRegroup(candidates, options_.config.phases);
+  if (plan.start) {
+    // Whoever is of the last generation holds what it has committed, or more.
+    const proto::Position normal = Normalised(*plan.start, options_.config.phases);
+    const auto committed = checkpoint_positions_.find(restore_checkpoint_);
+    if (committed != checkpoint_positions_.end() &&
+        RunPosition{normal.phase(), normal.step()} < committed->second) {
+      plan.start.reset();
+    }
+  }
   members_.Form(plan.domains);
   const auto world_size = static_cast<std::int32_t>(plan.members.size());
   ledger_.StartGeneration(world_size);
@@ -325,7 +338,7 @@ void RunCore::Form(Moment at, Actions& out) {
     const proto::Position normal = Normalised(*plan.start, options_.config.phases);
     const RunPosition held{normal.phase(), normal.step()};
     if (held < scheduler_.position()) GoBack(held, 0, "", at, out);
-  } else if (ever_formed_ || start_.recovered) {
+  } else if (ever_formed_) {
     const auto found = checkpoint_positions_.find(restore_checkpoint_);
     const RunPosition position =
         found == checkpoint_positions_.end() ? RunPosition() : found->second;
@@ -340,6 +353,7 @@ void RunCore::Form(Moment at, Actions& out) {
   Journal(std::move(record), out);
   out.emplace_back(GenerationAction{members_.generation()});
   ever_formed_ = true;
+  last_formed_ = members_.generation();
   for (IncidentState& incident : open_incidents_) {
     incident.generation = state_.generation;
     incident.formed_seconds = static_cast<double>(at.unix_ms - incident.unix_ms) / 1000.0;

@@ -138,11 +138,14 @@ void RunCore::TakeOver(Moment at, Actions& out) {
   position.position = scheduler_.position();
   out.emplace_back(position);
   OpenIncident("coordinator", "", "the coordinator died and was started again", at);
+  ever_formed_ = start_.worked;
+  last_formed_ = start_.last_formed;
+  deadline_ = at.now + timeouts::kWorkersJoin;
+  gather_deadline_ = at.now + timeouts::kReattach;
   if (!start_.orphan) {
     Event(at, "run", "taken over by a new coordinator; no generation had been formed");
     return;
   }
-  ever_formed_ = true;
   members_.AdoptFormed();
   state_.generation = start_.orphan->generation.value();
   const std::vector<proto::GenerationMember>& members = start_.orphan->members;
@@ -152,7 +155,6 @@ void RunCore::TakeOver(Moment at, Actions& out) {
   }
   scheduler_.Continue(start_.orphan->granted_end, at.now);
   scheduler_.SetPaused(desired_.paused(), at.now);
-  gather_deadline_ = at.now + timeouts::kReattach;
   Event(at, "run",
         "taken over by a new coordinator; waiting for the " + std::to_string(members.size()) +
             " ranks of generation " + std::to_string(state_.generation));

@@ -30,7 +30,10 @@ Actions RunCore::OnClosed(ConnectionId connection, const std::string& reason, Mo
                             : "worker " + std::to_string(member->hello.local_rank())) +
                   " of domain '" + domain->name + "' (pid " + std::to_string(member->hello.pid()) +
                   ")";
-  members_.Remove(connection);
+  const bool active = stage_ == Stage::kActive || stage_ == Stage::kStopping;
+  // A lost worker takes its whole domain along.
+  const bool lost = active && !agent && !done;
+  if (!lost) members_.Remove(connection);
   switch (stage_) {
     case Stage::kActive:
     case Stage::kStopping:
@@ -79,8 +82,9 @@ void RunCore::CheckGenerations(Moment at, Actions& out) {
     const bool working = domain.running && members_.Whole(domain);
     if (working && at.now - domain.started >= timeouts::kRestartForgotten) domain.failures = 0;
     if (ever_formed_ && domain.running && !members_.Whole(domain) &&
-        domain.started != TimePoint() && at.now - domain.started >= timeouts::kWorkersJoin) {
+        at.now - domain.started >= timeouts::kWorkersJoin) {
       domain.started = at.now;
+      deadline_ = at.now + timeouts::kWorkersJoin;
       LoseDomain(domain, "not all workers of domain '" + name + "' joined in time", "lost", at,
                  out);
     }
@@ -110,7 +114,7 @@ void RunCore::DropAbsent(Moment at, Actions& out) {
     Event(at, "incident", reason);
     BreakGeneration(reason, at, out);
     for (auto& [name, domain] : members_.domains()) {
-      if (!members_.Whole(domain) && !domain.workers.empty()) {
+      if (!members_.Whole(domain) && domain.running) {
         LoseDomain(domain, reason, "lost", at, out);
       }
     }
@@ -120,10 +124,13 @@ void RunCore::DropAbsent(Moment at, Actions& out) {
   for (auto& [name, domain] : members_.domains()) {
     const bool hangs = std::any_of(domain.workers.begin(), domain.workers.end(),
                                    [](const auto& entry) { return !entry.second.ready; });
-    if (!hangs) continue;
+    // After a restart of the coordinator: some of its workers came back, others did not.
+    const bool torn = start_.recovered && !domain.workers.empty() && !members_.Whole(domain);
+    if (!hangs && !torn) continue;
     LoseDomain(domain,
-               "a worker of domain '" + name + "' did not stop within " +
-                   Seconds(timeouts::kUnwind) + " of being told to",
+               "a worker of domain '" + name +
+                   (hangs ? "' did not stop in time when it was told to"
+                          : "' did not come back to the restarted coordinator"),
                "hang", at, out);
   }
 }

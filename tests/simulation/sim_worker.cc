@@ -1,0 +1,493 @@
+#include "tests/simulation/sim_worker.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+#include "common/timeouts.h"
+#include "coordinator/regroup_plan.h"
+
+namespace dd2::simulation {
+
+namespace {
+
+std::string CheckpointName(const proto::Position& position) {
+  char name[64];
+  std::snprintf(name, sizeof name, "p%03d-s%09lld", position.phase(),
+                static_cast<long long>(position.step()));
+  return name;
+}
+
+proto::Position PositionOf(const std::string& checkpoint) {
+  proto::Position position;
+  position.set_phase(std::stoi(checkpoint.substr(1, 3)));
+  position.set_step(std::stoll(checkpoint.substr(6)));
+  return position;
+}
+
+bool ChangesState(PhaseKind kind) { return kind != PhaseKind::kEval && kind != PhaseKind::kExport; }
+
+}  // namespace
+
+std::uint64_t Updated(std::uint64_t value, std::int32_t phase, std::int64_t step,
+                      std::int32_t update) {
+  for (const std::uint64_t part :
+       {static_cast<std::uint64_t>(phase) + 1, static_cast<std::uint64_t>(step) + 1,
+        static_cast<std::uint64_t>(update) + 1}) {
+    value = (value ^ part) * 0x9E3779B97F4A7C15ULL;
+    value ^= value >> 29;
+  }
+  return value;
+}
+
+std::uint64_t UndisturbedValue(const std::vector<PhaseConfig>& phases) {
+  std::uint64_t value = 0;
+  for (std::size_t phase = 0; phase < phases.size(); ++phase) {
+    for (std::int64_t step = 0; step < phases[phase].steps; ++step) {
+      for (std::int32_t update = 0; update < UpdatesOfStep(phases[phase]); ++update) {
+        value = Updated(value, static_cast<std::int32_t>(phase), step, update);
+      }
+    }
+  }
+  return value;
+}
+
+void SimGroup::Enter(std::int32_t rank, const proto::Desired& wish, Outcome done) {
+  if (broken_) {
+    world_.After(world_.Between(0, 30), [done = std::move(done)] { done(false); });
+    return;
+  }
+  if (wish.version() > newest_.version()) newest_ = wish;
+  waiting_[rank] = std::move(done);
+  if (static_cast<std::int32_t>(waiting_.size()) < size_) return;
+  agreed_ = newest_;
+  for (auto& [member, outcome] : waiting_) {
+    world_.After(world_.Between(0, 20),
+                 [this, outcome = std::move(outcome)] { outcome(!broken_ || world_.Chance(50)); });
+  }
+  waiting_.clear();
+}
+
+void SimGroup::Break() {
+  broken_ = true;
+  for (auto& [member, outcome] : waiting_) {
+    world_.After(world_.Between(0, 30), [outcome = std::move(outcome)] { outcome(false); });
+  }
+  waiting_.clear();
+}
+
+SimWorker::SimWorker(World& world, Network& network, Disk& disk, Groups& groups,
+                     const std::vector<PhaseConfig>& phases, WorkerPlace place,
+                     std::function<void(int status)> on_exit)
+    : world_(world),
+      network_(network),
+      disk_(disk),
+      groups_(groups),
+      phases_(phases),
+      place_(std::move(place)),
+      on_exit_(std::move(on_exit)) {}
+
+void SimWorker::Always(milliseconds delay, std::function<void()> what) {
+  world_.After(delay, [this, what = std::move(what)] {
+    if (!alive_) return;
+    if (stopped_) {
+      backlog_.push_back(what);
+    } else {
+      what();
+    }
+  });
+}
+
+void SimWorker::Later(milliseconds delay, std::function<void()> what) {
+  Always(delay, [this, epoch = epoch_, what = std::move(what)] {
+    if (epoch == epoch_) what();
+  });
+}
+
+void SimWorker::Begin() {
+  away_since_ = world_.now();
+  Connect();
+  Beat();
+}
+
+void SimWorker::Exit(int status) {
+  if (!alive_) return;
+  alive_ = false;
+  world_.Trace("worker pid " + std::to_string(place_.pid) + " exits with " +
+               std::to_string(status));
+  if (group_) group_->Break();
+  network_.CloseByClient(connection_);
+  on_exit_(status);
+}
+
+void SimWorker::Kill() { Exit(137); }
+
+void SimWorker::Continue() {
+  stopped_ = false;
+  while (alive_ && !stopped_ && !backlog_.empty()) {
+    const std::function<void()> what = std::move(backlog_.front());
+    backlog_.pop_front();
+    what();
+  }
+}
+
+void SimWorker::OnEnvelope(const proto::Envelope& envelope) {
+  Always(milliseconds(0), [this, envelope] { Handle(envelope); });
+}
+
+void SimWorker::OnCut() {
+  if (!alive_) return;
+  connection_ = ConnectionId(0);
+  talking_ = false;
+  away_since_ = world_.now();
+  Always(timeouts::kReconnect, [this] { Connect(); });
+}
+
+void SimWorker::Connect() {
+  if (connection_ != ConnectionId(0)) return;
+  if (world_.now() - away_since_ > timeouts::kCoordinatorAway) return Exit(9);
+  connection_ = network_.Connect(*this);
+  if (connection_ == ConnectionId(0)) {
+    Always(timeouts::kReconnect, [this] { Connect(); });
+    return;
+  }
+  SayHello(generation_ != 0);
+}
+
+void SimWorker::SayHello(bool resumes) {
+  proto::Envelope envelope;
+  envelope.set_generation(generation_);
+  proto::WorkerHello& hello = *envelope.mutable_worker_hello();
+  hello.set_domain(place_.domain);
+  hello.set_local_rank(place_.local_rank);
+  hello.set_local_size(place_.local_size);
+  hello.set_pid(place_.pid);
+  hello.set_numeric_mode("simulated");
+  hello.set_resumes(resumes);
+  if (resumes && assignment_) hello.set_rank(assignment_->rank());
+  if (resumes && !assignment_) hello.set_rank(-1);
+  if (resumes) *hello.mutable_held() = Held();
+  talking_ = !resumes;
+  network_.ToServer(connection_, envelope);
+  Flush();
+}
+
+void SimWorker::Beat() {
+  Always(timeouts::kHeartbeatInterval, [this] {
+    proto::Envelope envelope;
+    envelope.mutable_heartbeat()->set_phase(has_state_ ? position_.phase() : -1);
+    envelope.mutable_heartbeat()->set_step(position_.step());
+    envelope.mutable_heartbeat()->set_collectives(collectives_);
+    envelope.mutable_heartbeat()->set_waiting(waiting_);
+    envelope.set_generation(generation_);
+    if (talking_) network_.ToServer(connection_, envelope);
+    Beat();
+  });
+}
+
+void SimWorker::Send(proto::Envelope envelope) {
+  envelope.set_generation(generation_);
+  unsent_.push_back(std::move(envelope));
+  Flush();
+}
+
+void SimWorker::Flush() {
+  while (talking_ && connection_ != ConnectionId(0) && !unsent_.empty()) {
+    network_.ToServer(connection_, unsent_.front());
+    unsent_.pop_front();
+  }
+}
+
+void SimWorker::Handle(const proto::Envelope& envelope) {
+  if (envelope.has_refused()) return Exit(4);
+  if (envelope.has_regroup()) return OnRegroup(envelope);
+  if (envelope.has_assignment()) return OnAssignment(envelope);
+  if (envelope.generation() < generation_) return;
+  if (envelope.has_resumed()) {
+    talking_ = true;
+    unsent_.clear();
+    OnRecorded(envelope.resumed().recorded());
+    OnCommitted(envelope.resumed().committed_checkpoint());
+    SendKept();
+    if (!awaited_commit_.empty()) ReportPart();
+  } else if (envelope.has_lease()) {
+    OnLease(envelope.lease());
+  } else if (envelope.has_desired()) {
+    if (envelope.desired().version() > desired_.version()) desired_ = envelope.desired();
+    if (paused_) {
+      paused_ = false;
+      AfterStep();
+    }
+  } else if (envelope.has_checkpoint_committed()) {
+    OnCommitted(envelope.checkpoint_committed().checkpoint_id());
+  } else if (envelope.has_run_finished()) {
+    Exit(0);
+  }
+}
+
+void SimWorker::OnRegroup(const proto::Envelope& envelope) {
+  if (envelope.generation() <= generation_) return;
+  generation_ = envelope.generation();
+  ++epoch_;
+  talking_ = true;
+  unsent_.clear();
+  assignment_.reset();
+  if (group_) group_->Break();
+  group_.reset();
+  lease_phase_ = -1;
+  hungry_ = false;
+  paused_ = false;
+  waiting_ = false;
+  awaited_commit_.clear();
+  // The computation that it is in must end first.
+  Later(world_.Between(0, 150), [this] {
+    proto::Envelope answer;
+    *answer.mutable_regrouped()->mutable_held() = Held();
+    Send(std::move(answer));
+  });
+}
+
+proto::HeldState SimWorker::Held() const {
+  proto::HeldState held;
+  held.set_has_state(has_state_);
+  *held.mutable_position() = position_;
+  held.set_pending(pending_);
+  return held;
+}
+
+void SimWorker::OnAssignment(const proto::Envelope& envelope) {
+  if (envelope.generation() < generation_) return;
+  generation_ = envelope.generation();
+  ++epoch_;
+  talking_ = true;
+  assignment_ = envelope.assignment();
+  collectives_ = 0;
+  if (!assignment_->committed_checkpoint().empty()) {
+    committed_ = assignment_->committed_checkpoint();
+  }
+  std::shared_ptr<SimGroup>& group = groups_[generation_];
+  if (!group) group = std::make_shared<SimGroup>(world_, assignment_->world_size());
+  group_ = group;
+  group_->snapshots[assignment_->rank()] = Snapshot{value_, position_, kept_, requests_served_};
+  Later(world_.Between(1, 100), [this] { Collective([this] { Synchronise(); }); });
+}
+
+void SimWorker::Synchronise() {
+  const proto::Assignment& assignment = *assignment_;
+  if (!assignment.has_start()) {
+    const std::string& id = assignment.restore_checkpoint();
+    value_ = 0;
+    position_ = proto::Position();
+    kept_.clear();
+    requests_served_ = 0;
+    if (!id.empty()) {
+      if (!disk_.contains(id)) return world_.Violate("checkpoint " + id + " is not on the disk");
+      value_ = disk_.at(id).begin()->second.value;
+      position_ = PositionOf(id);
+    }
+  } else {
+    const auto state_of = [&](std::int32_t rank) {
+      const Snapshot& snapshot = group_->snapshots.at(rank);
+      const proto::Position& at = snapshot.position;
+      return assignment.members(rank).means() == proto::GenerationMember::ROLL
+                 ? Updated(snapshot.value, at.phase(), at.step(), at.updates())
+                 : snapshot.value;
+    };
+    const bool receives =
+        assignment.members(assignment.rank()).means() == proto::GenerationMember::RECEIVE;
+    value_ = state_of(receives ? place_.local_rank : assignment.rank());
+    const Snapshot& source = group_->snapshots.at(assignment.source());
+    position_ = source.position;
+    kept_ = source.kept;
+    requests_served_ = source.requests_served;
+  }
+  has_state_ = true;
+  pending_ = false;
+  OnRecorded(assignment.recorded());
+  Collective([this] {
+    SendKept();
+    GoOn();
+  });
+}
+
+void SimWorker::GoOn() {
+  if (position_.updates() == 0 && position_.step() > 0 && CheckpointDue()) {
+    Checkpoint([this] { Work(); });
+  } else if (UpdatesOfStep(phase()) > 0 && position_.updates() >= UpdatesOfStep(phase())) {
+    // Everything of the step but its end is done: agree again on the wish of it.
+    Collective([this] {
+      step_wish_ = group_->agreed();
+      FinishStep();
+    });
+  } else {
+    Work();
+  }
+}
+
+void SimWorker::OnLease(const proto::Lease& lease) {
+  OnRecorded(lease.recorded());
+  const std::int64_t end = lease.first_step() + lease.count();
+  lease_end_ = lease.phase() == lease_phase_ ? std::max(lease_end_, end) : end;
+  lease_phase_ = lease.phase();
+  if (!hungry_) return;
+  hungry_ = false;
+  Work();
+}
+
+void SimWorker::OnRecorded(const proto::Position& recorded) {
+  while (!kept_.empty()) {
+    proto::Position at;
+    at.set_phase(kept_.front().phase());
+    at.set_step(kept_.front().step());
+    const bool end_of_phase = kept_.front().phase_finished();
+    const bool known = end_of_phase ? recorded.phase() > at.phase() : !Before(recorded, at);
+    if (!known) break;
+    kept_.pop_front();
+  }
+}
+
+void SimWorker::SendKept() {
+  if (assignment_->rank() != 0) return;
+  for (const proto::Progress& progress : kept_) {
+    proto::Envelope envelope;
+    *envelope.mutable_progress() = progress;
+    Send(std::move(envelope));
+  }
+}
+
+void SimWorker::Work() {
+  if (position_.step() >= phase().steps && lease_phase_ == position_.phase() + 1) {
+    position_.set_phase(lease_phase_);
+    position_.set_step(0);
+  }
+  if (lease_phase_ != position_.phase() || position_.step() >= lease_end_) {
+    hungry_ = true;
+    return;
+  }
+  Later(world_.Between(5, 80), [this] { Update(); });
+}
+
+void SimWorker::Update() {
+  if (UpdatesOfStep(phase()) == 0) {
+    Collective([this] {
+      step_wish_ = group_->agreed();
+      FinishStep();
+    });
+    return;
+  }
+  Collective([this] {
+    pending_ = true;  // the whole gradient is here
+    Collective([this] {
+      pending_ = false;
+      value_ = Updated(value_, position_.phase(), position_.step(), position_.updates());
+      position_.set_updates(position_.updates() + 1);
+      step_wish_ = group_->agreed();
+      if (position_.updates() == UpdatesOfStep(phase())) {
+        Later(world_.Between(0, 10), [this] { FinishStep(); });
+      } else {
+        Later(world_.Between(5, 80), [this] { Update(); });
+      }
+    });
+  });
+}
+
+void SimWorker::FinishStep() {
+  position_.set_step(position_.step() + 1);
+  position_.set_updates(0);
+  proto::Progress progress;
+  progress.set_phase(position_.phase());
+  progress.set_step(position_.step());
+  progress.set_phase_finished(position_.step() == phase().steps);
+  proto::Metric& metric = *progress.add_metrics();
+  metric.set_name("value");
+  metric.set_value(static_cast<double>(value_ >> 16));
+  kept_.push_back(progress);
+  if (assignment_->rank() == 0) {
+    proto::Envelope envelope;
+    *envelope.mutable_progress() = std::move(progress);
+    Send(std::move(envelope));
+  }
+  const bool requested = step_wish_.checkpoint_requests() > requests_served_;
+  requests_served_ = std::max(requests_served_, step_wish_.checkpoint_requests());
+  if (CheckpointDue() || requested) {
+    Checkpoint([this] { AfterStep(); });
+  } else {
+    AfterStep();
+  }
+}
+
+bool SimWorker::CheckpointDue() const {
+  const std::int64_t every = phase().checkpoint_every;
+  return ChangesState(phase().kind) &&
+         (position_.step() == phase().steps || (every > 0 && position_.step() % every == 0));
+}
+
+void SimWorker::Checkpoint(std::function<void()> then) {
+  const std::string id = CheckpointName(position_);
+  if (id == committed_) return then();
+  disk_[id][assignment_->rank()] = StoredPart{assignment_->world_size(), value_};
+  awaited_commit_ = id;
+  after_commit_ = std::move(then);
+  ReportPart();
+}
+
+void SimWorker::ReportPart() {
+  proto::Envelope envelope;
+  proto::PartReport& report = *envelope.mutable_part_report();
+  report.set_checkpoint_id(awaited_commit_);
+  report.set_rank(assignment_->rank());
+  report.mutable_header()->set_phase(position_.phase());
+  report.mutable_header()->set_step(position_.step());
+  report.mutable_header()->set_world_size(assignment_->world_size());
+  report.mutable_part()->set_size_bytes(1);
+  Send(std::move(envelope));
+}
+
+void SimWorker::OnCommitted(const std::string& id) {
+  if (id.empty()) return;
+  committed_ = std::max(committed_, id);
+  if (awaited_commit_.empty() || committed_ < awaited_commit_) return;
+  awaited_commit_.clear();
+  Later(milliseconds(0), after_commit_);
+}
+
+void SimWorker::AfterStep() {
+  if (!step_wish_.paused()) return Work();
+  if (desired_.version() <= step_wish_.version()) {
+    paused_ = true;
+    return;
+  }
+  Collective([this] {
+    step_wish_ = group_->agreed();
+    AfterStep();
+  });
+}
+
+void SimWorker::Collective(std::function<void()> then) {
+  ++collectives_;
+  waiting_ = true;
+  group_->Enter(assignment_->rank(), desired_,
+                [this, epoch = epoch_, then = std::move(then)](bool ok) {
+                  if (!alive_ || epoch != epoch_) return;
+                  Later(milliseconds(0), [this, ok, then] {
+                    waiting_ = false;
+                    if (ok) {
+                      then();
+                    } else {
+                      Trouble();
+                    }
+                  });
+                });
+}
+
+// Told at once; who brings the ranks together again is the coordinator.
+void SimWorker::Trouble() {
+  if (group_) group_->Break();
+  proto::Envelope envelope;
+  envelope.mutable_worker_failed()->set_code("aborted");
+  envelope.mutable_worker_failed()->set_message("connection closed by peer");
+  Send(std::move(envelope));
+  Later(timeouts::kRegroup, [this] { Exit(1); });
+}
+
+}  // namespace dd2::simulation

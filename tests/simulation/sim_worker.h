@@ -1,0 +1,166 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/run_config.h"
+#include "tests/simulation/world.h"
+
+namespace dd2::simulation {
+
+// What stands for the weights: every update hashes its place into it, so a lost, doubled or mixed
+// update shows.
+std::uint64_t Updated(std::uint64_t value, std::int32_t phase, std::int64_t step,
+                      std::int32_t update);
+// At the end of a run that nothing disturbed.
+std::uint64_t UndisturbedValue(const std::vector<PhaseConfig>& phases);
+
+// Checkpoints' parts on the shared disk, by id and rank.
+struct StoredPart {
+  std::int32_t world = 0;
+  std::uint64_t value = 0;
+};
+using Disk = std::map<std::string, std::map<std::int32_t, StoredPart>>;
+
+// What a rank brings into a generation: the others may take it over.
+struct Snapshot {
+  std::uint64_t value = 0;
+  proto::Position position;
+  std::deque<proto::Progress> kept;
+  std::uint64_t requests_served = 0;
+};
+
+// The communicators of one generation: a collective ends for each rank at a time of its own, and
+// not at all for those that are cut off in between: the window in which some have done an update
+// and others not.
+class SimGroup {
+ public:
+  SimGroup(World& world, std::int32_t size) : world_(world), size_(size) {}
+  using Outcome = std::function<void(bool ok)>;
+  void Enter(std::int32_t rank, const proto::Desired& wish, Outcome done);
+  // A member has left: who waits fails, who was about to be served may.
+  void Break();
+  const proto::Desired& agreed() const { return agreed_; }  // the newest wish of the last one
+
+  std::map<std::int32_t, Snapshot> snapshots;  // by rank, before the first collective
+
+ private:
+  World& world_;
+  const std::int32_t size_;
+  bool broken_ = false;
+  std::map<std::int32_t, Outcome> waiting_;
+  proto::Desired newest_;
+  proto::Desired agreed_;
+};
+using Groups = std::map<std::uint64_t, std::shared_ptr<SimGroup>>;  // by generation
+
+struct WorkerPlace {
+  std::string domain;
+  std::int32_t local_rank = 0;
+  std::int32_t local_size = 1;
+  std::int64_t pid = 0;
+};
+
+// A worker process as the protocol sees it: what the real one does, with numbers for networks.
+class SimWorker final : public Client {
+ public:
+  SimWorker(World& world, Network& network, Disk& disk, Groups& groups,
+            const std::vector<PhaseConfig>& phases, WorkerPlace place,
+            std::function<void(int status)> on_exit);
+
+  void Begin();  // the program has been loaded
+  void Kill();   // it is gone at once
+  void Stop() { stopped_ = true; }
+  void Continue();
+
+  void OnEnvelope(const proto::Envelope& envelope) override;
+  void OnCut() override;
+  const std::string& domain() const override { return place_.domain; }
+  bool alive() const { return alive_; }
+  std::uint64_t value() const { return value_; }
+  const proto::Position& position() const { return position_; }
+  const WorkerPlace& place() const { return place_; }
+
+ private:
+  // Runs `what` unless the process is dead by then; a stopped one runs it when it continues.
+  void Always(milliseconds delay, std::function<void()> what);
+  // The same, unless it has gone on to something else (a new generation).
+  void Later(milliseconds delay, std::function<void()> what);
+  void Handle(const proto::Envelope& envelope);
+  void Send(proto::Envelope envelope);
+  void Flush();
+  void Exit(int status);
+  void Connect();
+  void SayHello(bool resumes);
+  void Beat();
+  void OnAssignment(const proto::Envelope& envelope);
+  void OnRegroup(const proto::Envelope& envelope);
+  void OnLease(const proto::Lease& lease);
+  void OnRecorded(const proto::Position& recorded);
+  void SendKept();
+  void JoinGroup();
+  void Synchronise();
+  void GoOn();
+  void Work();
+  void Update();
+  void FinishStep();
+  bool CheckpointDue() const;
+  void Checkpoint(std::function<void()> then);
+  void ReportPart();
+  void OnCommitted(const std::string& id);
+  void AfterStep();
+  void Collective(std::function<void()> then);
+  void Trouble();
+  proto::HeldState Held() const;
+  const PhaseConfig& phase() const {
+    return phases_.at(static_cast<std::size_t>(position_.phase()));
+  }
+
+  World& world_;
+  Network& network_;
+  Disk& disk_;
+  Groups& groups_;
+  const std::vector<PhaseConfig>& phases_;
+  const WorkerPlace place_;
+  const std::function<void(int)> on_exit_;
+
+  bool alive_ = true;
+  bool stopped_ = false;
+  std::deque<std::function<void()>> backlog_;  // of a stopped process
+  std::uint64_t epoch_ = 0;                    // what was begun before counts no more
+
+  ConnectionId connection_;
+  bool talking_ = false;   // the coordinator has answered on this connection
+  bool assigned_ = false;  // has had an Assignment of `generation_`
+  TimePoint away_since_;
+  std::deque<proto::Envelope> unsent_;
+  std::uint64_t generation_ = 0;
+  std::optional<proto::Assignment> assignment_;
+  std::shared_ptr<SimGroup> group_;
+  std::uint64_t collectives_ = 0;
+  bool waiting_ = false;
+
+  bool has_state_ = false;
+  bool pending_ = false;
+  std::uint64_t value_ = 0;
+  proto::Position position_;
+  std::int32_t lease_phase_ = -1;
+  std::int64_t lease_end_ = 0;
+  bool hungry_ = false;  // waits for a lease
+  proto::Desired desired_;
+  std::uint64_t requests_served_ = 0;
+  bool paused_ = false;
+  std::string committed_;
+  std::string awaited_commit_;
+  std::function<void()> after_commit_;
+  proto::Desired step_wish_;
+  std::deque<proto::Progress> kept_;
+};
+
+}  // namespace dd2::simulation
