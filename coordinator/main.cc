@@ -282,8 +282,8 @@ class Program {
     Result<std::string> lines = RealFileSystem().Read(run_ / "metrics.jsonl");
     if (!lines && lines.error().code() != Code::kNotFound) return lines.error();
     const RecordPosition last = LastRecorded(lines ? *lines : std::string());
-    return TakeOverRun(RealFileSystem(), run_, *opened_.journal, RunPosition{last.phase, last.step},
-                       clock_.UnixMs());
+    return TakeOverRun(RealFileSystem(), run_, *opened_.journal, opened_.config.phases,
+                       RunPosition{last.phase, last.step}, clock_.UnixMs());
   }
 
   Status BuildLoop(CoreStart start) {
