@@ -51,6 +51,9 @@ inline constexpr milliseconds kRestartForgotten = seconds(60);
 // or after kStallSteps average steps when that is longer.
 inline constexpr milliseconds kStall = seconds(60);
 inline constexpr int kStallSteps = 20;
+// The ranks of a new generation meet: all of them were told at the same time. Also the longest time
+// that a connection to a rank that hangs can hold up the next regrouping.
+inline constexpr milliseconds kConnectRanks = seconds(20);
 // A rank whose collective failed waits this long to be told to regroup: its peer's loss must have
 // been noticed, at the latest by missing heart-beats.
 inline constexpr milliseconds kRegroup = seconds(45);
@@ -84,6 +87,7 @@ static_assert(kDomainKill < kFarewell, "a domain is killed before the coordinato
 static_assert(kCheckpointParts < kStop, "a stop may have to wait for a whole checkpoint");
 static_assert(kHeartbeatExpiry < kCollective, "the coordinator is the first to notice a hang");
 static_assert(kHeartbeatExpiry < kRegroup, "a silent peer is noticed before others give up");
+static_assert(kConnectRanks < kHeartbeatExpiry, "a rank that hangs in meeting others is not lost");
 static_assert(kRegroup < kCoordinatorAway);
 static_assert(kTrouble < kRegroup);
 static_assert(kReattach < kCoordinatorAway, "workers still try when a coordinator waits for them");

@@ -27,6 +27,11 @@ void Commit(JournalView& view, const proto::CheckpointManifest& manifest, const 
   }
 }
 
+void Form(JournalView& view, const proto::GenerationFormed& formed) {
+  view.last_formed = Generation(formed.generation());
+  view.formed.assign(formed.members().begin(), formed.members().end());
+}
+
 void Finish(JournalView& view, const proto::PhaseFinished& record) {
   std::erase_if(view.finished,
                 [&record](const auto& other) { return other.phase == record.phase(); });
@@ -57,9 +62,7 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
         break;
       case proto::JournalRecord::kGenerationFormed:
         saw_generation(record.generation_formed().generation());
-        view.last_formed = Generation(record.generation_formed().generation());
-        view.formed.assign(record.generation_formed().members().begin(),
-                           record.generation_formed().members().end());
+        Form(view, record.generation_formed());
         break;
       case proto::JournalRecord::kGenerationBroken:
         saw_generation(record.generation_broken().generation());

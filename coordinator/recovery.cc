@@ -78,7 +78,11 @@ class Recovery {
       if (!IsBad(published.error())) return published;
       DD2_TRY(GiveUp(manifest, published.error().message()));
     }
-    return Status();
+    // A manifest that is visible already may have been renamed by a life that died before it synced
+    // the folders above; a power loss would take the whole checkpoint.
+    for (const std::string& id : ids) DD2_TRY(files_.SyncDirectory(checkpoints_ / id));
+    DD2_TRY(files_.SyncDirectory(checkpoints_));
+    return files_.SyncDirectory(checkpoints_.parent_path());
   }
 
   // Leaves the restore point as the last of view_.checkpoints.

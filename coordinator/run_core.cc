@@ -105,7 +105,11 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
     return;
   }
   // What it said before it heard of the newer generation.
-  if (said < members_.generation()) return;
+  if (said < members_.generation()) {
+    // Its own failure counts all the same.
+    if (envelope.has_worker_failed()) OnWorkerFailed(member, envelope.worker_failed(), at, out);
+    return;
+  }
   if (envelope.has_regrouped() && said == members_.generation() && !members_.formed()) {
     member.held = envelope.regrouped().held();
     member.ready = true;

@@ -173,6 +173,7 @@ void RunCore::OnWorkerFailed(const WorkerMember& member, const proto::WorkerFail
                               std::to_string(member.step)) +
       ": " + failed.message() + " (" + failed.code() + ")";
   if (IsEcho(failed.code())) {
+    if (!members_.formed()) return;  // they are being called together already
     if (!trouble_deadline_) trouble_deadline_ = at.now + timeouts::kTrouble;
     trouble_ = reason;
     return;
@@ -327,6 +328,9 @@ void RunCore::Form(Moment at, Actions& out) {
   members_.Form(plan.domains);
   const auto world_size = static_cast<std::int32_t>(plan.members.size());
   ledger_.StartGeneration(world_size);
+  std::erase_if(state_.checkpoints, [](const CheckpointState& view) {
+    return view.word == CheckpointWord::kWriting;  // its parts are void
+  });
   rank_counters_.clear();
   trouble_deadline_.reset();
   gather_deadline_.reset();

@@ -10,6 +10,7 @@
 #include "common/json.h"
 #include "proto/control.pb.h"
 #include "proto/wire.h"
+#include "storage/checkpoint_part.h"
 #include "storage/safetensors.h"
 
 namespace dd2 {
@@ -18,8 +19,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kFormatVersion = 1;
-constexpr std::string_view kPartFormat = "dd2-checkpoint-part 1";
-constexpr std::string_view kManifestName = "manifest.json";
 
 // A single path component: names come from files and the network, and must stay in their folder.
 bool IsPlainName(std::string_view name) {
@@ -30,54 +29,6 @@ bool IsPlainName(std::string_view name) {
 Status CheckId(const std::string& id) {
   if (IsPlainName(id)) return {};
   return Error(Code::kInvalidArgument, "'" + id + "' is not a checkpoint id");
-}
-
-// Elements of a tensor; -1 when the shape is impossible.
-template <class Shape>
-std::int64_t CountElements(const Shape& shape) {
-  std::int64_t count = 1;
-  for (const std::int64_t size : shape) {
-    if (size < 0 || (size > 0 && count > std::numeric_limits<std::int64_t>::max() / size)) {
-      return -1;
-    }
-    count *= size;
-  }
-  return count;
-}
-
-std::string RangeText(std::int64_t begin, std::int64_t end) {
-  return "[" + std::to_string(begin) + ", " + std::to_string(end) + ")";
-}
-
-bool IsWhole(const PieceToWrite& piece) {
-  return piece.begin == 0 && piece.end == CountElements(piece.shape);
-}
-
-std::string StoredName(const PieceToWrite& piece) {
-  if (IsWhole(piece)) return piece.tensor;
-  return piece.tensor + "@" + std::to_string(piece.begin) + "-" + std::to_string(piece.end);
-}
-
-std::string SliceText(const PieceToWrite& piece) {
-  boost::json::object slice;
-  slice["tensor"] = piece.tensor;
-  slice["begin"] = piece.begin;
-  slice["end"] = piece.end;
-  boost::json::array& shape = slice["shape"].emplace_array();
-  for (const std::int64_t size : piece.shape) shape.emplace_back(size);
-  return boost::json::serialize(slice);
-}
-
-Status CheckPiece(const PieceToWrite& piece) {
-  const std::int64_t count = CountElements(piece.shape);
-  if (piece.begin < 0 || piece.begin > piece.end || piece.end > count ||
-      static_cast<std::int64_t>(piece.data.size()) != piece.end - piece.begin) {
-    return Error(Code::kInvalidArgument,
-                 "piece " + RangeText(piece.begin, piece.end) + " of " + piece.tensor + " with " +
-                     std::to_string(piece.data.size()) + " elements does not fit a tensor of " +
-                     std::to_string(count));
-  }
-  return {};
 }
 
 // Where a piece is stored.
@@ -213,40 +164,6 @@ std::string CheckpointId(std::int32_t phase, std::int64_t step) {
   std::snprintf(id, sizeof(id), "p%03d-s%09lld", static_cast<int>(phase),
                 static_cast<long long>(step));
   return id;
-}
-
-Result<proto::CheckpointPart> WriteCheckpointPart(FileSystem& files,
-                                                  const fs::path& checkpoint_folder,
-                                                  std::int32_t rank, std::int32_t world_size,
-                                                  std::span<const PieceToWrite> pieces) {
-  proto::CheckpointPart part;
-  part.set_file("rank-" + std::to_string(rank) + "-of-" + std::to_string(world_size) +
-                ".safetensors");
-  std::map<std::string, std::string> metadata = {{"format", std::string(kPartFormat)},
-                                                 {"rank", std::to_string(rank)},
-                                                 {"world_size", std::to_string(world_size)}};
-  std::vector<TensorToWrite> tensors;
-  for (const PieceToWrite& piece : pieces) {
-    DD2_TRY(CheckPiece(piece));
-    TensorToWrite tensor{StoredName(piece), piece.shape, piece.data};
-    if (!IsWhole(piece)) {
-      tensor.shape = {piece.end - piece.begin};
-      metadata["slice/" + tensor.name] = SliceText(piece);
-    }
-    proto::TensorPiece& listed = *part.add_pieces();
-    listed.set_tensor(piece.tensor);
-    listed.set_stored_as(tensor.name);
-    listed.set_begin(piece.begin);
-    listed.set_end(piece.end);
-    tensors.push_back(std::move(tensor));
-  }
-  DD2_TRY(files.MakeDirectories(checkpoint_folder));
-  DD2_TRY_ASSIGN(const WrittenFile written,
-                 WriteSafetensors(files, checkpoint_folder / part.file(), tensors, metadata));
-  DD2_TRY(files.SyncDirectory(checkpoint_folder));
-  part.set_size_bytes(static_cast<std::int64_t>(written.size_bytes));
-  part.set_hash(written.hash.Hex());
-  return part;
 }
 
 Status PublishManifest(FileSystem& files, const fs::path& checkpoints,

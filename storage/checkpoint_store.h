@@ -39,7 +39,8 @@ struct PieceToWrite {
 std::string CheckpointId(std::int32_t phase, std::int64_t step);
 
 // Writes and syncs this rank's part: rank-<r>-of-<w>.safetensors. A whole tensor keeps its shape; a
-// partial one is stored flat, its range in the part's metadata.
+// partial one is stored flat, its range in the part's metadata. kFailedPrecondition: the folder has
+// a manifest. AsyncCheckpointWriter (checkpoint_writer.h) does the same beside the training.
 Result<proto::CheckpointPart> WriteCheckpointPart(FileSystem& files,
                                                   const std::filesystem::path& checkpoint_folder,
                                                   std::int32_t rank, std::int32_t world_size,

@@ -29,6 +29,10 @@ constexpr std::uint64_t kAlignment = 64;                // a tensor that enters 
 constexpr std::uint64_t kLengthBytes = 8;               // the u64 in front of the header
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // the reference implementation's limit
 
+// Large enough that the system call costs nothing, small enough that the bytes which were just
+// hashed are still in a cache when they are written. Offsets in the file are multiples of it.
+constexpr std::size_t kWriteBytes = std::size_t{4} << 20;
+
 struct DtypeName {
   Dtype dtype;
   std::string_view name;
@@ -264,6 +268,41 @@ Result<Header> ParseHeader(std::span<const std::byte> file) {
   return header;
 }
 
+// Hashes what it appends.
+class HashedFile {
+ public:
+  explicit HashedFile(WritableFile& file) : file_(file) {}
+  Status Append(std::span<const std::byte> bytes) {
+    hasher_.Update(bytes);
+    size_bytes_ += bytes.size();
+    return file_.Append(bytes);
+  }
+  std::uint64_t size_bytes() const { return size_bytes_; }
+  WrittenFile Finish() const { return {size_bytes_, hasher_.Finish()}; }
+
+ private:
+  WritableFile& file_;
+  Hasher128 hasher_;
+  std::uint64_t size_bytes_ = 0;
+};
+
+// Creates `path`, lets `fill(HashedFile&)` append to it, syncs and closes it.
+template <class Fill>
+Result<WrittenFile> WriteHashed(FileSystem& files, const std::filesystem::path& path,
+                                const Fill& fill) {
+  DD2_TRY_ASSIGN(auto file, files.Create(path));
+  HashedFile hashed(*file);
+  Status written = fill(hashed);
+  if (written) written = file->Sync();
+  if (written) written = file->Close();
+  if (written) return hashed.Finish();
+  // A disk that is full needs the space back before anything is tried again. The first error is the
+  // one to report.
+  file.reset();
+  static_cast<void>(files.Remove(path));
+  return written.error();
+}
+
 }  // namespace
 
 std::size_t DtypeBytes(Dtype dtype) {
@@ -273,32 +312,47 @@ std::size_t DtypeBytes(Dtype dtype) {
   DD2_CHECK_MSG(false, "a Dtype without a size");
 }
 
+Result<SafetensorsLayout> LayOutSafetensors(std::span<const TensorToWrite> tensors,
+                                            const std::map<std::string, std::string>& metadata) {
+  DD2_TRY(CheckTensors(tensors));
+  const std::vector<Placed> placed = PlaceTensors(tensors);
+  const std::string text = HeaderText(placed, metadata);
+  const std::uint64_t length = text.size();
+  SafetensorsLayout layout;
+  layout.head.assign(reinterpret_cast<const char*>(&length), sizeof(length));
+  layout.head += text;
+  for (const Placed& part : placed) {
+    if (part.tensor != nullptr) layout.offsets.push_back(layout.head.size() + part.begin);
+  }
+  layout.file_bytes = layout.head.size() + (placed.empty() ? 0 : placed.back().end);
+  return layout;
+}
+
 Result<WrittenFile> WriteSafetensors(FileSystem& files, const std::filesystem::path& path,
                                      std::span<const TensorToWrite> tensors,
                                      const std::map<std::string, std::string>& metadata) {
-  if (auto checked = CheckTensors(tensors); !checked) return checked.error().Wrap(path.string());
-  const std::vector<Placed> placed = PlaceTensors(tensors);
-  const std::string text = HeaderText(placed, metadata);
-  DD2_TRY_ASSIGN(const auto file, files.Create(path));
-  WrittenFile written;
-  Hasher128 hasher;
-  const auto append = [&](std::span<const std::byte> bytes) -> Status {
-    hasher.Update(bytes);
-    written.size_bytes += bytes.size();
-    return file->Append(bytes);
-  };
-  const std::uint64_t length = text.size();
-  DD2_TRY(append(std::as_bytes(std::span(&length, 1))));
-  DD2_TRY(append(std::as_bytes(std::span(text))));
-  constexpr std::byte kZeros[kAlignment] = {};
-  for (const Placed& part : placed) {
-    DD2_TRY(append(part.tensor != nullptr ? std::as_bytes(part.tensor->data)
-                                          : std::span(kZeros).first(part.end - part.begin)));
-  }
-  DD2_TRY(file->Sync());
-  DD2_TRY(file->Close());
-  written.hash = hasher.Finish();
-  return written;
+  auto layout = LayOutSafetensors(tensors, metadata);
+  if (!layout) return layout.error().Wrap(path.string());
+  return WriteHashed(files, path, [&](HashedFile& file) -> Status {
+    DD2_TRY(file.Append(std::as_bytes(std::span(layout->head))));
+    constexpr std::byte kZeros[kAlignment] = {};
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      const std::uint64_t gap = layout->offsets[i] - file.size_bytes();
+      if (gap > 0) DD2_TRY(file.Append(std::span(kZeros).first(gap)));
+      DD2_TRY(file.Append(std::as_bytes(tensors[i].data)));
+    }
+    return {};
+  });
+}
+
+Result<WrittenFile> WriteSafetensorsImage(FileSystem& files, const std::filesystem::path& path,
+                                          std::span<const std::byte> image) {
+  return WriteHashed(files, path, [&](HashedFile& file) -> Status {
+    for (std::size_t at = 0; at < image.size(); at += kWriteBytes) {
+      DD2_TRY(file.Append(image.subspan(at, std::min(kWriteBytes, image.size() - at))));
+    }
+    return {};
+  });
 }
 
 Result<SafetensorsFile> SafetensorsFile::Open(const std::filesystem::path& path) {

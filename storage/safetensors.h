@@ -41,11 +41,28 @@ struct WrittenFile {
   Digest128 hash;  // of the whole file
 };
 
-// Writes and syncs `path` (not atomically: a partial file has no manifest). Data of each tensor
-// starts at a multiple of 64 bytes. Tensors keep the order given. `metadata` becomes __metadata__.
+// How a file will look, before there is any data.
+struct SafetensorsLayout {
+  std::string head;                    // the length, the JSON and spaces: what is before the data
+  std::vector<std::uint64_t> offsets;  // of each tensor's first byte, from the start of the file
+  std::uint64_t file_bytes = 0;        // bytes that are neither head nor tensor are 0
+};
+// Data of each tensor starts at a multiple of 64 bytes. Tensors keep the order given; of their data
+// only the size is looked at. `metadata` becomes __metadata__. kInvalidArgument: a name that is
+// empty, reserved or given twice, or a shape that does not fit the data.
+Result<SafetensorsLayout> LayOutSafetensors(std::span<const TensorToWrite> tensors,
+                                            const std::map<std::string, std::string>& metadata);
+
+// Writes and syncs `path` (not atomically: a partial file has no manifest), as LayOutSafetensors
+// says. After an error nothing is left of it, if the disk allows.
 Result<WrittenFile> WriteSafetensors(FileSystem& files, const std::filesystem::path& path,
                                      std::span<const TensorToWrite> tensors,
                                      const std::map<std::string, std::string>& metadata);
+
+// The same for a file that lies in memory as it will lie on the disk: one pass of hashing and
+// writing, in pieces of several MiB, without a copy.
+Result<WrittenFile> WriteSafetensorsImage(FileSystem& files, const std::filesystem::path& path,
+                                          std::span<const std::byte> image);
 
 // A parsed file, held in memory (files of a run are at most a few GB per shard; mapped read-only).
 // Immutable after Open, so safe to read from several threads.

@@ -4,7 +4,7 @@
 # kills, or on the score cache.
 if(DD2_WITH_TORCH)
   find_package(Python3 REQUIRED COMPONENTS Interpreter)
-  foreach(name world_size resume cache)
+  foreach(name world_size resume cache recovery)
     foreach(seed 1 2)
       add_test(NAME functional.${name}.seed${seed}
         COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/${name}_test.py ${seed})

@@ -80,6 +80,8 @@ class ThreadWorld {
       return status;
     }
 
+    void Abort() override {}  // a barrier cannot be left
+
    private:
     ThreadWorld& world_;
     const int rank_;

@@ -1,7 +1,7 @@
 // The machine stops at every operation of a save, of a deletion and of a clean-up, and every one of
 // them fails once: what is committed must load, and what is done again must succeed (design 6). Not
 // modelled: names of one folder that survive in part, bytes that survive in part without a sync, a
-// second crash, damage of a save over a visible manifest.
+// second crash.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -10,6 +10,7 @@
 
 #include "proto/control.pb.h"
 #include "storage/checkpoint_store.h"
+#include "storage/checkpoint_writer.h"
 #include "tests/support/crashing_file_system.h"
 #include "tests/unit/storage_testing.h"
 
@@ -35,8 +36,12 @@ void ForEveryCrash(const std::function<void(FileFault, CrashLoss)>& look) {
 
 class CheckpointCrashTest : public testing::Test {
  protected:
+  // How a rank's piece gets to the disk.
+  using WritePart =
+      std::function<Result<proto::CheckpointPart>(const std::string& id, int, const PieceToWrite&)>;
+
   // The values tell checkpoints apart.
-  Status Save(FileSystem& files, const std::string& id, float first) {
+  Status SaveWith(FileSystem& files, const std::string& id, float first, const WritePart& write) {
     std::vector<float> values(64);
     std::iota(values.begin(), values.end(), first);
     proto::CheckpointManifest manifest;
@@ -54,10 +59,38 @@ class CheckpointCrashTest : public testing::Test {
                                end,
                                std::span(values).subspan(static_cast<std::size_t>(begin),
                                                          static_cast<std::size_t>(end - begin))};
-      DD2_TRY_ASSIGN(*manifest.add_parts(),
-                     WriteCheckpointPart(files, root_ / id, rank, kWorld, {&piece, 1}));
+      DD2_TRY_ASSIGN(*manifest.add_parts(), write(id, rank, piece));
     }
     return PublishManifest(files, root_, manifest);
+  }
+  Status Save(FileSystem& files, const std::string& id, float first) {
+    return SaveWith(files, id, first,
+                    [&](const std::string& name, int rank, const PieceToWrite& piece) {
+                      return WriteCheckpointPart(files, root_ / name, rank, kWorld, {&piece, 1});
+                    });
+  }
+  // Through the writer's thread; CrashingFileSystem is not thread-safe, so each part is waited for.
+  Status SaveBeside(FileSystem& files, AsyncCheckpointWriter& writer, const std::string& id,
+                    float first) {
+    return SaveWith(files, id, first,
+                    [&](const std::string& name, int rank,
+                        const PieceToWrite& piece) -> Result<proto::CheckpointPart> {
+                      Result<proto::CheckpointPart> part = proto::CheckpointPart();
+                      DD2_TRY(writer.StageAhead({name, rank, kWorld}, {&piece, 1}, 0, 1));
+                      DD2_TRY(writer.Begin(
+                          {name, rank, kWorld}, {&piece, 1},
+                          [&](Result<proto::CheckpointPart> done) { part = std::move(done); }));
+                      writer.Wait();
+                      return part;
+                    });
+  }
+  // Two saves in a row with one writer; the second is tried even when the first failed.
+  Status SaveTwoBeside(FileSystem& files) {
+    DD2_TRY_ASSIGN(StagingMemory memory, StagingMemory::Allocate(4096));
+    AsyncCheckpointWriter writer(files, root_, std::move(memory));
+    const Status first = SaveBeside(files, writer, "p000-s000000002", 7);
+    const Status second = SaveBeside(files, writer, "p000-s000000003", 8);
+    return first ? second : first;
   }
 
   // The first value of a checkpoint whose every byte verifies; nothing when it does not exist.
@@ -71,6 +104,20 @@ class CheckpointCrashTest : public testing::Test {
     float value = 0;
     EXPECT_TRUE(reader->Read("generator.param/w", 0, {&value, 1}));
     return value;
+  }
+  // Saves a checkpoint once more that is there with `value` or not at all: what is committed is
+  // refused until it is deleted.
+  void SaveAgain(FileSystem& files, const std::string& id, std::optional<float> value) {
+    if (value) {
+      const Status refused = Save(files, id, 9);
+      ASSERT_FALSE(refused);
+      EXPECT_EQ(refused.error().code(), Code::kFailedPrecondition);
+      EXPECT_EQ(Value(id), value);
+      ASSERT_TRUE(DeleteCheckpoint(files, root_, id));
+    }
+    const Status again = Save(files, id, 9);
+    ASSERT_TRUE(again) << again.error().message();
+    EXPECT_EQ(Value(id), 9);
   }
   std::vector<std::string> Visible() {
     const auto ids = ListCheckpoints(RealFileSystem(), root_);
@@ -132,9 +179,7 @@ TEST_F(CheckpointCrashTest, ASaveIsThereWholeOrNotAtAll) {
                       EXPECT_EQ(Visible().size(), before.size() + (value ? 1 : 0));
                       // The next life cleans up and saves the same step again.
                       ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
-                      const Status again = Save(files, "p000-s000000002", 9);
-                      ASSERT_TRUE(again) << again.error().message();
-                      EXPECT_EQ(Value("p000-s000000002"), 9);
+                      SaveAgain(files, "p000-s000000002", value);
                     });
       EXPECT_GT(operations, 12);
     });
@@ -198,10 +243,7 @@ TEST_F(CheckpointCrashTest, AfterAnErrorTheSaveIsTriedAgain) {
                                                       : Code::kUnavailable);
                 }
                 EXPECT_EQ(Value("a"), 0);
-                static_cast<void>(Value("b"));
-                const Status again = Save(files, "b", 9);
-                ASSERT_TRUE(again) << again.error().message();
-                EXPECT_EQ(Value("b"), 9);
+                SaveAgain(files, "b", Value("b"));
                 // Nothing of the failed attempt is left beside it.
                 EXPECT_EQ(files.List(root_ / "b")->size(), 3U);
               });
@@ -236,6 +278,57 @@ TEST_F(CheckpointCrashTest, AfterAnErrorDeletionAndCleanUpAreTriedAgain) {
           ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
           EXPECT_FALSE(std::filesystem::exists(root_ / "c"));
         });
+  }
+}
+
+TEST_F(CheckpointCrashTest, SavesBesideTheTrainingAreThereWholeOrNotAtAll) {
+  ForEveryCrash([&](FileFault fault, CrashLoss loss) {
+    const int operations =
+        Enumerate([&] { Commit({"p000-s000000001"}); }, fault, loss,
+                  [&](FileSystem& files) { return SaveTwoBeside(files); },
+                  [&](FileSystem& files, const Status& saved) {
+                    EXPECT_EQ(Value("p000-s000000001"), 0);
+                    const std::optional<float> first = Value("p000-s000000002");
+                    const std::optional<float> second = Value("p000-s000000003");
+                    EXPECT_EQ(first.value_or(7), 7);
+                    EXPECT_EQ(second.value_or(8), 8);
+                    EXPECT_TRUE(first || !second) << "the older of two saves in a row is gone";
+                    EXPECT_TRUE((first && second) || !saved) << "a save that succeeded is gone";
+                    // The newest that is visible is what a resume takes.
+                    ASSERT_FALSE(Visible().empty());
+                    EXPECT_TRUE(VerifyCheckpoint(RealFileSystem(), root_, Visible().back()));
+                    ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
+                    for (const char* id : {"p000-s000000002", "p000-s000000003"}) {
+                      ASSERT_TRUE(DeleteCheckpoint(files, root_, id));
+                    }
+                    const Status again = SaveTwoBeside(files);
+                    ASSERT_TRUE(again) << again.error().message();
+                    EXPECT_EQ(Value("p000-s000000003"), 8);
+                  });
+    EXPECT_GT(operations, 24);
+  });
+}
+
+TEST_F(CheckpointCrashTest, AfterAnErrorTheNextSaveBesideTheTrainingWorks) {
+  for (const FileFault fault : kErrors) {
+    SCOPED_TRACE(testing::Message() << "fault " << static_cast<int>(fault));
+    Enumerate([&] { Commit({"p000-s000000001"}); }, fault, CrashLoss::kNothing,
+              [&](FileSystem& files) { return SaveTwoBeside(files); },
+              [&](FileSystem& files, const Status& saved) {
+                if (!saved) {
+                  EXPECT_EQ(saved.error().code(), fault == FileFault::kNoSpace
+                                                      ? Code::kResourceExhausted
+                                                      : Code::kUnavailable);
+                }
+                EXPECT_EQ(Value("p000-s000000001"), 0);
+                const std::optional<float> first = Value("p000-s000000002");
+                const std::optional<float> second = Value("p000-s000000003");
+                EXPECT_TRUE(first || second) << "one error took both saves";
+                ASSERT_TRUE(RemoveUncommitted(files, root_, ""));
+                ASSERT_TRUE(DeleteCheckpoint(files, root_, "p000-s000000002"));
+                ASSERT_TRUE(DeleteCheckpoint(files, root_, "p000-s000000003"));
+                ASSERT_TRUE(SaveTwoBeside(files));
+              });
   }
 }
 

@@ -68,18 +68,24 @@ struct Scenario {
   int updates = 5;
   int poisoned_update = -1;  // its last shard has a NaN
   AdamStep step = {};
+  int local_size = 0;  // ranks of a domain; 0: one domain
 };
 
 Outcome RunRank(Collectives& collectives, const Scenario& scenario) {
   const ParamLayout layout = Layout();
   const ShardPlan plan = MakeShardPlan(scenario.shards, collectives.world_size());
   const int rank = collectives.rank();
-  NetworkState state = MakeNetworkState(layout, rank, collectives.world_size(), false);
+  RankLayout ranks = OneDomain(rank, collectives.world_size());
+  if (scenario.local_size > 0) {
+    ranks.local_size = scenario.local_size;
+    ranks.local_rank = rank % scenario.local_size;
+  }
+  NetworkState state = MakeNetworkState(layout, ranks.local_rank, ranks.local_size, false);
   const std::vector<float> initial = ShardGradient(layout, 1000, 0);
   std::ranges::copy(initial, state.params.flat().data_ptr<float>());
   const at::Tensor own = state.params.flat().narrow(0, state.begin, state.slice);
   state.ema.copy_(own);
-  ExactUpdater updater(collectives, plan, state.params.flat().numel());
+  ExactUpdater updater(collectives, ranks, scenario.shards, state.params.flat().numel());
   Outcome outcome;
   for (int update = 0; update < scenario.updates; ++update) {
     UpdateScalars scalars;
@@ -96,6 +102,8 @@ Outcome RunRank(Collectives& collectives, const Scenario& scenario) {
     }
     const Result<UpdateResult> result = updater.Apply(state, scenario.step, scalars);
     EXPECT_TRUE(result) << result.error().message();
+    EXPECT_FALSE(updater.has_pending());
+    EXPECT_TRUE(updater.Spread(state));
     outcome.norms.push_back(std::isfinite(result->gradient_norm) ? result->gradient_norm : -1);
     outcome.applied.push_back(result->applied);
     outcome.means.insert(outcome.means.end(), result->mean.begin(), result->mean.end());
@@ -138,6 +146,18 @@ TEST_P(ExactUpdaterTest, BitsDoNotDependOnTheWorldSize) {
   EXPECT_THAT(alone.applied, ::testing::Each(true));
   for (const int world_size : {1, 2, 3, 4, 5}) {
     EXPECT_TRUE(RunWorld(world_size, scenario) == alone) << world_size << " ranks";
+  }
+}
+
+TEST_P(ExactUpdaterTest, BitsDoNotDependOnTheDomains) {
+  Scenario scenario = Usual(GetParam());
+  const auto local = NewLocalCollectives();
+  const Outcome alone = RunRank(*local, scenario);
+  for (const auto& [domains, local_size] :
+       std::vector<std::pair<int, int>>{{2, 2}, {3, 1}, {1, 4}, {2, 1}, {3, 2}}) {
+    scenario.local_size = local_size;
+    EXPECT_TRUE(RunWorld(domains * local_size, scenario) == alone)
+        << domains << " domains of " << local_size;
   }
 }
 
@@ -225,9 +245,82 @@ TEST(ExactUpdaterFormulaTest, FollowsAdamInDoublePrecision) {
   EXPECT_EQ(outcome.means[1], 1.5);
 }
 
+// Passes calls on until the call with number `fatal` (from 0), which fails without being made.
+class FailingCollectives final : public Collectives {
+ public:
+  FailingCollectives(Collectives& inner, int fatal) : inner_(inner), fatal_(fatal) {}
+  int rank() const override { return inner_.rank(); }
+  int world_size() const override { return inner_.world_size(); }
+  Status AllToAll(std::span<const float> send, std::span<const std::int64_t> send_counts,
+                  std::span<float> receive, std::span<const std::int64_t> receive_counts) override {
+    if (calls_++ == fatal_) return Error(Code::kAborted, "cut");
+    return inner_.AllToAll(send, send_counts, receive, receive_counts);
+  }
+  Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all) override {
+    if (calls_++ == fatal_) return Error(Code::kAborted, "cut");
+    return inner_.AllGather(mine, all);
+  }
+  void Abort() override { inner_.Abort(); }
+
+ private:
+  Collectives& inner_;
+  const int fatal_;
+  int calls_ = 0;
+};
+
+// One update of a world of one; cut before exchange number `fatal` and then ended as `end` says.
+Outcome CutUpdate(int fatal, bool poisoned, const std::function<void(ExactUpdater&)>& end) {
+  const ParamLayout layout = Layout();
+  const auto local = NewLocalCollectives();
+  FailingCollectives cut(*local, fatal);
+  NetworkState state = MakeNetworkState(layout, 0, 1, false);
+  std::ranges::copy(ShardGradient(layout, 1000, 0), state.params.flat().data_ptr<float>());
+  ExactUpdater updater(cut, OneDomain(0, 1), 4, state.params.flat().numel());
+  const auto update = [&] {
+    for (int shard = 0; shard < 4; ++shard) {
+      std::vector<float> values = ShardGradient(layout, 0, shard);
+      if (poisoned) values[5] = std::numeric_limits<float>::infinity();
+      std::ranges::copy(values, updater.GradientOfShard(shard).data_ptr<float>());
+    }
+    return updater.Apply(state, Usual(4).step, {}).has_value();
+  };
+  const bool whole = update();
+  EXPECT_EQ(whole, fatal < 0);
+  if (!whole) {
+    EXPECT_EQ(updater.has_pending(), fatal == 2) << "the exchange of scalars is the third";
+    EXPECT_EQ(state.adam_steps, 0);
+    updater.Regroup(*local, OneDomain(0, 1));
+    if (end) {
+      end(updater);
+    } else {
+      updater.DropPending();
+      EXPECT_TRUE(update());
+    }
+  }
+  EXPECT_FALSE(updater.has_pending());
+  Outcome outcome;
+  outcome.params = Prefix(state.params.flat(), layout.size());
+  outcome.m = Prefix(state.adam_m, layout.size());
+  outcome.v = Prefix(state.adam_v, layout.size());
+  outcome.ema = Prefix(state.ema, layout.size());
+  outcome.adam_steps = state.adam_steps;
+  return outcome;
+}
+
+TEST(ExactUpdaterCutTest, RollForwardAndComputingAgainGiveTheSameBits) {
+  for (const bool poisoned : {false, true}) {
+    const Outcome applied = CutUpdate(-1, poisoned, nullptr);
+    EXPECT_EQ(applied.adam_steps, poisoned ? 0 : 1);
+    EXPECT_TRUE(CutUpdate(2, poisoned, [&](ExactUpdater& updater) {
+                  EXPECT_EQ(updater.RollForward(), !poisoned);
+                }) == applied);
+    for (const int fatal : {0, 1, 2}) EXPECT_TRUE(CutUpdate(fatal, poisoned, nullptr) == applied);
+  }
+}
+
 TEST(ExactUpdaterScalarsTest, NewestWishReachesEveryRank) {
   ThreadWorld(3).Run([&](Collectives& collectives) {
-    ExactUpdater updater(collectives, MakeShardPlan(2, 3), 3 * kParamChunk);
+    ExactUpdater updater(collectives, OneDomain(collectives.rank(), 3), 2, 3 * kParamChunk);
     UpdateScalars scalars;
     scalars.width = 1;
     if (collectives.rank() < 2) scalars.per_shard = {collectives.rank() + 0.5};

@@ -13,6 +13,7 @@
 
 #include "tests/support/store_server.h"
 #include "worker/parallel/exact_update.h"
+#include "worker/parallel/generation_collectives.h"
 #include "worker/parallel/gloo_store.h"
 
 namespace dd2 {
@@ -37,6 +38,7 @@ GlooOptions Options(const StoreServer& server, int rank, int world_size,
   options.rank = rank;
   options.world_size = world_size;
   options.timeout = timeout;
+  options.connect_timeout = timeout;
   return options;
 }
 
@@ -134,7 +136,7 @@ TEST_P(GlooCollectivesTest, CarriesExactUpdates) {
     layout.Add("a", {3 * kParamChunk - 5});
     NetworkState state = MakeNetworkState(layout, rank, world_size, false);
     const ShardPlan plan = MakeShardPlan(2, world_size);
-    ExactUpdater updater(**connected, plan, state.params.flat().numel());
+    ExactUpdater updater(**connected, OneDomain(rank, world_size), 2, state.params.flat().numel());
     for (int i = 0; i < plan.first[rank + 1] - plan.first[rank]; ++i) {
       updater.GradientOfShard(i)
           .narrow(0, 0, 3 * kParamChunk - 5)
@@ -144,6 +146,7 @@ TEST_P(GlooCollectivesTest, CarriesExactUpdates) {
     step.learning_rate = 0.5;
     Result<UpdateResult> result = updater.Apply(state, step, {});
     CHILD_EXPECT(result && result->applied, 11);
+    CHILD_EXPECT(updater.Spread(state), 14);
     const at::Tensor params = state.params.flat().narrow(0, 0, 3 * kParamChunk - 5);
     CHILD_EXPECT(params.max().item<float>() < -0.499F, 12);
     CHILD_EXPECT(params.min().item<float>() > -0.501F, 13);
@@ -200,6 +203,51 @@ TEST(GlooCollectivesFaultTest, SilentRankEndsAtTheTimeout) {
     return 0;
   });
   EXPECT_EQ(exits, (std::vector<int>{0, 0}));
+}
+
+// Abort from another thread ends an exchange whose peer is silent, and those after it.
+TEST(GlooCollectivesFaultTest, AbortEndsABlockedExchange) {
+  StoreServer server("run-1", 3, "s3cret");
+  const std::vector<int> exits = RunProcesses(server, 2, [&](int rank) {
+    Result<std::unique_ptr<Collectives>> connected = ConnectGloo(Options(server, rank, 2));
+    CHILD_EXPECT(connected, 10);
+    if (rank == 1) {
+      std::this_thread::sleep_for(milliseconds(4000));
+      return 0;
+    }
+    Collectives& collectives = **connected;
+    std::jthread aborter([&] {
+      std::this_thread::sleep_for(milliseconds(300));
+      collectives.Abort();
+    });
+    std::vector<std::byte> mine(1 << 20), all(2 << 20);
+    const auto begin = steady_clock::now();
+    const Status status = collectives.AllGather(mine, all);
+    CHILD_EXPECT(!status && status.error().code() == Code::kAborted, 11);
+    const Status later = collectives.AllGather(mine, all);
+    CHILD_EXPECT(!later && later.error().code() == Code::kAborted, 12);
+    CHILD_EXPECT(steady_clock::now() - begin < milliseconds(2500), 13);
+    connected->reset();
+    return 0;
+  });
+  EXPECT_EQ(exits, (std::vector<int>{0, 0}));
+}
+
+TEST(GlooCollectivesFaultTest, AbortEndsWaitingForTheOthers) {
+  StoreServer server("run-1", 3, "s3cret");
+  server.Start();
+  GenerationCollectives collectives;
+  std::jthread aborter([&] {
+    std::this_thread::sleep_for(milliseconds(300));
+    collectives.AbortBefore(4);
+  });
+  const auto begin = steady_clock::now();
+  const Status status = collectives.Enter(
+      3, [&](ConnectAbort& abort) { return ConnectGloo(Options(server, 0, 2), abort); });
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code(), Code::kAborted) << status.error().message();
+  EXPECT_LT(steady_clock::now() - begin, milliseconds(3000));
+  EXPECT_TRUE(collectives.failed());
 }
 
 TEST(GlooCollectivesFaultTest, MissingRankIsADeadline) {

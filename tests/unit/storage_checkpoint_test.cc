@@ -246,7 +246,7 @@ TEST_F(CheckpointTest, ADeletionRemovesTheManifestFirst) {
       EXPECT_TRUE(ListCheckpoints(RealFileSystem(), root_)->empty());
     }
     EXPECT_EQ(std::filesystem::exists(Folder("a")), calls < 5);
-    ASSERT_TRUE(RemoveUncommitted(RealFileSystem(), root_, ""));
+    ASSERT_TRUE(DeleteCheckpoint(RealFileSystem(), root_, "a"));
   }
   EXPECT_TRUE(DeleteCheckpoint(RealFileSystem(), root_, "never-there"));
 }
@@ -266,6 +266,17 @@ TEST_F(CheckpointTest, APublicationThatStopsAnywhereIsAllOrNothing) {
     }
     ASSERT_TRUE(DeleteCheckpoint(RealFileSystem(), root_, "a"));
   }
+}
+
+TEST_F(CheckpointTest, APartIsRefusedInACommittedFolder) {
+  Commit("a", 2);
+  const auto path = Folder("a") / "rank-0-of-2.safetensors";
+  const std::string before = ReadAll(path);
+  const auto part = WriteCheckpointPart(RealFileSystem(), Folder("a"), 0, 2, Share(0, 2));
+  ASSERT_FALSE(part);
+  EXPECT_EQ(part.error().code(), Code::kFailedPrecondition);
+  EXPECT_THAT(part.error().message(), HasSubstr("committed"));
+  EXPECT_EQ(ReadAll(path), before);
 }
 
 TEST_F(CheckpointTest, ABadPieceIsNotWritten) {

@@ -82,7 +82,7 @@ Outcome Tune(const TeacherBundle& teacher, int ranks, bool validate) {
     TeacherData data(TinyData(config), teacher, nullptr);
     ASSERT_TRUE(data.LoadSequences());
     ASSERT_TRUE(trainer.EnterPhase(kGts));
-    for (; state.step < config.phases[kGts].steps; ++state.step) {
+    for (; state.step < config.phases[kGts].steps; AdvanceSteps(state, 1)) {
       ASSERT_TRUE(trainer.GtsStep(data, Wish()));
       if (!validate) continue;
       const Result<double> loss = trainer.ValidationLoss(data);
@@ -180,7 +180,7 @@ Outcome Regress(const TeacherBundle& teacher, int ranks) {
     ASSERT_TRUE(trainer.EnterPhase(kGts));
     ASSERT_TRUE(trainer.EnterPhase(kRegress));
     if (collectives.rank() == 0) outcome.first = FirstRegressionLoss(config, teacher, data, state);
-    for (; state.step < config.phases[kRegress].steps; ++state.step) {
+    for (; state.step < config.phases[kRegress].steps; AdvanceSteps(state, 1)) {
       const Result<StepOutcome> step = trainer.RegressStep(data, Wish());
       ASSERT_TRUE(step) << step.error().message();
       if (collectives.rank() == 0) outcome.losses.push_back(step->metrics.front().second);
@@ -221,7 +221,7 @@ std::optional<EvalPoint> StartAfterRestore(const std::optional<EvalPoint>& start
   TrainingState saved = MakeTrainingState(layout, 0, 1);
   saved.start = start;
   const Result<proto::PartReport> report =
-      SaveState(files, folder.path(), saved, CheckpointIdentity(), 0, 1);
+      SaveState(files, folder.path(), saved, CheckpointIdentity(), OneDomain(0, 1));
   EXPECT_TRUE(report) << report.error().message();
   if (!report) return std::nullopt;
   proto::CheckpointManifest manifest;

@@ -3,132 +3,292 @@
 #include <algorithm>
 #include <utility>
 
-#include "common/timeouts.h"
-
 namespace dd2 {
+namespace {
 
-ControlClient::ControlClient(BlockingChannel channel) : channel_(std::move(channel)) {}
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+// Not behind `recorded`.
+bool IsRecorded(const proto::Progress& progress, const proto::Position& recorded) {
+  return std::pair(progress.phase(), progress.step()) <=
+         std::pair(recorded.phase(), recorded.step());
+}
+
+Error Over() { return Error(Code::kAborted, "the generation is over"); }
+
+}  // namespace
+
+ControlClient::ControlClient(ControlOptions options) : options_(std::move(options)) {}
 
 Result<std::unique_ptr<ControlClient>> ControlClient::Join(const ControlOptions& options) {
-  DD2_TRY_ASSIGN(BlockingChannel channel,
-                 BlockingChannel::Connect(options.host, options.port, timeouts::kHello));
-  std::unique_ptr<ControlClient> client(new ControlClient(std::move(channel)));
-  proto::Envelope hello;
-  *hello.mutable_worker_hello() = options.hello;
-  DD2_TRY(client->SendEnvelope(std::move(hello)));
-  DD2_TRY(client->AwaitAssignment(timeouts::kWorkersJoin));
+  std::unique_ptr<ControlClient> client(new ControlClient(options));
+  DD2_TRY(client->Connect(false));
+  client->connected_ = true;
   client->receiver_ = std::thread([raw = client.get()] { raw->ReceiveLoop(); });
   return client;
 }
 
 ControlClient::~ControlClient() {
-  stopping_ = true;
-  channel_.Shutdown();
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    if (channel_) channel_->Shutdown();
+  }
+  changed_.notify_all();
   if (receiver_.joinable()) receiver_.join();
 }
 
-Status ControlClient::AwaitAssignment(std::chrono::milliseconds timeout) {
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  for (;;) {
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
-        deadline - std::chrono::steady_clock::now());
-    if (left.count() <= 0) {
-      return Error(Code::kDeadlineExceeded,
-                   "no assignment from the coordinator: not all workers of the run have joined");
-    }
-    Result<std::string> frame = channel_.Receive(std::min(left, timeouts::kHeartbeatInterval));
-    if (!frame && frame.error().code() == Code::kDeadlineExceeded) {
-      proto::Envelope beat;
-      beat.mutable_heartbeat()->set_phase(-1);
-      DD2_TRY(SendEnvelope(std::move(beat)));
-      continue;
-    }
-    if (!frame) return frame.error().Wrap("waiting for an assignment");
-    proto::Envelope envelope;
-    if (!envelope.ParseFromString(*frame)) {
-      return Error(Code::kCorruption, "the coordinator sent a message that does not parse");
-    }
-    if (envelope.has_refused()) {
-      return Error(Code::kFailedPrecondition,
-                   "the coordinator refused this worker: " + envelope.refused().message());
-    }
-    if (envelope.has_assignment()) {
-      assignment_ = envelope.assignment();
-      run_id_ = envelope.run_id();
-      generation_ = envelope.generation();
-      return {};
-    }
-    Handle(std::move(envelope));
+Status ControlClient::Connect(bool resumes) {
+  DD2_TRY_ASSIGN(BlockingChannel connected,
+                 BlockingChannel::Connect(options_.host, options_.port, timeouts::kHello));
+  auto channel = std::make_shared<BlockingChannel>(std::move(connected));
+  proto::Envelope hello;
+  {
+    const std::lock_guard lock(mutex_);
+    *hello.mutable_worker_hello() = options_.hello;
+    hello.mutable_worker_hello()->set_resumes(resumes);
+    if (working_ != 0) hello.mutable_worker_hello()->set_rank(rank_);
+    *hello.mutable_worker_hello()->mutable_held() = held_;
+    hello.set_run_id(run_id_);
+    hello.set_generation(generation_);
+    if (stopping_) return Error(Code::kUnavailable, "this worker is at its end");
+    channel_ = channel;
   }
+  return channel->Send(hello.SerializeAsString(), timeouts::kWrite);
+}
+
+// The first answer to a hello is Resumed, Regroup or Refused; Handle() acts on it.
+bool ControlClient::Reconnect() {
+  const auto deadline = steady_clock::now() + options_.away;
+  while (steady_clock::now() < deadline) {
+    bool fresh = false;
+    {
+      std::unique_lock lock(mutex_);
+      connected_ = false;
+      changed_.wait_for(lock, options_.reconnect, [this] { return stopping_.load(); });
+      if (stopping_ || finished_ || lost_) return false;
+      fresh = generation_ == 0;
+    }
+    if (!Connect(!fresh)) continue;
+    if (!fresh) {
+      const Result<std::string> frame = channel_->Receive(timeouts::kHello);
+      proto::Envelope envelope;
+      if (!frame || !envelope.ParseFromString(*frame)) continue;
+      Handle(envelope);
+    }
+    const std::lock_guard sending(send_mutex_);
+    CatchUp();
+    return true;
+  }
+  return false;
+}
+
+void ControlClient::CatchUp() {
+  std::vector<proto::Envelope> kept;
+  std::deque<proto::Progress> progress;
+  {
+    const std::lock_guard lock(mutex_);
+    connected_ = true;
+    if (!over()) kept = kept_;
+    if (!over() && rank_ == 0) progress = unrecorded_;
+    // A Regroup that was answered to a coordinator which is gone.
+    to_answer_ = to_answer_ || (over() && !assignment_ && generation_ != 0);
+  }
+  changed_.notify_all();
+  for (const proto::Progress& step : progress) SendProgress(step);
+  for (const proto::Envelope& envelope : kept) (void)SendNow(envelope, working_);
 }
 
 void ControlClient::ReceiveLoop() {
   while (!stopping_) {
-    Result<std::string> frame = channel_.Receive(timeouts::kHeartbeatInterval);
-    if (!frame && frame.error().code() == Code::kDeadlineExceeded) {
-      proto::Envelope beat;
-      {
-        const std::lock_guard lock(mutex_);
-        beat.mutable_heartbeat()->set_phase(phase_);
-        beat.mutable_heartbeat()->set_step(step_);
-      }
-      // A failure shows in the next Receive.
-      (void)SendEnvelope(std::move(beat));
+    Result<std::string> frame = channel_->Receive(timeouts::kHeartbeatInterval);
+    proto::Envelope envelope;
+    if (frame) {
+      if (envelope.ParseFromString(*frame)) Handle(envelope);
       continue;
     }
-    if (!frame) {
-      const std::lock_guard lock(mutex_);
-      lost_ = frame.error().Wrap("the coordinator is lost");
-      changed_.notify_all();
-      return;
+    if (frame.error().code() == Code::kDeadlineExceeded) {
+      SendHeartbeat();
+      continue;
     }
-    proto::Envelope envelope;
-    if (envelope.ParseFromString(*frame)) Handle(std::move(envelope));
+    if (Reconnect()) continue;
+    const std::lock_guard lock(mutex_);
+    if (!lost_) lost_ = frame.error().Wrap("the coordinator is lost");
+    changed_.notify_all();
+    return;
   }
 }
 
-void ControlClient::Handle(proto::Envelope envelope) {
-  const std::lock_guard lock(mutex_);
-  // The fence: what an older generation still had under way does not concern us.
-  if (generation_ != 0 && envelope.generation() < generation_) return;
-  if (envelope.has_lease()) {
-    leases_.push_back(envelope.lease());
-  } else if (envelope.has_desired() && envelope.desired().version() > desired_.version()) {
-    desired_ = envelope.desired();
-  } else if (envelope.has_checkpoint_committed()) {
-    committed_ = std::max(committed_, envelope.checkpoint_committed().checkpoint_id());
-  } else if (envelope.has_refused()) {
-    lost_ = Error(Code::kFailedPrecondition, envelope.refused().message());
-  } else if (envelope.has_run_finished()) {
-    finished_ = true;
+void ControlClient::SendHeartbeat() {
+  proto::Envelope beat;
+  std::uint64_t generation = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    const bool works = working_ != 0 && !over();
+    beat.mutable_heartbeat()->set_phase(works ? held_.position().phase() : -1);
+    beat.mutable_heartbeat()->set_step(held_.position().step());
+    generation = generation_;
+  }
+  if (options_.collectives) {
+    const auto [entered, waiting] = options_.collectives();
+    beat.mutable_heartbeat()->set_collectives(entered);
+    beat.mutable_heartbeat()->set_waiting(waiting);
+  }
+  // A failure shows in the next Receive.
+  const std::lock_guard sending(send_mutex_);
+  (void)SendNow(std::move(beat), generation);
+}
+
+void ControlClient::Handle(const proto::Envelope& envelope) {
+  {
+    const std::lock_guard lock(mutex_);
+    // The fence: what an older generation still had under way does not concern us.
+    if (envelope.generation() < generation_) return;
+    HandleGeneration(envelope);
+    if (envelope.has_lease()) {
+      if (envelope.lease().has_recorded()) SetRecorded(envelope.lease().recorded());
+      AddLease(envelope.lease());
+    } else if (envelope.has_desired() && envelope.desired().version() > desired_.version()) {
+      desired_ = envelope.desired();
+    } else if (envelope.has_checkpoint_committed()) {
+      committed_ = std::max(committed_, envelope.checkpoint_committed().checkpoint_id());
+    } else if (envelope.has_refused()) {
+      lost_ = Error(Code::kFailedPrecondition,
+                    "the coordinator refused this worker: " + envelope.refused().message());
+    } else if (envelope.has_run_finished()) {
+      finished_ = true;
+    } else if (envelope.has_resumed()) {
+      SetRecorded(envelope.resumed().recorded());
+      committed_ = std::max(committed_, envelope.resumed().committed_checkpoint());
+    }
+    std::erase_if(kept_, [this](const proto::Envelope& kept) {
+      return kept.has_part_report() && kept.part_report().checkpoint_id() <= committed_;
+    });
   }
   changed_.notify_all();
+  if (envelope.has_regroup() && options_.abort_before) {
+    options_.abort_before(envelope.generation());
+  }
 }
 
-Status ControlClient::SendEnvelope(proto::Envelope envelope) {
-  envelope.set_run_id(run_id_);
-  envelope.set_generation(generation_);
-  const std::string bytes = envelope.SerializeAsString();
-  const std::lock_guard lock(send_mutex_);
-  return channel_.Send(bytes, timeouts::kWrite);
+void ControlClient::HandleGeneration(const proto::Envelope& envelope) {
+  const bool regroup = envelope.has_regroup() && envelope.generation() > working_;
+  if (!regroup && !envelope.has_assignment()) return;
+  generation_ = envelope.generation();
+  leases_.clear();
+  leased_phase_ = -1;
+  leased_end_ = 0;
+  assignment_.reset();
+  to_answer_ = regroup;
+  if (regroup) return;
+  run_id_ = envelope.run_id();
+  assignment_ = envelope.assignment();
+  if (assignment_->has_recorded()) SetRecorded(assignment_->recorded());
+  if (assignment_->has_start()) {
+    committed_ = std::max(committed_, assignment_->committed_checkpoint());
+  } else {  // the run goes back to a checkpoint
+    unrecorded_.clear();
+    committed_ = assignment_->restore_checkpoint();
+  }
+}
+
+// A coordinator that came back says again what it said before.
+void ControlClient::AddLease(proto::Lease lease) {
+  if (lease.phase() < leased_phase_) return;
+  const std::int64_t end = lease.first_step() + lease.count();
+  if (lease.phase() == leased_phase_ && lease.first_step() < leased_end_) {
+    lease.set_first_step(leased_end_);
+    lease.set_count(end - leased_end_);
+    if (lease.count() <= 0) return;
+  }
+  leased_phase_ = lease.phase();
+  leased_end_ = end;
+  leases_.push_back(std::move(lease));
+}
+
+void ControlClient::SetRecorded(const proto::Position& recorded) {
+  while (!unrecorded_.empty() && IsRecorded(unrecorded_.front(), recorded)) {
+    unrecorded_.pop_front();
+  }
+}
+
+Status ControlClient::SendNow(proto::Envelope envelope, std::uint64_t generation) {
+  std::shared_ptr<BlockingChannel> channel;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!connected_) return Error(Code::kUnavailable, "the coordinator is away");
+    channel = channel_;
+    envelope.set_run_id(run_id_);
+  }
+  envelope.set_generation(generation);
+  return channel->Send(envelope.SerializeAsString(), timeouts::kWrite);
 }
 
 Status ControlClient::WaitUntil(const std::function<bool()>& ready,
-                                std::optional<std::chrono::milliseconds> timeout) {
+                                std::optional<milliseconds> timeout) {
   std::unique_lock lock(mutex_);
-  const auto done = [&] { return lost_.has_value() || ready(); };
+  const auto done = [&] { return lost_.has_value() || over() || ready(); };
   if (!timeout) {
     changed_.wait(lock, done);
   } else if (!changed_.wait_for(lock, *timeout, done)) {
     return Error(Code::kDeadlineExceeded, "no answer from the coordinator in time");
   }
-  if (lost_ && !ready()) return *lost_;
-  return {};
+  if (ready()) return {};
+  if (lost_) return *lost_;
+  return Over();
+}
+
+Result<std::optional<proto::Assignment>> ControlClient::NextAssignment(
+    const proto::HeldState& held) {
+  for (;;) {
+    std::uint64_t generation = 0;
+    {
+      std::unique_lock lock(mutex_);
+      held_ = held;
+      changed_.wait(lock, [this] { return lost_ || finished_ || to_answer_ || assignment_; });
+      if (finished_) return std::optional<proto::Assignment>();
+      if (lost_) return *lost_;
+      if (assignment_) {
+        working_ = generation_;
+        rank_ = assignment_->rank();
+        kept_.clear();
+        return std::exchange(assignment_, std::nullopt);
+      }
+      to_answer_ = false;
+      generation = generation_;
+    }
+    proto::Envelope answer;
+    *answer.mutable_regrouped()->mutable_held() = held;
+    const std::lock_guard sending(send_mutex_);
+    (void)SendNow(std::move(answer), generation);  // when it fails, CatchUp asks for it again
+  }
+}
+
+Status ControlClient::WaitForRegroup(milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  auto deadline = steady_clock::now() + timeout;
+  while (!over() && !lost_) {
+    if (steady_clock::now() > deadline) {
+      return Error(Code::kDeadlineExceeded, "the coordinator did not call the ranks together");
+    }
+    // A coordinator that is away cannot do it yet.
+    if (!connected_) deadline = steady_clock::now() + timeout;
+    changed_.wait_for(lock, std::min(timeout, timeouts::kTick));
+  }
+  if (over()) return {};
+  return *lost_;
+}
+
+bool ControlClient::regrouping() {
+  const std::lock_guard lock(mutex_);
+  return over();
 }
 
 Result<std::optional<proto::Lease>> ControlClient::NextLease() {
-  DD2_TRY(WaitUntil([this] { return !leases_.empty() || finished_; }, std::nullopt));
+  DD2_TRY(WaitUntil([this] { return !over() && (!leases_.empty() || finished_); }, std::nullopt));
   const std::lock_guard lock(mutex_);
+  if (over()) return Over();
   if (leases_.empty()) return std::optional<proto::Lease>();
   std::optional<proto::Lease> lease = leases_.front();
   leases_.pop_front();
@@ -144,48 +304,88 @@ Status ControlClient::WaitForDesiredAfter(std::uint64_t version) {
   return WaitUntil([this, version] { return desired_.version() > version; }, std::nullopt);
 }
 
-Status ControlClient::WaitForCommit(const std::string& checkpoint_id,
-                                    std::chrono::milliseconds timeout) {
+Status ControlClient::WaitForCommit(const std::string& checkpoint_id, milliseconds timeout) {
   const Status status =
       WaitUntil([this, &checkpoint_id] { return committed_ >= checkpoint_id; }, timeout);
   if (!status) return status.error().Wrap("checkpoint " + checkpoint_id + " was not committed");
   return {};
 }
 
-Status ControlClient::Send(proto::Progress progress) {
+void ControlClient::SendProgress(const proto::Progress& progress) {
   proto::Envelope envelope;
-  *envelope.mutable_progress() = std::move(progress);
-  return SendEnvelope(std::move(envelope));
+  *envelope.mutable_progress() = progress;
+  if (rank_ != 0) envelope.mutable_progress()->clear_metrics();
+  (void)SendNow(std::move(envelope), working_);
 }
 
-Status ControlClient::Send(proto::PartReport report) {
+void ControlClient::Send(const proto::Progress& progress) {
+  const std::lock_guard sending(send_mutex_);
+  {
+    const std::lock_guard lock(mutex_);
+    unrecorded_.push_back(progress);
+  }
+  SendProgress(progress);
+}
+
+std::vector<proto::Progress> ControlClient::Unrecorded() {
+  const std::lock_guard lock(mutex_);
+  return {unrecorded_.begin(), unrecorded_.end()};
+}
+
+void ControlClient::TakeOverUnrecorded(std::vector<proto::Progress> progress) {
+  const std::lock_guard sending(send_mutex_);
+  {
+    const std::lock_guard lock(mutex_);
+    unrecorded_.assign(progress.begin(), progress.end());
+  }
+  if (rank_ != 0) return;
+  for (const proto::Progress& step : progress) SendProgress(step);
+}
+
+void ControlClient::SendKept(proto::Envelope envelope) {
+  const std::lock_guard sending(send_mutex_);
+  {
+    const std::lock_guard lock(mutex_);
+    kept_.push_back(envelope);
+  }
+  (void)SendNow(std::move(envelope), working_);
+}
+
+void ControlClient::Send(proto::PartReport report) {
   proto::Envelope envelope;
   *envelope.mutable_part_report() = std::move(report);
-  return SendEnvelope(std::move(envelope));
+  SendKept(std::move(envelope));
 }
 
-Status ControlClient::Send(proto::CheckpointHeld held) {
+void ControlClient::Send(proto::CheckpointHeld held) {
   proto::Envelope envelope;
   *envelope.mutable_checkpoint_held() = std::move(held);
-  return SendEnvelope(std::move(envelope));
+  const std::lock_guard sending(send_mutex_);
+  (void)SendNow(std::move(envelope), working_);
 }
 
-Status ControlClient::Send(proto::WorkerFailed failed) {
+void ControlClient::Send(proto::WorkerFailed failed) {
   proto::Envelope envelope;
   *envelope.mutable_worker_failed() = std::move(failed);
-  return SendEnvelope(std::move(envelope));
+  SendKept(std::move(envelope));
 }
 
 Status ControlClient::Send(proto::WorkerDone done) {
   proto::Envelope envelope;
   *envelope.mutable_worker_done() = std::move(done);
-  return SendEnvelope(std::move(envelope));
+  for (;;) {
+    DD2_TRY(WaitUntil([this] { return connected_ || finished_; }, std::nullopt));
+    const std::lock_guard sending(send_mutex_);
+    if (SendNow(envelope, working_)) return {};
+    const std::lock_guard lock(mutex_);
+    if (finished_) return {};
+    connected_ = false;  // until the control thread has seen it, too
+  }
 }
 
-void ControlClient::SetPosition(std::int32_t phase, std::int64_t step) {
+void ControlClient::SetHeld(const proto::HeldState& held) {
   const std::lock_guard lock(mutex_);
-  phase_ = phase;
-  step_ = step;
+  held_ = held;
 }
 
 }  // namespace dd2

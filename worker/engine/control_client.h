@@ -11,9 +11,12 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "common/blocking_channel.h"
 #include "common/result.h"
+#include "common/timeouts.h"
 #include "proto/control.pb.h"
 
 namespace dd2 {
@@ -23,25 +26,39 @@ struct ControlOptions {
   std::string host = "127.0.0.1";
   std::uint16_t port = 0;
   proto::WorkerHello hello;  // carries the run secret
+  // How long the coordinator may be away, and the time between two tries to reach it.
+  std::chrono::milliseconds away = timeouts::kCoordinatorAway;
+  std::chrono::milliseconds reconnect = timeouts::kReconnect;
+  // Called on the control thread: generations below this number are over.
+  std::function<void(std::uint64_t generation)> abort_before;
+  // What heart-beats say: collectives of this generation that were entered; whether inside one.
+  std::function<std::pair<std::uint64_t, bool>()> collectives;
 };
 
-// The worker's side of the control connection. A thread of its own receives and sends heart-beats;
-// the compute thread calls everything below. When the coordinator is lost every call returns
-// kUnavailable: this worker cannot go on.
+// The worker's side of the control connection, through all generations. A thread of its own
+// receives, sends heart-beats, and reconnects while the coordinator is away; the compute thread
+// calls everything below. Calls that wait return kAborted as soon as the generation that the
+// compute thread works in is over, and kUnavailable when the coordinator is away for too long.
 class ControlClient {
  public:
-  // Says hello and waits for the assignment. kFailedPrecondition: refused (message of the
-  // coordinator).
+  // Says hello. kUnavailable: nobody is there.
   static Result<std::unique_ptr<ControlClient>> Join(const ControlOptions& options);
   ~ControlClient();
   ControlClient(const ControlClient&) = delete;
   ControlClient& operator=(const ControlClient&) = delete;
 
-  const proto::Assignment& assignment() const { return assignment_; }
-  const std::string& run_id() const { return run_id_; }
-  std::uint64_t generation() const { return generation_; }
+  // Leaves the current generation, answers every Regroup with `held`, and blocks until this rank
+  // has its place in the newest generation; nothing: the run is finished. kFailedPrecondition:
+  // refused (message of the coordinator).
+  Result<std::optional<proto::Assignment>> NextAssignment(const proto::HeldState& held);
+  // Blocks until the current generation is over. kDeadlineExceeded: the coordinator did not say so.
+  Status WaitForRegroup(std::chrono::milliseconds timeout);
+  bool regrouping();
+  const std::string& run_id() const { return run_id_; }  // once there was an assignment
+  std::uint64_t generation() const { return working_; }  // that the compute thread is in
 
-  // The next lease, or nothing when the run is finished. Blocks.
+  // The next lease of this generation, without steps that were leased before; nothing when the run
+  // is finished. Blocks.
   Result<std::optional<proto::Lease>> NextLease();
   // The newest wish known to this rank.
   proto::Desired desired();
@@ -50,40 +67,63 @@ class ControlClient {
   // Blocks until the coordinator has committed the checkpoint.
   Status WaitForCommit(const std::string& checkpoint_id, std::chrono::milliseconds timeout);
 
-  Status Send(proto::Progress progress);
-  Status Send(proto::PartReport report);
-  Status Send(proto::CheckpointHeld held);
-  Status Send(proto::WorkerFailed failed);
+  // Keeps the progress until it is recorded, and sends it (without metrics, but for rank 0). While
+  // the coordinator is away nothing is sent, and it is no error; it catches up afterwards.
+  void Send(const proto::Progress& progress);
+  std::vector<proto::Progress> Unrecorded();
+  // In place of this rank's own; rank 0 sends all of it.
+  void TakeOverUnrecorded(std::vector<proto::Progress> progress);
+  // Sent again after the coordinator was away, as long as the generation lasts.
+  void Send(proto::PartReport report);
+  void Send(proto::CheckpointHeld held);
+  void Send(proto::WorkerFailed failed);
+  // Blocks until it is sent.
   Status Send(proto::WorkerDone done);
-  // What the heart-beats say about where we are.
-  void SetPosition(std::int32_t phase, std::int64_t step);
+  // What heart-beats and a hello after a lost connection say about where we are.
+  void SetHeld(const proto::HeldState& held);
 
  private:
-  explicit ControlClient(BlockingChannel channel);
-  Status AwaitAssignment(std::chrono::milliseconds timeout);
+  explicit ControlClient(ControlOptions options);
+  Status Connect(bool resumes);
+  bool Reconnect();  // false: too long
   void ReceiveLoop();
-  void Handle(proto::Envelope envelope);
-  Status SendEnvelope(proto::Envelope envelope);
-  // Waits on changed_ until `ready` (called with mutex_ held) or the connection is lost.
+  void SendHeartbeat();
+  void Handle(const proto::Envelope& envelope);
+  void HandleGeneration(const proto::Envelope& envelope);  // mutex_ is held, as below
+  void AddLease(proto::Lease lease);
+  void SetRecorded(const proto::Position& recorded);
+  void CatchUp();  // send_mutex_ is held
+  Status SendNow(proto::Envelope envelope, std::uint64_t generation);
+  void SendKept(proto::Envelope envelope);  // and again after a reconnection
+  void SendProgress(const proto::Progress& progress);
+  bool over() const { return generation_ > working_; }
+  // Waits on changed_ until `ready` (called with mutex_ held), the generation is over, or the
+  // coordinator is lost.
   Status WaitUntil(const std::function<bool()>& ready,
                    std::optional<std::chrono::milliseconds> timeout);
 
-  BlockingChannel channel_;
-  // Constant once Join has returned.
-  proto::Assignment assignment_;
-  std::string run_id_;
-  std::uint64_t generation_ = 0;
-
-  std::mutex send_mutex_;
-  std::mutex mutex_;  // guards everything below
+  const ControlOptions options_;
+  std::mutex send_mutex_;  // before mutex_; one frame at a time, and the order of Progress
+  std::mutex mutex_;       // guards everything below
   std::condition_variable changed_;
+  std::shared_ptr<BlockingChannel> channel_;
+  bool connected_ = false;
+  std::string run_id_;
+  std::uint64_t generation_ = 0;  // newest that we were told of
+  std::atomic<std::uint64_t> working_{0};
+  bool to_answer_ = false;                       // Regroup
+  std::optional<proto::Assignment> assignment_;  // of generation_, not yet taken
+  std::atomic<std::int32_t> rank_{0};            // in working_
   std::deque<proto::Lease> leases_;
+  std::int32_t leased_phase_ = -1;
+  std::int64_t leased_end_ = 0;  // steps of leased_phase_ that were leased in this generation
   proto::Desired desired_;
   std::string committed_;  // newest committed checkpoint; ids sort by position
   bool finished_ = false;
   std::optional<Error> lost_;
-  std::int32_t phase_ = -1;
-  std::int64_t step_ = 0;
+  proto::HeldState held_;
+  std::deque<proto::Progress> unrecorded_;  // as many as leases allow
+  std::vector<proto::Envelope> kept_;       // messages of working_ to be sent again
 
   std::atomic<bool> stopping_{false};
   std::thread receiver_;

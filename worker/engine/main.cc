@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <fstream>
 #include <map>
 #include <optional>
 #include <string>
@@ -62,6 +63,15 @@ void TieToParent() {
   if (getppid() == 1) _exit(kExitRunFailed);  // mpirun was gone before the line above
 }
 
+// What mpirun has not passed on yet is lost when its domain is killed, so the reason of this
+// worker's end goes into the domain's log directly.
+void KeepLastWords(const WorkerOptions& options, const Error& error) {
+  std::ofstream log(options.run / "logs" / ("domain-" + options.domain + ".log"),
+                    std::ios::app | std::ios::binary);
+  log << "worker " + std::to_string(options.local_rank) + " (pid " + std::to_string(getpid()) +
+             "): " + error.message() + " (" + std::string(CodeName(error.code())) + ")\n";
+}
+
 int RunCommand(const Arguments& arguments) {
   std::optional<WorkerOptions> options = ParseWorkerOptions(arguments);
   if (!options) {
@@ -82,6 +92,7 @@ int RunCommand(const Arguments& arguments) {
     status = outcome.error();
   }
   std::fflush(stdout);
+  KeepLastWords(*options, status.error());
   // Without MPI_Finalize: mpirun then ends the whole domain, which dies as one.
   _exit(Fail(status.error()));
 }

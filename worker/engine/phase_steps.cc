@@ -63,8 +63,24 @@ Status PhaseSteps::EnterPhase(std::int32_t index) {
     sequences_loaded_ = false;
   }
   const bool distils = phase().kind == PhaseKind::kCsd || phase().kind == PhaseKind::kRegress;
-  if (distils && !state_.start) DD2_TRY(EvaluateStart());
+  if (!distils) return {};
+  if (!state_.start) DD2_TRY(EvaluateStart());
+  return ShowStart();
+}
+
+Status PhaseSteps::Regroup(const RankLayout& ranks) {
+  trainer_.Regroup(ranks);
+  // A rank that came later, or was interrupted while it was made, lacks it.
+  DD2_TRY_ASSIGN(const std::int64_t all_have_reference, Smallest(reference_ ? 1 : 0));
+  if (all_have_reference == 0) reference_.reset();
   return {};
+}
+
+Result<std::int64_t> PhaseSteps::Smallest(std::int64_t mine) {
+  std::vector<std::int64_t> all(static_cast<std::size_t>(collectives_.world_size()));
+  DD2_TRY(collectives_.AllGather(std::as_bytes(std::span(&mine, 1)),
+                                 std::as_writable_bytes(std::span(all))));
+  return *std::ranges::min_element(all);
 }
 
 Result<PhaseStepResult> PhaseSteps::Run(std::int64_t lease_end, const Wish& wish) {
@@ -145,7 +161,9 @@ Result<PhaseStepResult> PhaseSteps::TeacherCheck(const Wish& wish) {
 
 Result<PhaseStepResult> PhaseSteps::Sample(std::int64_t lease_end, const Wish& wish) {
   DD2_TRY_ASSIGN(TeacherData * data, Data());
-  const std::int64_t end = std::min(lease_end, state_.step + kBlocksPerStep);
+  // Ranks that were told of a lease twice (a coordinator came back) may see it cut differently.
+  DD2_TRY_ASSIGN(const std::int64_t end,
+                 Smallest(std::min(lease_end, state_.step + kBlocksPerStep)));
   PhaseStepResult result;
   result.steps_done = end - state_.step;
   for (std::int64_t block = state_.step; block < end; ++block) {
@@ -246,12 +264,24 @@ Result<EvalPoint> PhaseSteps::CurvePoint(const Network& generator) {
 // The one-step quality of the tuned AR-diffusion network: where distillation starts from.
 Status PhaseSteps::EvaluateStart() {
   DD2_TRY_ASSIGN(const ParamBuffer ema, trainer_.GatherGeneratorEma());
-  const Network start(trainer_.spec(), ema);
-  DD2_TRY_ASSIGN(state_.start, CurvePoint(start));
-  if (collectives_.rank() != 0) return {};
-  DD2_TRY(RealFileSystem().MakeDirectories(options_.run / "samples"));
-  return WriteGeneratorGrid(start, *teacher_.tokenizer, config_.seed,
-                            options_.run / "samples" / "start.png");
+  DD2_TRY_ASSIGN(state_.start, CurvePoint(Network(trainer_.spec(), ema)));
+  return {};
+}
+
+Status PhaseSteps::ShowStart() {
+  const auto phases = std::span(config_.phases).first(static_cast<std::size_t>(state_.phase));
+  const bool first = std::ranges::none_of(phases, [](const PhaseConfig& earlier) {
+    return earlier.kind == PhaseKind::kCsd || earlier.kind == PhaseKind::kRegress;
+  });
+  if (collectives_.rank() != 0 || !first) return {};
+  const std::filesystem::path folder = options_.run / "samples";
+  // The rank that evaluated it may have been lost before it drew: so whoever is rank 0 now does.
+  if (std::filesystem::exists(folder / "start.png")) return {};
+  DD2_TRY(RealFileSystem().MakeDirectories(folder));
+  // A phase begins with parameters equal to their average.
+  ParamBuffer copy = state_.generator.params.Alias(false);
+  return WriteGeneratorGrid(Network(trainer_.spec(), copy), *teacher_.tokenizer, config_.seed,
+                            folder / "start.png");
 }
 
 Result<PhaseStepResult> PhaseSteps::Evaluate(const Wish& wish) {

@@ -24,13 +24,20 @@ struct PhaseStepResult {
 };
 
 // The steps of every kind of phase. Collective: every rank makes the same calls. Compute thread
-// only. Keeps references to its arguments.
+// only. Keeps references to its arguments; lives as long as the process, through all generations.
+// What a step gives (metrics, result) is the same on every rank.
 class PhaseSteps {
  public:
   PhaseSteps(const WorkerOptions& options, const RunConfig& config, const TeacherBundle& teacher,
              Collectives& collectives, TrainingState& state, std::string numeric_mode);
   ~PhaseSteps();
 
+  // The collectives are of another generation now. Caches stay, those that are filled together
+  // only when every rank has them: collective.
+  Status Regroup(const RankLayout& ranks);
+  Trainer& trainer() { return trainer_; }
+
+  // Can be done again while no update of the phase is done.
   Status EnterPhase(std::int32_t phase);
   // Runs the step at state.step; a sample phase takes all steps up to `lease_end` at once, since
   // its blocks are spread over the ranks.
@@ -55,6 +62,9 @@ class PhaseSteps {
   Status AddCurvePoint(Metrics& metrics);  // of the generator's EMA, under eval/
   Status AddTeacherSequences(EvalInputs& inputs);
   Status EvaluateStart();
+  Status ShowStart();  // rank 0: a picture of what distillation starts from
+  // The smallest of the ranks' numbers.
+  Result<std::int64_t> Smallest(std::int64_t mine);
 
   const WorkerOptions& options_;
   const RunConfig& config_;

@@ -28,12 +28,12 @@ Wish WishOf(const UpdateResult& result) {
               .stop = result.stop};
 }
 
-// Of a phase with one loss and one update a step: "<phase>/loss" and so on.
-StepOutcome OutcomeOf(const std::string& phase, const UpdateResult& result, double learning_rate) {
-  return {.metrics = {{phase + "/loss", result.mean.at(0)},
-                      {phase + "/gradient_norm", result.gradient_norm},
-                      {phase + "/learning_rate", learning_rate}},
-          .wish = WishOf(result)};
+// The place of this rank: the domain's part of it shows in how the state is cut.
+RankLayout LayoutOf(const Collectives& collectives, const NetworkState& network) {
+  return {.rank = collectives.rank(),
+          .world_size = collectives.world_size(),
+          .local_rank = static_cast<int>(network.begin / network.slice),
+          .local_size = static_cast<int>(network.params.flat().numel() / network.slice)};
 }
 
 // decay = min(limit, (k+1)/(k+10)), k updates so far in this phase (method 3).
@@ -81,14 +81,31 @@ Trainer::Trainer(const RunConfig& config, const TeacherBundle& teacher, Collecti
       collectives_(collectives),
       state_(state),
       spec_(SpecFor(config.model, *teacher.teacher)),
-      plan_(MakeShardPlan(config.batch.shards, collectives.world_size())),
-      updater_(collectives, plan_, state.guidance.params.flat().numel()),
+      updater_(collectives, LayoutOf(collectives, state.guidance), config.batch.shards,
+               state.guidance.params.flat().numel()),
       guidance_(spec_, state.guidance.params),
       generator_(spec_, state.generator.params) {
   head_begin_ = state.guidance.params.layout().size();
   for (const ParamSpec& spec : state.guidance.params.layout().specs()) {
     if (spec.name.starts_with("head.")) head_begin_ = std::min(head_begin_, spec.offset);
   }
+}
+
+void Trainer::Regroup(const RankLayout& ranks) { updater_.Regroup(collectives_, ranks); }
+
+proto::HeldState Trainer::Held() const {
+  proto::HeldState held;
+  held.set_has_state(state_.whole);
+  held.mutable_position()->set_phase(state_.phase);
+  held.mutable_position()->set_step(state_.step);
+  held.mutable_position()->set_updates(state_.updates);
+  held.set_pending(state_.whole && updater_.has_pending());
+  return held;
+}
+
+Status Trainer::SpreadParameters() {
+  DD2_TRY(updater_.Spread(state_.generator));
+  return updater_.Spread(state_.guidance);
 }
 
 const PhaseConfig& Trainer::phase() const {
@@ -104,10 +121,10 @@ RngKey Trainer::Key(RngUse use, std::int64_t update) const {
 }
 
 std::vector<ShardRange> Trainer::LocalShards(std::int64_t batch) const {
-  const std::int64_t size = batch / plan_.shards;
+  const std::int64_t size = batch / updater_.plan().shards;
   const auto rank = static_cast<std::size_t>(collectives_.rank());
   std::vector<ShardRange> ranges;
-  for (int shard = plan_.first[rank]; shard < plan_.first[rank + 1]; ++shard) {
+  for (int shard = updater_.plan().first[rank]; shard < updater_.plan().first[rank + 1]; ++shard) {
     ranges.push_back({.first = shard * size, .count = size});
   }
   return ranges;
@@ -160,6 +177,7 @@ Status Trainer::EnterPhase(std::int32_t index) {
   const at::NoGradGuard no_grad;
   state_.phase = index;
   state_.step = 0;
+  AdvanceSteps(state_, 0);
   state_.counters.set_phase_generator_updates(0);
   state_.counters.set_phase_guidance_updates(0);
   const PhaseConfig* trained = LastGeneratorPhase(index);
@@ -225,7 +243,48 @@ std::vector<std::uint64_t> Trainer::StoredSamples(ShardRange range, std::int64_t
   return samples;
 }
 
+Status Trainer::Commit(NetworkState& network, const AdamStep& adam, const UpdateScalars& scalars,
+                       const Book& book) {
+  DD2_TRY_ASSIGN(const UpdateResult result, updater_.Apply(network, adam, scalars));
+  book(result);
+  state_.step_wish = WishOf(result);
+  ++state_.updates;
+  return updater_.Spread(network);
+}
+
+void Trainer::BookMetric(const std::string& name, double value) {
+  const auto found =
+      std::ranges::find(state_.step_metrics, name, &std::pair<std::string, double>::first);
+  if (found == state_.step_metrics.end()) {
+    state_.step_metrics.emplace_back(name, value);
+  } else {
+    found->second += value;
+  }
+}
+
+void Trainer::BookLoss(const std::string& phase, const UpdateResult& result, double learning_rate) {
+  BookMetric(phase + "/loss", result.mean.at(0));
+  BookMetric(phase + "/gradient_norm", result.gradient_norm);
+  BookMetric(phase + "/learning_rate", learning_rate);
+}
+
+Result<StepOutcome> Trainer::Step(std::int64_t count, const Wish& wish,
+                                  const std::function<Status(std::int64_t)>& update) {
+  // All of them were done in an older generation: what the coordinator wants now is not known yet.
+  if (state_.updates >= count) {
+    DD2_TRY_ASSIGN(StepOutcome outcome, Agree(wish));
+    outcome.metrics = state_.step_metrics;
+    return outcome;
+  }
+  while (state_.updates < count) DD2_TRY(update(state_.updates));
+  return StepOutcome{.metrics = state_.step_metrics, .wish = state_.step_wish};
+}
+
 Result<StepOutcome> Trainer::GtsStep(TeacherData& data, const Wish& wish) {
+  return Step(1, wish, [&](std::int64_t) { return GtsUpdate(data, wish); });
+}
+
+Status Trainer::GtsUpdate(TeacherData& data, const Wish& wish) {
   const PhaseConfig& settings = phase();
   const std::int64_t update = state_.step;
   UpdateScalars scalars = ScalarsFor(wish, 1);
@@ -242,12 +301,17 @@ Result<StepOutcome> Trainer::GtsStep(TeacherData& data, const Wish& wish) {
   AdamStep adam = Adam(settings.guidance, state_.counters.phase_guidance_updates());
   adam.ema_decay = EmaDecay(settings.ema_max, state_.counters.phase_guidance_updates());
   BoostHead(settings.head_lr_ratio, adam);
-  DD2_TRY_ASSIGN(const UpdateResult result, updater_.Apply(state_.guidance, adam, scalars));
-  CountGuidanceUpdate(result.applied, state_.counters);
-  return OutcomeOf("gts", result, adam.learning_rate);
+  return Commit(state_.guidance, adam, scalars, [&](const UpdateResult& result) {
+    CountGuidanceUpdate(result.applied, state_.counters);
+    BookLoss("gts", result, adam.learning_rate);
+  });
 }
 
 Result<StepOutcome> Trainer::RegressStep(TeacherData& data, const Wish& wish) {
+  return Step(1, wish, [&](std::int64_t) { return RegressUpdate(data, wish); });
+}
+
+Status Trainer::RegressUpdate(TeacherData& data, const Wish& wish) {
   UpdateScalars scalars = ScalarsFor(wish, 1);
   int local = 0;
   for (const ShardRange& range : LocalShards(phase().batch)) {
@@ -262,24 +326,26 @@ Result<StepOutcome> Trainer::RegressStep(TeacherData& data, const Wish& wish) {
   }
   AdamStep adam = GeneratorAdam();
   BoostHead(phase().head_lr_ratio, adam);
-  DD2_TRY_ASSIGN(const UpdateResult result, updater_.Apply(state_.generator, adam, scalars));
-  CountGeneratorUpdate(result.applied, state_.counters);
-  return OutcomeOf("regress", result, adam.learning_rate);
+  return Commit(state_.generator, adam, scalars, [&](const UpdateResult& result) {
+    CountGeneratorUpdate(result.applied, state_.counters);
+    BookLoss("regress", result, adam.learning_rate);
+  });
 }
 
 Result<double> Trainer::ValidationLoss(TeacherData& data) {
   const at::NoGradGuard no_grad;
   const std::int64_t count = phase().validation;
   DD2_CHECK(count > 0);
-  const std::int64_t at_once = phase().batch / plan_.shards;
+  const std::int64_t at_once = phase().batch / updater_.plan().shards;
   const auto rank = static_cast<std::size_t>(collectives_.rank());
   UpdateScalars scalars = ScalarsFor(Wish(), 1);
   // Each virtual shard takes its part, so that neither shapes nor sums depend on who computes it.
-  for (std::int64_t shard = plan_.first[rank]; shard < plan_.first[rank + 1]; ++shard) {
-    const std::int64_t end = (shard + 1) * count / plan_.shards;
+  for (std::int64_t shard = updater_.plan().first[rank]; shard < updater_.plan().first[rank + 1];
+       ++shard) {
+    const std::int64_t end = (shard + 1) * count / updater_.plan().shards;
     double sum = 0;
     ShardRange range;
-    for (range.first = shard * count / plan_.shards; range.first < end;
+    for (range.first = shard * count / updater_.plan().shards; range.first < end;
          range.first += range.count) {
       range.count = std::min(at_once, end - range.first);
       std::vector<std::uint64_t> samples(static_cast<std::size_t>(range.count));
@@ -292,11 +358,11 @@ Result<double> Trainer::ValidationLoss(TeacherData& data) {
     scalars.per_shard.push_back(sum);
   }
   DD2_TRY_ASSIGN(const UpdateResult result, updater_.ExchangeScalars(scalars));
-  return result.mean.at(0) * plan_.shards / static_cast<double>(count);
+  return result.mean.at(0) * updater_.plan().shards / static_cast<double>(count);
 }
 
-Result<UpdateResult> Trainer::GuidanceUpdate(std::int64_t update, std::int64_t schedule_step,
-                                             const Wish& wish) {
+Status Trainer::GuidanceUpdate(std::int64_t update, std::int64_t schedule_step, const Wish& wish,
+                               const Book& book) {
   const PhaseConfig& settings = phase();
   const BackboneSpec& shape = spec_.backbone;
   UpdateScalars scalars = ScalarsFor(wish, 1);
@@ -320,12 +386,13 @@ Result<UpdateResult> Trainer::GuidanceUpdate(std::int64_t update, std::int64_t s
     scalars.per_shard.push_back(loss.item<double>());
   }
   const AdamStep adam = Adam(settings.guidance, schedule_step);
-  DD2_TRY_ASSIGN(UpdateResult result, updater_.Apply(state_.guidance, adam, scalars));
-  CountGuidanceUpdate(result.applied, state_.counters);
-  return result;
+  return Commit(state_.guidance, adam, scalars, [&](const UpdateResult& result) {
+    CountGuidanceUpdate(result.applied, state_.counters);
+    book(result);
+  });
 }
 
-Result<UpdateResult> Trainer::GeneratorUpdate(std::int64_t update, const Wish& wish) {
+Status Trainer::GeneratorUpdate(std::int64_t update, const Wish& wish, const Book& book) {
   const PhaseConfig& settings = phase();
   const BackboneSpec& shape = spec_.backbone;
   UpdateScalars scalars = ScalarsFor(wish, 2);
@@ -360,42 +427,45 @@ Result<UpdateResult> Trainer::GeneratorUpdate(std::int64_t update, const Wish& w
     scalars.per_shard.push_back(loss.mean_difference);
   }
   state_.guidance.params.SetRequiresGrad(true);
-  DD2_TRY_ASSIGN(UpdateResult result, updater_.Apply(state_.generator, GeneratorAdam(), scalars));
-  CountGeneratorUpdate(result.applied, state_.counters);
-  return result;
+  return Commit(state_.generator, GeneratorAdam(), scalars, [&](const UpdateResult& result) {
+    CountGeneratorUpdate(result.applied, state_.counters);
+    book(result);
+  });
 }
 
 Result<StepOutcome> Trainer::CsdCycle(const Wish& wish) {
+  return Step(phase().guidance_updates + 1, wish,
+              [&](std::int64_t k) { return CsdUpdate(k, wish); });
+}
+
+Status Trainer::CsdUpdate(std::int64_t k, const Wish& wish) {
   const std::int64_t guidance_updates = phase().guidance_updates;
-  const std::int64_t first = state_.step * (guidance_updates + 1);
-  double fcs = 0;
-  double guidance_norm = 0;
-  for (std::int64_t k = 0; k < guidance_updates; ++k) {
+  const std::int64_t update = state_.step * (guidance_updates + 1) + k;
+  if (k < guidance_updates) {
     const std::int64_t cycle = state_.counters.phase_guidance_updates() / guidance_updates;
-    DD2_TRY_ASSIGN(const UpdateResult result, GuidanceUpdate(first + k, cycle, wish));
-    fcs += result.mean.at(0) / static_cast<double>(guidance_updates);
-    guidance_norm = result.gradient_norm;
+    return GuidanceUpdate(update, cycle, wish, [&](const UpdateResult& result) {
+      BookMetric("csd/fcs", result.mean.at(0) / static_cast<double>(guidance_updates));
+      if (k + 1 == guidance_updates) BookMetric("csd/guidance_norm", result.gradient_norm);
+    });
   }
-  DD2_TRY_ASSIGN(const UpdateResult result, GeneratorUpdate(first + guidance_updates, wish));
-  state_.counters.set_outer_cycles(state_.counters.outer_cycles() + 1);
-  StepOutcome outcome;
-  outcome.metrics = {{"csd/fcs", fcs},
-                     {"csd/sid", result.mean.at(0)},
-                     {"csd/dmu", result.mean.at(1)},
-                     {"csd/generator_norm", result.gradient_norm},
-                     {"csd/guidance_norm", guidance_norm}};
-  outcome.wish = WishOf(result);
-  return outcome;
+  return GeneratorUpdate(update, wish, [&](const UpdateResult& result) {
+    state_.counters.set_outer_cycles(state_.counters.outer_cycles() + 1);
+    BookMetric("csd/sid", result.mean.at(0));
+    BookMetric("csd/dmu", result.mean.at(1));
+    BookMetric("csd/generator_norm", result.gradient_norm);
+  });
 }
 
 Result<StepOutcome> Trainer::AlignStep(const Wish& wish) {
-  DD2_TRY_ASSIGN(const UpdateResult result,
-                 GuidanceUpdate(state_.step, state_.counters.phase_guidance_updates(), wish));
-  StepOutcome outcome;
-  outcome.metrics = {{"align/fcs", result.mean.at(0)},
-                     {"align/guidance_norm", result.gradient_norm}};
-  outcome.wish = WishOf(result);
-  return outcome;
+  return Step(1, wish, [&](std::int64_t) { return AlignUpdate(wish); });
+}
+
+Status Trainer::AlignUpdate(const Wish& wish) {
+  const std::int64_t done = state_.counters.phase_guidance_updates();
+  return GuidanceUpdate(state_.step, done, wish, [&](const UpdateResult& result) {
+    BookMetric("align/fcs", result.mean.at(0));
+    BookMetric("align/guidance_norm", result.gradient_norm);
+  });
 }
 
 Result<StepOutcome> Trainer::Agree(const Wish& wish) {

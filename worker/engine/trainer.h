@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -17,17 +18,6 @@
 
 namespace dd2 {
 
-// What a rank knows of the coordinator's wish (proto Desired), carried by the collectives of a
-// step.
-struct Wish {
-  std::uint64_t version = 0;
-  std::uint64_t checkpoint_requests = 0;
-  bool paused = false;
-  bool stop = false;
-};
-
-using Metrics = std::vector<std::pair<std::string, double>>;
-
 // The outcome of one step, the same on every rank: scalars for the record, and the newest wish that
 // any rank knew.
 struct StepOutcome {
@@ -38,15 +28,29 @@ struct StepOutcome {
 // Trains both networks: the steps of the phases gts, regress, csd and align (method 4, 5, 6.5).
 // Knows no coordinator, checkpoint or clock. Every random number comes from (seed, phase, step,
 // sample). Compute thread only; every rank calls the same steps in the same order.
+//
+// A step whose collective failed can be called again in the next generation, once the ranks have
+// one state (SyncState): it goes on with its first update that is not done.
 class Trainer {
  public:
-  // Keeps references to all of them. `state` is of this rank and world size.
+  // Keeps references to all of them. `state` says the place in the domain. The collectives may be
+  // of nobody yet: then Regroup comes before the first step.
   Trainer(const RunConfig& config, const TeacherBundle& teacher, Collectives& collectives,
           TrainingState& state);
+  // The collectives are of another generation now.
+  void Regroup(const RankLayout& ranks);
+  // What this rank brings into the next generation.
+  proto::HeldState Held() const;
+  bool RollForward() { return updater_.RollForward(); }  // the pending update; local
+  void DropPending() { updater_.DropPending(); }
+  // Full parameters of both networks from the slices of the ranks of the domain.
+  Status SpreadParameters();
 
-  // Runs once before step 0 of a phase: initial weights, copies between networks, fresh optimisers.
+  // Runs before step 0 of a phase: initial weights, copies between networks, fresh optimisers. Can
+  // be done again, after an interruption or as a whole, as long as no update of the phase is done.
   Status EnterPhase(std::int32_t phase);
-  // One step of the current phase (state.phase, state.step); advances the counters, not state.step.
+  // One step of the current phase (state.phase, state.step); advances the counters and
+  // state.updates, not state.step. A step whose updates are all done exchanges the wish alone.
   Result<StepOutcome> GtsStep(TeacherData& data, const Wish& wish);
   // Mean (G(eps) - q)^2 over stored trajectories: eps is where the flow of sequence q began.
   Result<StepOutcome> RegressStep(TeacherData& data, const Wish& wish);
@@ -79,9 +83,25 @@ class Trainer {
   Status CopyFromEma(const NetworkState& source, NetworkState& target);
   // Zero moments, EMA equal to the parameters.
   void ResetOptimiser(NetworkState& network);
-  Result<UpdateResult> GuidanceUpdate(std::int64_t update, std::int64_t schedule_step,
-                                      const Wish& wish);
-  Result<UpdateResult> GeneratorUpdate(std::int64_t update, const Wish& wish);
+  // One update each: gradients of the local shards, the exchange, the books, the spreading.
+  Status GtsUpdate(TeacherData& data, const Wish& wish);
+  Status RegressUpdate(TeacherData& data, const Wish& wish);
+  Status CsdUpdate(std::int64_t k,
+                   const Wish& wish);  // k: of the cycle, the last is the generator's
+  Status AlignUpdate(const Wish& wish);
+  // `book` is called when this rank's state has changed, before the parameters are spread.
+  using Book = std::function<void(const UpdateResult&)>;
+  Status GuidanceUpdate(std::int64_t update, std::int64_t schedule_step, const Wish& wish,
+                        const Book& book);
+  Status GeneratorUpdate(std::int64_t update, const Wish& wish, const Book& book);
+  // Ends an update of `network`. Nothing lies between the change of the state and the books.
+  Status Commit(NetworkState& network, const AdamStep& adam, const UpdateScalars& scalars,
+                const Book& book);
+  void BookMetric(const std::string& name, double value);  // adds to a metric of the step
+  void BookLoss(const std::string& phase, const UpdateResult& result, double learning_rate);
+  // Does those of the step's `count` updates that are not done: update(k).
+  Result<StepOutcome> Step(std::int64_t count, const Wish& wish,
+                           const std::function<Status(std::int64_t)>& update);
   AdamStep Adam(const ScheduleConfig& schedule, std::int64_t step) const;
   AdamStep GeneratorAdam() const;  // of the next generator update, with its EMA decay
   // The head learns `ratio` times as fast as the backbone.
@@ -92,7 +112,6 @@ class Trainer {
   Collectives& collectives_;
   TrainingState& state_;
   const NetworkSpec spec_;
-  const ShardPlan plan_;
   ExactUpdater updater_;
   Network guidance_;
   Network generator_;

@@ -135,19 +135,80 @@ Status CheckIdentity(const proto::CheckpointHeader& header, const CheckpointIden
 
 }  // namespace
 
-TrainingState MakeTrainingState(const ParamLayout& layout, int rank, int world_size) {
+TrainingState MakeTrainingState(const ParamLayout& layout, int local_rank, int local_size) {
   TrainingState state;
-  state.guidance = MakeNetworkState(layout, rank, world_size, true);
-  state.generator = MakeNetworkState(layout, rank, world_size, true);
+  state.guidance = MakeNetworkState(layout, local_rank, local_size, true);
+  state.generator = MakeNetworkState(layout, local_rank, local_size, true);
   return state;
+}
+
+void AdvanceSteps(TrainingState& state, std::int64_t steps) {
+  state.step += steps;
+  state.updates = 0;
+  state.step_metrics.clear();
+  state.step_wish = Wish();
+}
+
+proto::RankState SmallStateOf(const TrainingState& state) {
+  proto::RankState small;
+  small.mutable_position()->set_phase(state.phase);
+  small.mutable_position()->set_step(state.step);
+  small.mutable_position()->set_updates(state.updates);
+  *small.mutable_counters() = state.counters;
+  small.set_generator_adam_steps(state.generator.adam_steps);
+  small.set_guidance_adam_steps(state.guidance.adam_steps);
+  if (state.start) {
+    small.mutable_start()->set_fd(state.start->fd);
+    small.mutable_start()->set_fdr(state.start->fdr);
+    small.mutable_start()->set_accuracy(state.start->accuracy);
+    small.mutable_start()->set_samples(state.start->samples);
+  }
+  for (const auto& [name, value] : state.step_metrics) {
+    proto::Metric* metric = small.add_step_metrics();
+    metric->set_name(name);
+    metric->set_value(value);
+  }
+  small.mutable_step_wish()->set_version(state.step_wish.version);
+  small.mutable_step_wish()->set_checkpoint_requests(state.step_wish.checkpoint_requests);
+  small.mutable_step_wish()->set_paused(state.step_wish.paused);
+  small.mutable_step_wish()->set_stop(state.step_wish.stop);
+  return small;
+}
+
+void TakeOver(const proto::RankState& small, TrainingState& state) {
+  state.phase = small.position().phase();
+  state.step = small.position().step();
+  state.updates = small.position().updates();
+  state.counters = small.counters();
+  state.generator.adam_steps = small.generator_adam_steps();
+  state.guidance.adam_steps = small.guidance_adam_steps();
+  state.start.reset();
+  if (small.has_start()) {
+    state.start = EvalPoint{.fd = small.start().fd(),
+                            .fdr = small.start().fdr(),
+                            .accuracy = small.start().accuracy(),
+                            .samples = small.start().samples()};
+  }
+  state.step_metrics.clear();
+  for (const proto::Metric& metric : small.step_metrics()) {
+    state.step_metrics.emplace_back(metric.name(), metric.value());
+  }
+  state.step_wish = Wish{.version = small.step_wish().version(),
+                         .checkpoint_requests = small.step_wish().checkpoint_requests(),
+                         .paused = small.step_wish().paused(),
+                         .stop = small.step_wish().stop()};
 }
 
 Result<proto::PartReport> SaveState(FileSystem& files, const std::filesystem::path& checkpoints,
                                     const TrainingState& state, const CheckpointIdentity& identity,
-                                    int rank, int world_size) {
+                                    const RankLayout& ranks) {
   std::vector<PieceToWrite> pieces;
-  const std::int64_t begin = state.guidance.begin;
-  const std::int64_t end = begin + state.guidance.slice;
+  const std::int64_t chunks = state.guidance.slice / kParamChunk;
+  const auto cut = [&](int domain) {
+    return state.guidance.begin + chunks * domain / ranks.domains() * kParamChunk;
+  };
+  const std::int64_t begin = cut(ranks.domain());
+  const std::int64_t end = cut(ranks.domain() + 1);
   for (const Group& group : GroupsOf(state)) {
     const float* data = group.data.const_data_ptr<float>();
     ForEachOverlap(*group.layout, begin, end,
@@ -162,11 +223,11 @@ Result<proto::PartReport> SaveState(FileSystem& files, const std::filesystem::pa
   }
   proto::PartReport report;
   report.set_checkpoint_id(CheckpointId(state.phase, state.step));
-  report.set_rank(rank);
+  report.set_rank(ranks.rank);
   const std::filesystem::path folder = checkpoints / report.checkpoint_id();
   DD2_TRY_ASSIGN(*report.mutable_part(),
-                 WriteCheckpointPart(files, folder, rank, world_size, pieces));
-  *report.mutable_header() = HeaderOf(state, identity, world_size);
+                 WriteCheckpointPart(files, folder, ranks.rank, ranks.world_size, pieces));
+  *report.mutable_header() = HeaderOf(state, identity, ranks.world_size);
   return report;
 }
 
@@ -179,6 +240,7 @@ Status RestoreState(FileSystem& files, const std::filesystem::path& checkpoints,
   if (const Status same = CheckIdentity(header, identity); !same) {
     return same.error().Wrap("checkpoint " + id);
   }
+  state.whole = false;
   for (const Group& group : GroupsOf(state)) {
     float* data = group.data.data_ptr<float>();
     Status status;
@@ -193,8 +255,11 @@ Status RestoreState(FileSystem& files, const std::filesystem::path& checkpoints,
   }
   state.counters = header.counters();
   state.phase = header.phase();
-  state.step = header.step();
-  return ReadExtra(header.extra_json(), state);
+  state.step = 0;
+  AdvanceSteps(state, header.step());
+  DD2_TRY(ReadExtra(header.extra_json(), state));
+  state.whole = true;
+  return {};
 }
 
 }  // namespace dd2

@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "common/file.h"
 #include "common/result.h"
@@ -12,24 +14,53 @@
 #include "worker/engine/evaluator.h"
 #include "worker/models/networks.h"
 #include "worker/parallel/exact_update.h"
+#include "worker/parallel/rank_layout.h"
 
 namespace dd2 {
 
+// What a rank knows of the coordinator's wish (proto Desired), carried by the collectives of a
+// step.
+struct Wish {
+  std::uint64_t version = 0;
+  std::uint64_t checkpoint_requests = 0;
+  bool paused = false;
+  bool stop = false;
+};
+
+using Metrics = std::vector<std::pair<std::string, double>>;
+
 // Everything that training changes, on one rank: both networks (full parameters, own slices of Adam
-// and EMA), the counters, and the position: `step` steps of phase `phase` are finished. A phase is
-// entered (networks copied, optimisers reset) when its step 0 begins, so a checkpoint taken at the
-// end of a phase and one taken at the start of the next are the same. Compute thread only.
+// and EMA), the counters, and the position: `step` steps of phase `phase` are finished, and
+// `updates` updates of the step after them. A phase is entered (networks copied, optimisers reset)
+// when its step 0 begins, so a checkpoint taken at the end of a phase and one taken at the start of
+// the next are the same. Compute thread only.
 struct TrainingState {
   NetworkState guidance;   // psi; during gts the AR-diffusion network
   NetworkState generator;  // theta
   proto::Counters counters;
   std::int32_t phase = 0;
   std::int64_t step = 0;
+  std::int32_t updates = 0;
+  // Of the step in progress: the sums and norms of its finished updates, and the newest wish that
+  // they agreed on. Empty when `updates` is 0.
+  Metrics step_metrics;
+  Wish step_wish;
   // Of the one-step generator before any csd update; nothing until it was evaluated.
   std::optional<EvalPoint> start;
+  // The networks are those of the position, but for parameters of other ranks of the domain that
+  // have not been spread yet. False: a fresh process, or taking them over was interrupted.
+  bool whole = false;
 };
 
-TrainingState MakeTrainingState(const ParamLayout& layout, int rank, int world_size);
+// `local_rank` of `local_size`: the place in the failure domain, over which the state is cut.
+TrainingState MakeTrainingState(const ParamLayout& layout, int local_rank, int local_size);
+// The step in progress is finished, or a number of steps that have no updates.
+void AdvanceSteps(TrainingState& state, std::int64_t steps);
+
+// The small state that other ranks take over, and taking it over; without the progress list and the
+// number of checkpoint requests, which are the loop's.
+proto::RankState SmallStateOf(const TrainingState& state);
+void TakeOver(const proto::RankState& small, TrainingState& state);
 
 // What a checkpoint says about the run besides tensors; equal on every rank.
 struct CheckpointIdentity {
@@ -40,15 +71,17 @@ struct CheckpointIdentity {
   std::uint64_t seed = 0;
 };
 
-// Writes this rank's part of the state (its slice of every tensor) into the checkpoint's folder and
-// returns the report for the coordinator. Tensor names:
+// Writes this rank's part of the state into the checkpoint's folder and returns the report for the
+// coordinator. The domains share the slice that each of them has at this local rank: each writes
+// about as many chunks of it. Tensor names:
 // "<network>.<param|adam_m|adam_v|ema>/<parameter>".
 Result<proto::PartReport> SaveState(FileSystem& files, const std::filesystem::path& checkpoints,
                                     const TrainingState& state, const CheckpointIdentity& identity,
-                                    int rank, int world_size);
+                                    const RankLayout& ranks);
 
 // Loads a committed checkpoint, verified byte for byte, into a state of any world size.
-// kFailedPrecondition: it belongs to another configuration, teacher or numeric mode.
+// kFailedPrecondition: it belongs to another configuration, teacher or numeric mode. The state is
+// not whole after an error.
 Status RestoreState(FileSystem& files, const std::filesystem::path& checkpoints,
                     const std::string& id, const CheckpointIdentity& identity,
                     TrainingState& state);

@@ -15,9 +15,12 @@
 #include "storage/score_cache.h"
 #include "worker/engine/control_client.h"
 #include "worker/engine/phase_steps.h"
+#include "worker/engine/state_sync.h"
 #include "worker/engine/trainer.h"
 #include "worker/engine/training_state.h"
+#include "worker/parallel/generation_collectives.h"
 #include "worker/parallel/gloo_collectives.h"
+#include "worker/parallel/rank_layout.h"
 
 namespace dd2 {
 namespace {
@@ -35,11 +38,14 @@ std::string NumericMode(const RunConfig& config) {
 }
 
 Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
-                                               const std::string& numeric_mode) {
+                                               const std::string& numeric_mode,
+                                               GenerationCollectives& collectives) {
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   ControlOptions control;
   control.host = options.coordinator_host;
   control.port = options.coordinator_port;
+  control.abort_before = [&](std::uint64_t generation) { collectives.AbortBefore(generation); };
+  control.collectives = [&] { return std::pair(collectives.entered(), collectives.waiting()); };
   char host[256] = "";
   gethostname(host, sizeof host - 1);
   control.hello.set_secret(std::move(secret));
@@ -53,8 +59,9 @@ Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
 }
 
 Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
-                                                  const ControlClient& control) {
-  const proto::Assignment& assignment = control.assignment();
+                                                  const ControlClient& control,
+                                                  const proto::Assignment& assignment,
+                                                  ConnectAbort& abort) {
   if (assignment.world_size() == 1) return NewLocalCollectives();
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   GlooOptions gloo;
@@ -68,26 +75,81 @@ Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
   gloo.world_size = assignment.world_size();
   if (!assignment.host().empty()) gloo.interface_host = assignment.host();
   gloo.timeout = timeouts::kCollective;
-  return ConnectGloo(gloo);
+  return ConnectGloo(gloo, abort);
 }
 
-// One rank of a run: takes leases, runs their steps, checkpoints, and obeys the coordinator's wish
-// at the step on which all ranks agree.
+// One rank of a run, through all its generations: takes leases, runs their steps, checkpoints, and
+// obeys the coordinator's wish at the step on which all ranks agree.
 class WorkerLoop {
  public:
   WorkerLoop(const WorkerOptions& options, const RunConfig& config, ControlClient& control,
-             Collectives& collectives, PhaseSteps& steps, TrainingState& state,
+             GenerationCollectives& collectives, PhaseSteps& steps, TrainingState& state,
              CheckpointIdentity identity)
-      : checkpoints_(options.run / "checkpoints"),
+      : options_(options),
+        checkpoints_(options.run / "checkpoints"),
         config_(config),
         control_(control),
         collectives_(collectives),
         steps_(steps),
         state_(state),
-        identity_(std::move(identity)),
-        last_checkpoint_(control.assignment().restore_checkpoint()) {}
+        identity_(std::move(identity)) {}
 
   Result<WorkerOutcome> Run() {
+    for (;;) {
+      DD2_TRY_ASSIGN(const std::optional<proto::Assignment> assignment,
+                     control_.NextAssignment(steps_.trainer().Held()));
+      if (!assignment) return WorkerOutcome::kFinished;
+      ranks_ = LayoutOf(*assignment);
+      Result<WorkerOutcome> outcome = RunGeneration(*assignment);
+      if (outcome || !IsBreak(outcome.error().code())) return outcome;
+      if (!control_.regrouping()) TellFailure(outcome.error());
+      control_.SetHeld(steps_.trainer().Held());
+      collectives_.Leave();
+      // The reason says more than that nobody called us.
+      if (!control_.WaitForRegroup(timeouts::kRegroup)) return outcome;
+    }
+  }
+
+  void TellFailure(const Error& error) {
+    proto::WorkerFailed failed;
+    failed.set_rank(ranks_.rank);
+    failed.set_phase(state_.phase);
+    failed.set_step(state_.step);
+    failed.set_code(std::string(CodeName(error.code())));
+    failed.set_message(error.message());
+    control_.Send(std::move(failed));
+  }
+
+  int rank() const { return ranks_.rank; }
+
+ private:
+  const PhaseConfig& phase() const {
+    return config_.phases.at(static_cast<std::size_t>(state_.phase));
+  }
+
+  // The end of a generation, not of this worker: a peer is lost, or the coordinator said so.
+  bool IsBreak(Code code) {
+    const bool of_collective =
+        code == Code::kAborted || code == Code::kUnavailable || code == Code::kDeadlineExceeded;
+    return of_collective && (collectives_.failed() || control_.regrouping());
+  }
+
+  Result<WorkerOutcome> RunGeneration(const proto::Assignment& assignment) {
+    DD2_TRY(collectives_.Enter(control_.generation(), [&](ConnectAbort& abort) {
+      return ConnectRanks(options_, control_, assignment, abort);
+    }));
+    steps_.trainer().Regroup(ranks_);
+    last_checkpoint_ = assignment.has_start() ? assignment.committed_checkpoint()
+                                              : assignment.restore_checkpoint();
+    if (assignment.has_start()) {
+      DD2_TRY(Sync(assignment));
+    } else {
+      DD2_TRY(Restore(assignment.restore_checkpoint()));
+    }
+    control_.SetHeld(steps_.trainer().Held());
+    DD2_TRY(steps_.Regroup(ranks_));
+    DD2_TRY_ASSIGN(const bool stop, ObeyAtStart(assignment.has_start()));
+    if (stop) return WorkerOutcome::kStopped;
     for (;;) {
       DD2_TRY_ASSIGN(const std::optional<proto::Lease> lease, control_.NextLease());
       if (!lease) return WorkerOutcome::kFinished;
@@ -96,35 +158,73 @@ class WorkerLoop {
     }
   }
 
- private:
-  const PhaseConfig& phase() const {
-    return config_.phases.at(static_cast<std::size_t>(state_.phase));
+  Status Sync(const proto::Assignment& assignment) {
+    proto::RankState mine = SmallStateOf(state_);
+    mine.set_checkpoint_requests(requests_served_);
+    for (proto::Progress& step : control_.Unrecorded()) *mine.add_unrecorded() = std::move(step);
+    return SyncState(
+        assignment, mine, steps_.trainer(), state_, collectives_,
+        [this](const proto::RankState& small) {
+          requests_served_ = small.checkpoint_requests();
+          control_.TakeOverUnrecorded({small.unrecorded().begin(), small.unrecorded().end()});
+        });
+  }
+
+  Status Restore(const std::string& id) {
+    steps_.trainer().DropPending();
+    requests_served_ = 0;
+    if (!id.empty()) {
+      return RestoreState(RealFileSystem(), checkpoints_, id, identity_, state_);
+    }
+    // Anew: the first lease enters phase 0, which sets the networks.
+    state_.phase = 0;
+    state_.step = 0;
+    AdvanceSteps(state_, 0);
+    state_.counters.Clear();
+    state_.start.reset();
+    state_.whole = true;
+    return {};
+  }
+
+  // What the last generation left undone between two steps: its checkpoint, and the wish that it
+  // had agreed on. A phase that is at its step 0 may be half entered: its first step comes first.
+  Result<bool> ObeyAtStart(bool continues) {
+    if (!continues || state_.updates != 0 || state_.step == 0) return false;
+    DD2_TRY_ASSIGN(const StepOutcome agreed, steps_.Agree(CurrentWish()));
+    return Obey(agreed.wish);
+  }
+
+  // After a step; true: stop.
+  Result<bool> Obey(const Wish& wish) {
+    DD2_TRY(CheckpointIfDue(wish));
+    if (wish.stop) return true;
+    if (!wish.paused) return false;
+    return WaitWhilePaused(wish);
   }
 
   // True when the run is to stop.
   Result<bool> RunLease(const proto::Lease& lease) {
-    if (lease.first_step() == 0) {
+    const std::int64_t end = lease.first_step() + lease.count();
+    const bool at_start = state_.step == 0 && state_.updates == 0;
+    if (lease.first_step() == 0 &&
+        (lease.phase() > state_.phase || (lease.phase() == state_.phase && at_start))) {
       DD2_TRY(steps_.EnterPhase(lease.phase()));
-    } else if (lease.phase() != state_.phase || lease.first_step() != state_.step) {
+    } else if (lease.phase() != state_.phase || lease.first_step() > state_.step) {
       return Error(Code::kInternal,
                    "lease for step " + std::to_string(lease.first_step()) + " of phase " +
                        std::to_string(lease.phase()) + ", but this rank is at step " +
                        std::to_string(state_.step) + " of phase " + std::to_string(state_.phase));
     }
-    const std::int64_t end = lease.first_step() + lease.count();
     while (state_.step < end) {
       const auto start = std::chrono::steady_clock::now();
-      control_.SetPosition(state_.phase, state_.step);
+      control_.SetHeld(steps_.trainer().Held());
       DD2_TRY_ASSIGN(PhaseStepResult result, steps_.Run(end, CurrentWish()));
-      state_.step += result.steps_done;
-      DD2_TRY(Report(result, SecondsSince(start)));
-      DD2_TRY(CheckpointIfDue(result.outcome.wish));
-      if (result.outcome.wish.stop) return true;
-      if (result.outcome.wish.paused) {
-        DD2_TRY_ASSIGN(const bool stop, WaitWhilePaused(result.outcome.wish));
-        if (stop) return true;
-      }
+      AdvanceSteps(state_, result.steps_done);
+      Report(result, SecondsSince(start));
+      DD2_TRY_ASSIGN(const bool stop, Obey(result.outcome.wish));
+      if (stop) return true;
     }
+    control_.SetHeld(steps_.trainer().Held());
     return false;
   }
 
@@ -136,7 +236,7 @@ class WorkerLoop {
                 .stop = desired.stop()};
   }
 
-  Status Report(PhaseStepResult& result, double seconds) {
+  void Report(PhaseStepResult& result, double seconds) {
     const bool finished = state_.step == phase().steps;
     proto::Progress progress;
     progress.set_phase(state_.phase);
@@ -148,29 +248,28 @@ class WorkerLoop {
     state_.counters.set_cache_hits(cache.hits);
     state_.counters.set_cache_misses(cache.misses);
     *progress.mutable_counters() = state_.counters;
-    if (collectives_.rank() == 0) {
-      for (const auto& [name, value] : result.outcome.metrics) {
-        proto::Metric* metric = progress.add_metrics();
-        metric->set_name(name);
-        metric->set_value(value);
-      }
+    // Every rank keeps them: it may be the one that sends them later.
+    for (const auto& [name, value] : result.outcome.metrics) {
+      proto::Metric* metric = progress.add_metrics();
+      metric->set_name(name);
+      metric->set_value(value);
     }
-    return control_.Send(std::move(progress));
+    control_.Send(progress);
   }
 
   // At borders that the configuration sets, on request, and before a stop. Every rank decides from
   // the same facts.
   Status CheckpointIfDue(const Wish& wish) {
     const bool requested = wish.checkpoint_requests > requests_served_;
-    requests_served_ = std::max(requests_served_, wish.checkpoint_requests);
     const PhaseKind kind = phase().kind;
     // Evaluation and export change nothing that a checkpoint holds.
     const bool changes_state = kind != PhaseKind::kEval && kind != PhaseKind::kExport;
     const std::int64_t every = phase().checkpoint_every;
     const bool border =
         changes_state && (state_.step == phase().steps || (every > 0 && state_.step % every == 0));
-    if (!border && !requested && !wish.stop) return {};
-    return Checkpoint();
+    if (border || requested || wish.stop) DD2_TRY(Checkpoint());
+    requests_served_ = std::max(requests_served_, wish.checkpoint_requests);
+    return {};
   }
 
   Status Checkpoint() {
@@ -183,17 +282,17 @@ class WorkerLoop {
     state_.counters.set_cache_hits(0);
     state_.counters.set_cache_misses(0);
     DD2_TRY_ASSIGN(proto::PartReport report,
-                   SaveState(RealFileSystem(), checkpoints_, state_, identity_, collectives_.rank(),
-                             collectives_.world_size()));
+                   SaveState(RealFileSystem(), checkpoints_, state_, identity_, ranks_));
     report.set_seconds(SecondsSince(start));
-    DD2_TRY(control_.Send(std::move(report)));
+    control_.Send(std::move(report));
     DD2_TRY(control_.WaitForCommit(id, timeouts::kCheckpointParts));
     last_checkpoint_ = id;
     if (collectives_.rank() != 0) return {};
     proto::CheckpointHeld held;
     held.set_checkpoint_id(id);
     held.set_seconds(SecondsSince(start));
-    return control_.Send(std::move(held));
+    control_.Send(std::move(held));
+    return {};
   }
 
   // Every newer wish is agreed on by all ranks before anybody acts on it; true: stop.
@@ -207,35 +306,18 @@ class WorkerLoop {
     return wish.stop;
   }
 
+  const WorkerOptions& options_;
   const std::filesystem::path checkpoints_;
   const RunConfig& config_;
   ControlClient& control_;
-  Collectives& collectives_;
+  GenerationCollectives& collectives_;
   PhaseSteps& steps_;
   TrainingState& state_;
   const CheckpointIdentity identity_;
+  RankLayout ranks_;  // of this generation
   std::uint64_t requests_served_ = 0;
-  std::string last_checkpoint_;  // committed by this generation, or restored from
+  std::string last_checkpoint_;  // the newest that is committed, or restored from
 };
-
-Result<WorkerOutcome> WorkAsMember(const WorkerOptions& options, const RunConfig& config,
-                                   ControlClient& control, const std::string& numeric_mode) {
-  DD2_TRY_ASSIGN(const std::unique_ptr<Collectives> collectives, ConnectRanks(options, control));
-  DD2_TRY_ASSIGN(const TeacherBundle teacher, LoadTeacherBundle(config.teacher.path));
-  const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
-  TrainingState state = MakeTrainingState(layout, collectives->rank(), collectives->world_size());
-  CheckpointIdentity identity{.config_digest = ConfigDigest(config).Hex(),
-                              .teacher_digest = teacher.teacher_digest.Hex(),
-                              .numeric_mode = numeric_mode,
-                              .code_version = std::string(CodeVersion()),
-                              .seed = config.seed};
-  if (const std::string& id = control.assignment().restore_checkpoint(); !id.empty()) {
-    DD2_TRY(RestoreState(RealFileSystem(), options.run / "checkpoints", id, identity, state));
-  }
-  PhaseSteps steps(options, config, teacher, *collectives, state, numeric_mode);
-  WorkerLoop loop(options, config, control, *collectives, steps, state, std::move(identity));
-  return loop.Run();
-}
 
 }  // namespace
 
@@ -243,19 +325,28 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   DD2_TRY_ASSIGN(const RunConfig config, LoadRunConfig(options.run / "config.yaml"));
   SetComputeThreads(config.threads_per_rank);
   const std::string numeric_mode = NumericMode(config);
-  DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control, JoinRun(options, numeric_mode));
-  Result<WorkerOutcome> outcome = WorkAsMember(options, config, *control, numeric_mode);
+  // Everything slow comes before the hello: who said it can begin at once.
+  DD2_TRY_ASSIGN(const TeacherBundle teacher, LoadTeacherBundle(config.teacher.path));
+  const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
+  TrainingState state = MakeTrainingState(layout, options.local_rank, options.local_size);
+  CheckpointIdentity identity{.config_digest = ConfigDigest(config).Hex(),
+                              .teacher_digest = teacher.teacher_digest.Hex(),
+                              .numeric_mode = numeric_mode,
+                              .code_version = std::string(CodeVersion()),
+                              .seed = config.seed};
+  GenerationCollectives collectives;
+  PhaseSteps steps(options, config, teacher, collectives, state, numeric_mode);
+  DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control,
+                 JoinRun(options, numeric_mode, collectives));
+  WorkerLoop loop(options, config, *control, collectives, steps, state, std::move(identity));
+  Result<WorkerOutcome> outcome = loop.Run();
   if (!outcome) {
-    proto::WorkerFailed failed;
-    failed.set_rank(control->assignment().rank());
-    failed.set_code(std::string(CodeName(outcome.error().code())));
-    failed.set_message(outcome.error().message());
-    (void)control->Send(std::move(failed));  // it may be the connection that failed
+    loop.TellFailure(outcome.error());  // in vain when it is the connection that failed
     return outcome;
   }
   if (*outcome == WorkerOutcome::kStopped) {
     proto::WorkerDone done;
-    done.set_rank(control->assignment().rank());
+    done.set_rank(loop.rank());
     done.set_stopped(true);
     DD2_TRY(control->Send(std::move(done)));
   }

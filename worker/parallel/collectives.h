@@ -13,7 +13,7 @@ namespace dd2 {
 // The two exchanges that exact training needs, among the ranks of one generation. Every rank makes
 // the same calls in the same order. An error (kAborted: a peer is gone; kDeadlineExceeded: silent
 // longer than the time-out) ends the generation: destroy the object, form a new one. Call from the
-// compute thread only.
+// compute thread only, but for Abort.
 class Collectives {
  public:
   virtual ~Collectives() = default;
@@ -25,6 +25,8 @@ class Collectives {
                           std::span<const std::int64_t> receive_counts) = 0;
   // Every rank gives equally many bytes; `all` receives them in rank order.
   virtual Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
+  // From any thread, at any time: an exchange under way and all later ones fail soon with kAborted.
+  virtual void Abort() = 0;
 };
 
 // A world of one: copies.

@@ -59,25 +59,27 @@ AdamFactors MakeFactors(const AdamStep& step, std::int64_t adam_steps, double no
 
 }  // namespace
 
-NetworkState MakeNetworkState(const ParamLayout& layout, int rank, int world_size,
+NetworkState MakeNetworkState(const ParamLayout& layout, int local_rank, int local_size,
                               bool requires_grad) {
-  DD2_CHECK(rank >= 0 && rank < world_size);
+  DD2_CHECK(local_rank >= 0 && local_rank < local_size);
   const std::int64_t chunks = layout.size() / kParamChunk;
   NetworkState state;
-  state.slice = (chunks + world_size - 1) / world_size * kParamChunk;
-  state.begin = rank * state.slice;
-  state.params = ParamBuffer(layout, requires_grad, state.slice * world_size);
+  state.slice = (chunks + local_size - 1) / local_size * kParamChunk;
+  state.begin = local_rank * state.slice;
+  state.params = ParamBuffer(layout, requires_grad, state.slice * local_size);
   state.adam_m = at::zeros({state.slice}, at::kFloat);
   state.adam_v = at::zeros({state.slice}, at::kFloat);
   state.ema = at::zeros({state.slice}, at::kFloat);
   return state;
 }
 
+// What depends on the world size. The gradient is padded so that every rank of the world owns an
+// equal run of whole chunks, whatever the state is padded to.
 struct ExactUpdater::Buffers {
-  Buffers(const ShardPlan& plan, int my_rank, std::int64_t my_capacity)
+  Buffers(const ShardPlan& plan, int my_rank, std::int64_t state_capacity)
       : rank(my_rank),
-        capacity(my_capacity),
-        slice(my_capacity / plan.world_size),
+        slice(SliceFor(state_capacity, plan.world_size)),
+        capacity(slice * plan.world_size),
         summer(std::countr_zero(static_cast<unsigned>(plan.shards)), kParamChunk) {
     for (int i = 0; i < LocalShards(plan, rank); ++i) {
       shard_gradients.push_back(at::zeros({capacity}, at::kFloat));
@@ -99,17 +101,19 @@ struct ExactUpdater::Buffers {
       }
     }
     gradient = at::zeros({slice}, at::kFloat);
-    updated = at::zeros({slice}, at::kFloat);
     chunk_squares.assign(slice / kParamChunk, 0.0);
   }
 
+  static std::int64_t SliceFor(std::int64_t state_capacity, int world_size) {
+    const std::int64_t chunks = state_capacity / kParamChunk;
+    return (chunks + world_size - 1) / world_size * kParamChunk;
+  }
   void SumLocalShards(const ShardPlan& plan);
   void FinishTree(const ShardPlan& plan);
-  void AdamOnSlice(NetworkState& network, const AdamStep& step, double norm);
 
   const int rank;
-  const std::int64_t capacity;
-  const std::int64_t slice;
+  const std::int64_t slice;     // of the gradient
+  const std::int64_t capacity;  // of the gradient
   TreeSummer summer;
   std::vector<at::Tensor> shard_gradients;  // [capacity] per local shard
   at::Tensor send;                          // [world, my nodes, slice]
@@ -117,7 +121,6 @@ struct ExactUpdater::Buffers {
   std::vector<std::int64_t> send_counts, receive_counts;
   std::vector<TreeLeaf> received;
   at::Tensor gradient;                // [slice] mean over the shards
-  at::Tensor updated;                 // [slice] new parameters
   std::vector<double> chunk_squares;  // squared norm of each chunk of `gradient`
   std::vector<std::byte> mine, all;   // exchange of scalars
 };
@@ -148,28 +151,33 @@ void ExactUpdater::Buffers::FinishTree(const ShardPlan& plan) {
   }
 }
 
-// The slice is cut where the boosted range begins and ends.
-void ExactUpdater::Buffers::AdamOnSlice(NetworkState& network, const AdamStep& step, double norm) {
+namespace {
+
+// One fused pass over the own slice of the state, which is cut where the boosted range begins and
+// ends. `gradient` is that of the whole network.
+void AdamOnSlice(NetworkState& network, const AdamStep& step, double norm,
+                 const at::Tensor& gradient) {
   const AdamFactors plain = MakeFactors(step, network.adam_steps, norm);
   AdamStep boosted_step = step;
   boosted_step.learning_rate *= step.boost;
   const AdamFactors boosted = MakeFactors(boosted_step, network.adam_steps, norm);
   const std::int64_t begin = network.begin;
-  const std::int64_t cut1 = std::clamp(step.boosted_begin - begin, std::int64_t{0}, slice);
-  const std::int64_t cut2 = std::clamp(step.boosted_end - begin, cut1, slice);
-  const float* parameters = network.params.flat().const_data_ptr<float>() + begin;
+  const std::int64_t cut1 = std::clamp(step.boosted_begin - begin, std::int64_t{0}, network.slice);
+  const std::int64_t cut2 = std::clamp(step.boosted_end - begin, cut1, network.slice);
+  const at::Tensor updated = at::empty({network.slice}, at::kFloat);
+  const float* gradients = gradient.const_data_ptr<float>() + begin;
+  float* parameters = network.params.flat().data_ptr<float>() + begin;
   float* ema = step.ema_decay < 0 ? nullptr : network.ema.data_ptr<float>();
   const auto run = [&](const AdamFactors& factors, std::int64_t from, std::int64_t to) {
-    AdamAndEma(factors, to - from, gradient.const_data_ptr<float>() + from, parameters + from,
+    AdamAndEma(factors, to - from, gradients + from, parameters + from,
                network.adam_m.data_ptr<float>() + from, network.adam_v.data_ptr<float>() + from,
                ema == nullptr ? nullptr : ema + from, updated.data_ptr<float>() + from);
   };
   run(plain, 0, cut1);
   run(boosted, cut1, cut2);
-  run(plain, cut2, slice);
+  run(plain, cut2, network.slice);
+  std::copy_n(updated.const_data_ptr<float>(), network.slice, parameters);
 }
-
-namespace {
 
 // What the ranks' contributions add up to. Chunks come in rank order, which is chunk order.
 struct Exchanged {
@@ -242,53 +250,114 @@ std::span<std::byte> WritableBytes(const at::Tensor& tensor) {
 
 }  // namespace
 
-ExactUpdater::ExactUpdater(Collectives& collectives, const ShardPlan& plan, std::int64_t capacity)
-    : collectives_(collectives), plan_(plan) {
-  DD2_CHECK(plan.world_size == collectives.world_size());
-  DD2_CHECK(capacity > 0 && capacity % (kParamChunk * plan.world_size) == 0);
-  buffers_ = std::make_unique<Buffers>(plan_, collectives.rank(), capacity);
+ExactUpdater::ExactUpdater(Collectives& collectives, const RankLayout& layout, int shards,
+                           std::int64_t capacity)
+    : collectives_(&collectives),
+      layout_(layout),
+      plan_(MakeShardPlan(shards, layout.world_size)),
+      capacity_(capacity) {
+  DD2_CHECK(capacity > 0 && capacity % kParamChunk == 0);
 }
 
 ExactUpdater::~ExactUpdater() = default;
 
+void ExactUpdater::Regroup(Collectives& collectives, const RankLayout& layout) {
+  collectives_ = &collectives;
+  layout_ = layout;
+  plan_ = MakeShardPlan(plan_.shards, layout.world_size);
+  buffers_.reset();
+}
+
+ExactUpdater::Buffers& ExactUpdater::buffers() {
+  if (buffers_) return *buffers_;
+  DD2_CHECK(layout_.world_size == collectives_->world_size());
+  DD2_CHECK(layout_.rank == collectives_->rank());
+  DD2_CHECK(layout_.world_size % layout_.local_size == 0);
+  buffers_ = std::make_unique<Buffers>(plan_, layout_.rank, capacity_);
+  return *buffers_;
+}
+
 at::Tensor ExactUpdater::GradientOfShard(int local_shard) {
+  Buffers& b = buffers();
   DD2_CHECK(local_shard >= 0);
-  DD2_CHECK(local_shard < static_cast<int>(buffers_->shard_gradients.size()));
-  return buffers_->shard_gradients[local_shard].zero_();
+  DD2_CHECK(local_shard < static_cast<int>(b.shard_gradients.size()));
+  return b.shard_gradients[local_shard].zero_();
 }
 
 Result<UpdateResult> ExactUpdater::Apply(NetworkState& network, const AdamStep& step,
                                          const UpdateScalars& scalars) {
-  Buffers& b = *buffers_;
-  DD2_CHECK(network.slice == b.slice && network.params.flat().numel() == b.capacity);
+  Buffers& b = buffers();
+  DD2_CHECK(network.slice * layout_.local_size == capacity_);
+  DD2_CHECK(network.params.flat().numel() == capacity_);
+  DropPending();
   b.SumLocalShards(plan_);
-  DD2_TRY(collectives_.AllToAll(
+  DD2_TRY(collectives_->AllToAll(
       {b.send.const_data_ptr<float>(), static_cast<std::size_t>(b.send.numel())}, b.send_counts,
       {b.receive.data_ptr<float>(), static_cast<std::size_t>(b.receive.numel())},
       b.receive_counts));
   b.FinishTree(plan_);
+  if (!whole_gradient_.defined() || whole_gradient_.numel() != b.capacity) {
+    whole_gradient_ = at::zeros({b.capacity}, at::kFloat);
+  }
+  DD2_TRY(collectives_->AllGather(Bytes(b.gradient), WritableBytes(whole_gradient_)));
+  pending_ = {.network = &network, .step = step};
   DD2_TRY_ASSIGN(Exchanged exchanged,
-                 Exchange(collectives_, plan_, scalars, b.chunk_squares, b.mine, b.all));
+                 Exchange(*collectives_, plan_, scalars, b.chunk_squares, b.mine, b.all));
   UpdateResult& result = exchanged.result;
   result.gradient_norm = std::sqrt(exchanged.squared_norm);
-  if (!std::isfinite(result.gradient_norm)) return std::move(result);
-  result.applied = true;
-  ++network.adam_steps;
-  b.AdamOnSlice(network, step, result.gradient_norm);
-  DD2_TRY(collectives_.AllGather(Bytes(b.updated), WritableBytes(network.params.flat())));
+  result.applied = Finish(result.gradient_norm);
   return std::move(result);
 }
 
+bool ExactUpdater::Finish(double norm) {
+  const Pending pending = std::exchange(pending_, Pending());
+  if (!std::isfinite(norm)) return false;
+  ++pending.network->adam_steps;
+  AdamOnSlice(*pending.network, pending.step, norm, whole_gradient_);
+  return true;
+}
+
+bool ExactUpdater::RollForward() {
+  DD2_CHECK(has_pending());
+  // The owners computed these sums from the same values: a factor of 1 changes none.
+  double squared_norm = 0;
+  float* values = whole_gradient_.data_ptr<float>();
+  for (std::int64_t offset = 0; offset < whole_gradient_.numel(); offset += kParamChunk) {
+    squared_norm += ScaleAndSquareSum(values + offset, 1.0F, kParamChunk, values + offset);
+  }
+  return Finish(std::sqrt(squared_norm));
+}
+
+Status ExactUpdater::GatherInDomain(const at::Tensor& slice, const at::Tensor& full) {
+  const std::int64_t count = slice.numel();
+  DD2_CHECK(slice.is_contiguous() && count * layout_.local_size == capacity_);
+  DD2_CHECK(layout_.world_size == collectives_->world_size());
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(layout_.world_size), 0);
+  std::fill_n(counts.begin() + layout_.domain_begin(), layout_.local_size, count);
+  // One copy per receiver: that is how the exchange takes it.
+  const at::Tensor send = slice.detach().repeat({layout_.local_size});
+  return collectives_->AllToAll(
+      {send.const_data_ptr<float>(), static_cast<std::size_t>(send.numel())}, counts,
+      {full.data_ptr<float>(), static_cast<std::size_t>(capacity_)}, counts);
+}
+
+Status ExactUpdater::Spread(NetworkState& network) {
+  if (layout_.local_size == 1) return {};
+  const at::Tensor full = network.params.flat().detach();
+  return GatherInDomain(full.narrow(0, network.begin, network.slice), full);
+}
+
 Result<UpdateResult> ExactUpdater::ExchangeScalars(const UpdateScalars& scalars) {
-  DD2_TRY_ASSIGN(Exchanged exchanged,
-                 Exchange(collectives_, plan_, scalars, {}, buffers_->mine, buffers_->all));
+  std::vector<std::byte> mine;
+  std::vector<std::byte> all;
+  DD2_TRY_ASSIGN(Exchanged exchanged, Exchange(*collectives_, plan_, scalars, {}, mine, all));
   return std::move(exchanged.result);
 }
 
 Result<at::Tensor> ExactUpdater::Gather(const at::Tensor& slice) {
-  DD2_CHECK(slice.is_contiguous() && slice.numel() == buffers_->slice);
-  at::Tensor full = at::empty({buffers_->capacity}, at::kFloat);
-  DD2_TRY(collectives_.AllGather(Bytes(slice), WritableBytes(full)));
+  if (layout_.local_size == 1) return slice;
+  at::Tensor full = at::empty({capacity_}, at::kFloat);
+  DD2_TRY(GatherInDomain(slice, full));
   return full;
 }
 

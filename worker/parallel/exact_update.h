@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -9,23 +8,26 @@
 #include "common/result.h"
 #include "worker/models/param_buffer.h"
 #include "worker/parallel/collectives.h"
+#include "worker/parallel/rank_layout.h"
 #include "worker/parallel/shard_plan.h"
 
 namespace dd2 {
 
 // The trained state of one network on one rank: the full parameters (what forward passes read) and
-// this rank's slice of Adam's moments and of the EMA. Slices are equal runs of whole chunks:
-// rank r owns [r * slice, (r + 1) * slice) of the padded flat buffer.
+// this rank's slice of Adam's moments and of the EMA. State is cut over the ranks of a failure
+// domain, so every domain holds all of it, and it stays where it is when domains come and go.
+// Slices are equal runs of whole chunks: local rank i owns [i * slice, (i + 1) * slice) of the
+// padded flat buffer.
 struct NetworkState {
-  ParamBuffer params;  // full, capacity = slice * world_size
+  ParamBuffer params;  // full, capacity = slice * local_size
   at::Tensor adam_m;   // [slice]
   at::Tensor adam_v;   // [slice]
   at::Tensor ema;      // [slice]
   std::int64_t slice = 0;
-  std::int64_t begin = 0;       // rank * slice
+  std::int64_t begin = 0;       // local_rank * slice
   std::int64_t adam_steps = 0;  // for bias correction
 };
-NetworkState MakeNetworkState(const ParamLayout& layout, int rank, int world_size,
+NetworkState MakeNetworkState(const ParamLayout& layout, int local_rank, int local_size,
                               bool requires_grad);
 
 // Settings of one Adam step (decoupled weight decay 0; DD2 uses none).
@@ -62,31 +64,65 @@ struct UpdateResult {
   bool stop = false;
 };
 
-// Computes updates whose bits do not depend on the world size (design 4, rule 3):
-// sub-tree sums of shard gradients -> all-to-all -> the owner of a slice finishes the tree, divides
-// by G -> squared norms per chunk all-gathered and added in chunk order -> Adam and EMA on the
-// slice in one fused pass -> all-gather of the parameters. Owns its buffers (allocated and touched
-// once).
+// Computes updates whose bits do not depend on world size or domains (design 4, rule 3):
+// sub-tree sums of shard gradients -> all-to-all -> the owner of a slice of the gradient finishes
+// the tree and divides by G -> all-gather of the gradient: it is `pending` -> exchange of squared
+// norms per chunk (added in chunk order) and scalars -> Adam and EMA on the own slice of the state
+// in one fused pass -> Spread. Who finished the exchange knows that every rank holds the gradient,
+// so a rank that did not can still do the update alone (RollForward), in the same bits. Owns its
+// buffers (allocated at the first use, touched once). Compute thread only.
 class ExactUpdater {
  public:
-  ExactUpdater(Collectives& collectives, const ShardPlan& plan, std::int64_t capacity);
+  // `capacity`: elements of the flat buffers of the states it will update. Keeps a reference to
+  // `collectives`, which are used first by an update.
+  ExactUpdater(Collectives& collectives, const RankLayout& layout, int shards,
+               std::int64_t capacity);
   ~ExactUpdater();
+  // Works for another generation from now on. A pending gradient stays.
+  void Regroup(Collectives& collectives, const RankLayout& layout);
+  const RankLayout& layout() const { return layout_; }
+  const ShardPlan& plan() const { return plan_; }
 
-  // The gradient buffer of local shard i ([capacity], zeroed here): bind it, run backward.
+  // The gradient buffer of local shard i (at least [capacity], zeroed here): bind it, run backward.
   at::Tensor GradientOfShard(int local_shard);
-  // Ends the update: uses the gradients of all local shards.
+  // Does the update with the gradients of all local shards, on this rank's slices of the state.
+  // After an error the update is pending when has_pending(), else nothing has happened.
   Result<UpdateResult> Apply(NetworkState& network, const AdamStep& step,
                              const UpdateScalars& scalars);
+  // Takes the slices of the parameters from the other ranks of the domain. Can be done again.
+  Status Spread(NetworkState& network);
+
+  // This rank holds the whole gradient of an update that it has not done. `network` of its Apply
+  // must be alive.
+  bool has_pending() const { return pending_.network != nullptr; }
+  // Does the pending update on this rank's slices. Local. False: not finite, nothing changed.
+  bool RollForward();
+  void DropPending() { pending_ = {}; }
+
   // The exchange of scalars alone, for steps without a gradient (sampling, evaluation).
   Result<UpdateResult> ExchangeScalars(const UpdateScalars& scalars);
-  // Full [capacity] vector of a slice held by each rank (EMA, moments).
+  // Full [capacity] vector of a slice held by each rank of the domain (EMA, moments). With one rank
+  // in the domain it is `slice` itself.
   Result<at::Tensor> Gather(const at::Tensor& slice);
 
  private:
   struct Buffers;
-  Collectives& collectives_;
-  const ShardPlan plan_;
-  std::unique_ptr<Buffers> buffers_;
+  struct Pending {
+    NetworkState* network = nullptr;
+    AdamStep step;
+  };
+  Buffers& buffers();
+  // `slice` of every rank of the domain, one behind the other, into `full` (which may hold it).
+  Status GatherInDomain(const at::Tensor& slice, const at::Tensor& full);
+  bool Finish(double norm);  // the pending update; false: not finite
+
+  Collectives* collectives_;
+  RankLayout layout_;
+  ShardPlan plan_;
+  const std::int64_t capacity_;
+  Pending pending_;
+  at::Tensor whole_gradient_;         // mean over the shards, [>= capacity]; of the pending update
+  std::unique_ptr<Buffers> buffers_;  // sized for this world; null: not yet used
 };
 
 }  // namespace dd2

@@ -1,6 +1,17 @@
 #include "worker/parallel/gloo_collectives.h"
 
+#include <dirent.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
 #include <exception>
+#include <memory>
+#include <set>
 #include <string_view>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -8,6 +19,7 @@
 #include <vector>
 
 #include "common/check.h"
+#include "worker/parallel/generation_collectives.h"
 #include "worker/parallel/gloo_store.h"
 #include "worker/torch.h"
 
@@ -54,10 +66,67 @@ at::Tensor Wrap(std::span<T> span, at::ScalarType type) {
                        at::TensorOptions().dtype(type));
 }
 
+// Port of the peer of a connected TCP socket; -1: it is none.
+int PeerPort(int descriptor) {
+  sockaddr_storage peer{};
+  socklen_t size = sizeof peer;
+  int type = 0;
+  socklen_t type_size = sizeof type;
+  if (getsockopt(descriptor, SOL_SOCKET, SO_TYPE, &type, &type_size) != 0 || type != SOCK_STREAM ||
+      getpeername(descriptor, reinterpret_cast<sockaddr*>(&peer), &size) != 0) {
+    return -1;
+  }
+  if (peer.ss_family == AF_INET) return ntohs(reinterpret_cast<const sockaddr_in&>(peer).sin_port);
+  if (peer.ss_family == AF_INET6) {
+    return ntohs(reinterpret_cast<const sockaddr_in6&>(peer).sin6_port);
+  }
+  return -1;
+}
+
+// Descriptors of this process.
+std::set<int> OpenDescriptors() {
+  std::set<int> descriptors;
+  const std::unique_ptr<DIR, int (*)(DIR*)> folder(opendir("/proc/self/fd"), closedir);
+  while (const dirent* entry = folder ? readdir(folder.get()) : nullptr) {
+    const std::string_view name = entry->d_name;
+    int descriptor = -1;
+    const auto end = std::from_chars(name.data(), name.data() + name.size(), descriptor);
+    if (end.ec == std::errc() && descriptor != dirfd(folder.get())) descriptors.insert(descriptor);
+  }
+  return descriptors;
+}
+
+// Second names of the TCP connections of a group: what can be shut down from outside it, whatever
+// Gloo does with its own names. Owns them.
+class GroupSockets {
+ public:
+  // Those that are connected now and were not among `before`; not those to the coordinator.
+  GroupSockets(const std::set<int>& before, int coordinator_port) {
+    for (const int descriptor : OpenDescriptors()) {
+      const int port = before.contains(descriptor) ? -1 : PeerPort(descriptor);
+      if (port < 0 || port == coordinator_port) continue;
+      const int twin = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+      if (twin >= 0) twins_.push_back(twin);
+    }
+  }
+  ~GroupSockets() {
+    for (const int twin : twins_) close(twin);
+  }
+  GroupSockets(const GroupSockets&) = delete;
+  GroupSockets& operator=(const GroupSockets&) = delete;
+  void Shutdown() const {
+    for (const int twin : twins_) shutdown(twin, SHUT_RDWR);
+  }
+
+ private:
+  std::vector<int> twins_;
+};
+
 class GlooCollectives final : public Collectives {
  public:
-  explicit GlooCollectives(c10::intrusive_ptr<c10d::ProcessGroupGloo> group)
-      : group_(std::move(group)) {}
+  GlooCollectives(c10::intrusive_ptr<c10d::ProcessGroupGloo> group,
+                  std::unique_ptr<GroupSockets> sockets)
+      : sockets_(std::move(sockets)), group_(std::move(group)) {}
 
   int rank() const override { return group_->getRank(); }
   int world_size() const override { return group_->getSize(); }
@@ -66,6 +135,7 @@ class GlooCollectives final : public Collectives {
                   std::span<float> receive, std::span<const std::int64_t> receive_counts) override {
     DD2_CHECK(send_counts.size() == static_cast<std::size_t>(world_size()));
     DD2_CHECK(receive_counts.size() == static_cast<std::size_t>(world_size()));
+    if (aborted_) return Aborted();
     std::vector<std::int64_t> in_counts(send_counts.begin(), send_counts.end());
     std::vector<std::int64_t> out_counts(receive_counts.begin(), receive_counts.end());
     try {
@@ -74,44 +144,71 @@ class GlooCollectives final : public Collectives {
       group_->alltoall_base(out, in, out_counts, in_counts)->wait();
       return {};
     } catch (const std::exception& exception) {
-      return CollectiveError("all-to-all", exception);
+      return aborted_ ? Aborted() : CollectiveError("all-to-all", exception);
     }
   }
 
   Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all) override {
     DD2_CHECK(all.size() == mine.size() * static_cast<std::size_t>(world_size()));
+    if (aborted_) return Aborted();
     try {
       at::Tensor in = Wrap(mine, at::kByte);
       at::Tensor out = Wrap(all, at::kByte);
       group_->_allgather_base(out, in)->wait();
       return {};
     } catch (const std::exception& exception) {
-      return CollectiveError("all-gather", exception);
+      return aborted_ ? Aborted() : CollectiveError("all-gather", exception);
     }
   }
 
+  void Abort() override {
+    aborted_ = true;
+    sockets_->Shutdown();
+  }
+
  private:
-  c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
+  static Error Aborted() { return Error(Code::kAborted, "the generation is over"); }
+
+  std::atomic<bool> aborted_{false};
+  const std::unique_ptr<GroupSockets> sockets_;
+  const c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
 };
 
-}  // namespace
-
-Result<std::unique_ptr<Collectives>> ConnectGloo(const GlooOptions& options) {
-  DD2_CHECK(options.rank >= 0 && options.rank < options.world_size);
-  DD2_TRY_ASSIGN(c10::intrusive_ptr<c10d::Store> store,
-                 GlooStore::Connect(options.store, options.timeout));
+Result<std::unique_ptr<Collectives>> ConnectThrough(const GlooOptions& options,
+                                                    const c10::intrusive_ptr<GlooStore>& store) {
   try {
-    store = c10::make_intrusive<c10d::PrefixStore>(options.prefix, std::move(store));
-    auto group_options = c10d::ProcessGroupGloo::Options::create(options.timeout);
+    const std::set<int> before = OpenDescriptors();
+    auto prefixed = c10::make_intrusive<c10d::PrefixStore>(options.prefix, store);
+    auto group_options = c10d::ProcessGroupGloo::Options::create(options.connect_timeout);
     group_options->threads = 1;  // operations come one at a time
     group_options->devices.push_back(
         c10d::ProcessGroupGloo::createDeviceForHostname(options.interface_host));
     auto group = c10::make_intrusive<c10d::ProcessGroupGloo>(
-        store, options.rank, options.world_size, std::move(group_options));
-    return std::unique_ptr<Collectives>(new GlooCollectives(std::move(group)));
+        prefixed, options.rank, options.world_size, std::move(group_options));
+    group->setTimeout(options.timeout);
+    auto sockets = std::make_unique<GroupSockets>(before, options.store.port);
+    return std::unique_ptr<Collectives>(new GlooCollectives(std::move(group), std::move(sockets)));
   } catch (const std::exception& exception) {
     return ConnectError(options, exception);
   }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Collectives>> ConnectGloo(const GlooOptions& options, ConnectAbort& abort) {
+  DD2_CHECK(options.rank >= 0 && options.rank < options.world_size);
+  DD2_TRY_ASSIGN(const c10::intrusive_ptr<GlooStore> store,
+                 GlooStore::Connect(options.store, options.connect_timeout));
+  abort.OnAbort([&store] { store->Shutdown(); });
+  Result<std::unique_ptr<Collectives>> group = ConnectThrough(options, store);
+  abort.OnAbort(nullptr);
+  if (abort.aborted()) return Error(Code::kAborted, "the generation is over");
+  return group;
+}
+
+Result<std::unique_ptr<Collectives>> ConnectGloo(const GlooOptions& options) {
+  ConnectAbort never;
+  return ConnectGloo(options, never);
 }
 
 }  // namespace dd2

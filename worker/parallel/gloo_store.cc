@@ -34,6 +34,8 @@ class GlooStore::Connection {
     return channel_.Send(envelope.SerializeAsString(), timeout);
   }
 
+  void Shutdown() { channel_.Shutdown(); }
+
   // Throws DistStoreError: c10d has no other way to hear of it.
   proto::StoreReply Call(proto::StoreRequest request, milliseconds timeout) {
     request.set_timeout_ms(timeout.count());
@@ -97,6 +99,8 @@ GlooStore::GlooStore(std::shared_ptr<Connection> connection, milliseconds timeou
     : Store(timeout), connection_(std::move(connection)) {}
 
 GlooStore::~GlooStore() = default;
+
+void GlooStore::Shutdown() { connection_->Shutdown(); }
 
 c10::intrusive_ptr<c10d::Store> GlooStore::clone() {
   return c10::make_intrusive<GlooStore>(connection_, timeout_);

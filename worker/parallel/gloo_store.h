@@ -23,6 +23,9 @@ class GlooStore final : public c10d::Store {
                                                        std::chrono::milliseconds timeout);
   ~GlooStore() override;
 
+  // Any thread: the operation under way and all later ones fail.
+  void Shutdown();
+
   c10::intrusive_ptr<Store> clone() override;
   using Store::compareSet;
   using Store::set;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <memory>
 
 #include "common/check.h"
@@ -16,15 +17,24 @@ class LocalCollectives final : public Collectives {
                   std::span<float> receive, std::span<const std::int64_t> receive_counts) override {
     DD2_CHECK(send_counts.size() == 1 && receive_counts.size() == 1);
     DD2_CHECK(send.size() == receive.size());
+    if (aborted_) return Aborted();
     std::ranges::copy(send, receive.begin());
     return {};
   }
 
   Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all) override {
     DD2_CHECK(mine.size() == all.size());
+    if (aborted_) return Aborted();
     std::ranges::copy(mine, all.begin());
     return {};
   }
+
+  void Abort() override { aborted_ = true; }
+
+ private:
+  static Error Aborted() { return Error(Code::kAborted, "the generation is over"); }
+
+  std::atomic<bool> aborted_{false};
 };
 
 }  // namespace

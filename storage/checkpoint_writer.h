@@ -1,0 +1,119 @@
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/file.h"
+#include "common/result.h"
+#include "storage/checkpoint_store.h"
+
+namespace dd2 {
+
+// Memory whose pages are there: the first copy into it costs no more than any later one.
+class StagingMemory {
+ public:
+  // kResourceExhausted: the system does not give that much.
+  static Result<StagingMemory> Allocate(std::size_t bytes);
+  StagingMemory(StagingMemory&& other) noexcept;
+  StagingMemory& operator=(StagingMemory&& other) noexcept;
+  ~StagingMemory();
+  std::span<std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  StagingMemory() = default;
+  std::byte* data_ = nullptr;  // a mapping
+  std::size_t size_ = 0;
+};
+
+// Whose part of which checkpoint.
+struct PartName {
+  std::string id;
+  std::int32_t rank = 0;
+  std::int32_t world_size = 1;
+  bool operator==(const PartName&) const = default;
+};
+
+// What a save cost the thread that trains.
+struct SaveStall {
+  double waited_seconds = 0;  // until the save before it was on the disk
+  double copied_seconds = 0;  // copying what was not staged ahead
+  std::int64_t copied_bytes = 0;
+  std::int64_t ahead_bytes = 0;  // staged ahead, so not copied now
+};
+
+// Writes a rank's part of a checkpoint beside the training: the training waits for a copy in
+// memory, a thread of its own does the rest. The file is the one WriteCheckpointPart writes, byte
+// for byte.
+//
+// There is room for one save: the memory holds the file as it will lie on the disk, so nothing is
+// copied a second time. Thread-safe; `done` is called on the writer's thread, in the order of the
+// saves, and must not call Begin, StageAhead or Wait. FileSystem is used from that thread only.
+class AsyncCheckpointWriter {
+ public:
+  using Done = std::function<void(Result<proto::CheckpointPart>)>;
+
+  // What such a part needs of the memory: the size of its file.
+  static Result<std::size_t> BytesFor(const PartName& name, std::span<const PieceToWrite> pieces);
+
+  // `files` must outlive it.
+  AsyncCheckpointWriter(FileSystem& files, std::filesystem::path checkpoints, StagingMemory memory);
+  // Finishes the save that is in flight first.
+  ~AsyncCheckpointWriter();
+  AsyncCheckpointWriter(const AsyncCheckpointWriter&) = delete;
+  AsyncCheckpointWriter& operator=(const AsyncCheckpointWriter&) = delete;
+
+  // Copies pieces [first, first + count) of the save that will Begin with this name and these
+  // pieces (names and ranges; only the data of the range is read). The values must not change until
+  // then, or DropStaged() be called. False: a save is in flight and has the memory; Begin will copy
+  // them. kInvalidArgument: pieces that do not fit their tensors, a range outside them, too many
+  // bytes.
+  Result<bool> StageAhead(const PartName& name, std::span<const PieceToWrite> pieces,
+                          std::size_t first, std::size_t count);
+  // What was staged ahead has changed after all.
+  void DropStaged();
+
+  // Waits until the save before is finished, copies, and hands over; the pieces may change once it
+  // returns. After an error (as StageAhead's) `done` is not called; else it is, once, with the part
+  // or with kResourceExhausted, kUnavailable, kFailedPrecondition (committed already) and what to
+  // do. A failed save leaves earlier checkpoints alone and may be begun again.
+  Result<SaveStall> Begin(const PartName& name, std::span<const PieceToWrite> pieces, Done done);
+
+  // Until no save is in flight and its `done` has returned.
+  void Wait();
+
+ private:
+  struct Plan;
+  enum class State : std::uint8_t { kIdle, kCopying, kWriting };
+
+  Result<std::unique_ptr<Plan>> MakePlan(const PartName& name,
+                                         std::span<const PieceToWrite> pieces) const;
+  std::int64_t CopyPiece(Plan& plan, std::span<const PieceToWrite> pieces, std::size_t index);
+  void SetState(State state);
+  void WriteSaves();
+  Result<proto::CheckpointPart> Write(Plan& plan);
+
+  FileSystem& files_;
+  const std::filesystem::path checkpoints_;
+  const StagingMemory memory_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  State state_ = State::kIdle;
+  bool ending_ = false;
+  // Belong to who set the state to kCopying, then to the writer's thread in kWriting; in kIdle to
+  // the mutex.
+  std::unique_ptr<Plan> plan_;
+  Done done_;
+  std::thread thread_;  // last: it uses the others
+};
+
+}  // namespace dd2

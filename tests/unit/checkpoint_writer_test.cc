@@ -1,0 +1,250 @@
+#include "storage/checkpoint_writer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <future>
+#include <numeric>
+
+#include "proto/control.pb.h"
+#include "tests/support/crashing_file_system.h"
+#include "tests/unit/storage_testing.h"
+
+namespace dd2 {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+// The real one, whose creations wait for a gate.
+class GatedFileSystem : public CrashingFileSystem {
+ public:
+  using CrashingFileSystem::CrashingFileSystem;
+  Result<std::unique_ptr<WritableFile>> Create(const std::filesystem::path& path) override {
+    gate_.get_future().wait();
+    gate_ = {};
+    return CrashingFileSystem::Create(path);
+  }
+  void Open() { gate_.set_value(); }
+
+ private:
+  std::promise<void> gate_;
+};
+
+class CheckpointWriterTest : public testing::Test {
+ protected:
+  CheckpointWriterTest() : frozen_(1000), moving_(77) {
+    std::iota(frozen_.begin(), frozen_.end(), 1.0F);
+    std::iota(moving_.begin(), moving_.end(), -5.0F);
+  }
+
+  // Two whole tensors, a cut one and an empty one, so that there are gaps and slices.
+  std::vector<PieceToWrite> Pieces() const {
+    return {{"guidance.param/w", {10, 100}, 0, 1000, frozen_},
+            {"guidance.param/none", {0}, 0, 0, {}},
+            {"generator.param/b", {77}, 0, 77, moving_},
+            {"generator.adam_m/b", {500}, 3, 80, moving_}};
+  }
+  StagingMemory Memory() const {
+    const auto bytes = AsyncCheckpointWriter::BytesFor({"a", 1, 2}, Pieces());
+    EXPECT_TRUE(bytes) << bytes.error().message();
+    auto memory = StagingMemory::Allocate(*bytes);
+    EXPECT_TRUE(memory) << memory.error().message();
+    return *std::move(memory);
+  }
+  // Keeps what done says.
+  AsyncCheckpointWriter::Done Keep(const std::string& id) {
+    return [this, id](Result<proto::CheckpointPart> part) {
+      order_.push_back(id);
+      parts_.push_back(std::move(part));
+    };
+  }
+  std::string Bytes(const std::string& id) const {
+    return ReadAll(root_ / id / "rank-1-of-2.safetensors");
+  }
+  // What the synchronous writer makes of the pieces as they are now.
+  std::string Expected(proto::CheckpointPart* part = nullptr) const {
+    const auto written =
+        WriteCheckpointPart(RealFileSystem(), folder_.path() / "sync", 1, 2, Pieces());
+    EXPECT_TRUE(written) << written.error().message();
+    if (part != nullptr) *part = *written;
+    return ReadAll(folder_.path() / "sync" / "rank-1-of-2.safetensors");
+  }
+
+  TemporaryFolder folder_;
+  std::filesystem::path root_ = folder_.path() / "checkpoints";
+  std::vector<float> frozen_, moving_;
+  std::vector<std::string> order_;
+  std::vector<Result<proto::CheckpointPart>> parts_;
+};
+
+TEST_F(CheckpointWriterTest, TheFileIsTheSynchronousOne) {
+  AsyncCheckpointWriter writer(RealFileSystem(), root_, Memory());
+  proto::CheckpointPart part;
+  const std::string expected = Expected(&part);
+  const auto stall = writer.Begin({"a", 1, 2}, Pieces(), Keep("a"));
+  ASSERT_TRUE(stall) << stall.error().message();
+  EXPECT_EQ(stall->copied_bytes, (1000 + 77 + 77) * 4);
+  EXPECT_EQ(stall->ahead_bytes, 0);
+  // The copy is what counts.
+  moving_[0] = 99;
+  writer.Wait();
+  ASSERT_EQ(parts_.size(), 1U);
+  ASSERT_TRUE(parts_[0]) << parts_[0].error().message();
+  EXPECT_EQ(parts_[0]->SerializeAsString(), part.SerializeAsString());
+  EXPECT_EQ(Bytes("a"), expected);
+}
+
+TEST_F(CheckpointWriterTest, ALargePartIsWrittenInPieces) {
+  frozen_.resize(3'000'000, 0.5F);  // 12 MB, several writes
+  const std::vector<PieceToWrite> pieces = {{"g/w", {3'000'000}, 0, 3'000'000, frozen_}};
+  const auto bytes = AsyncCheckpointWriter::BytesFor({"a", 0, 1}, pieces);
+  AsyncCheckpointWriter writer(RealFileSystem(), root_, *StagingMemory::Allocate(*bytes));
+  ASSERT_TRUE(writer.Begin({"a", 0, 1}, pieces, Keep("a")));
+  writer.Wait();
+  const auto part = WriteCheckpointPart(RealFileSystem(), folder_.path() / "sync", 0, 1, pieces);
+  EXPECT_EQ(parts_.at(0)->hash(), part->hash());
+  EXPECT_EQ(ReadAll(root_ / "a" / part->file()), ReadAll(folder_.path() / "sync" / part->file()));
+}
+
+TEST_F(CheckpointWriterTest, PiecesStagedAheadAreNotCopiedAgain) {
+  AsyncCheckpointWriter writer(RealFileSystem(), root_, Memory());
+  const auto staged = writer.StageAhead({"a", 1, 2}, Pieces(), 0, 2);
+  ASSERT_TRUE(staged && *staged);
+  moving_[3] = 1234;
+  const std::string expected = Expected();
+  const auto stall = writer.Begin({"a", 1, 2}, Pieces(), Keep("a"));
+  EXPECT_EQ(stall->ahead_bytes, 4000);
+  EXPECT_EQ(stall->copied_bytes, 2 * 77 * 4);
+  writer.Wait();
+  EXPECT_EQ(Bytes("a"), expected);
+}
+
+TEST_F(CheckpointWriterTest, WhatWasStagedForAnotherSaveIsNotUsed) {
+  AsyncCheckpointWriter writer(RealFileSystem(), root_, Memory());
+  ASSERT_TRUE(writer.StageAhead({"a", 1, 2}, Pieces(), 0, 2));
+  frozen_[0] = 7;
+  EXPECT_EQ(writer.Begin({"b", 1, 2}, Pieces(), Keep("b"))->ahead_bytes, 0);
+  writer.Wait();
+  EXPECT_EQ(Bytes("b"), Expected());
+  // Nor after the save, nor when it was dropped.
+  EXPECT_EQ(writer.Begin({"c", 1, 2}, Pieces(), Keep("c"))->ahead_bytes, 0);
+  writer.Wait();
+  ASSERT_TRUE(writer.StageAhead({"d", 1, 2}, Pieces(), 0, 2));
+  writer.DropStaged();
+  frozen_[0] = 8;
+  EXPECT_EQ(writer.Begin({"d", 1, 2}, Pieces(), Keep("d"))->ahead_bytes, 0);
+  writer.Wait();
+  EXPECT_EQ(Bytes("d"), Expected());
+}
+
+TEST_F(CheckpointWriterTest, GapsAreZeroAfterASaveOfAnotherLayout) {
+  AsyncCheckpointWriter writer(RealFileSystem(), root_, Memory());
+  const std::vector<PieceToWrite> dense = {{"x", {1000}, 0, 1000, frozen_}};
+  ASSERT_TRUE(writer.Begin({"x", 1, 2}, dense, Keep("x")));
+  ASSERT_TRUE(writer.Begin({"a", 1, 2}, Pieces(), Keep("a")));
+  writer.Wait();
+  EXPECT_EQ(Bytes("a"), Expected());
+}
+
+TEST_F(CheckpointWriterTest, ASecondSaveWaitsForTheFirst) {
+  GatedFileSystem files(folder_.path());
+  AsyncCheckpointWriter writer(files, root_, Memory());
+  ASSERT_TRUE(writer.Begin({"a", 1, 2}, Pieces(), Keep("a")));
+  const std::string first = Expected();
+  const auto staged = writer.StageAhead({"b", 1, 2}, Pieces(), 0, 2);
+  ASSERT_TRUE(staged);
+  EXPECT_FALSE(*staged) << "the memory is the first save's";
+  moving_[0] = 42;
+  auto second = std::async(std::launch::async, [&] {
+    return writer.Begin({"b", 1, 2}, Pieces(), Keep("b"));
+  });
+  EXPECT_EQ(second.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
+  EXPECT_TRUE(order_.empty());
+  files.Open();
+  const auto stall = second.get();
+  ASSERT_TRUE(stall);
+  EXPECT_GE(stall->waited_seconds, 0.03);
+  files.Open();
+  writer.Wait();
+  EXPECT_THAT(order_, ElementsAre("a", "b"));
+  EXPECT_EQ(Bytes("a"), first);
+  EXPECT_EQ(Bytes("b"), Expected());
+}
+
+TEST_F(CheckpointWriterTest, TheEndFinishesWhatWasBegun) {
+  const std::string expected = Expected();
+  {
+    AsyncCheckpointWriter writer(RealFileSystem(), root_, Memory());
+    ASSERT_TRUE(writer.Begin({"a", 1, 2}, Pieces(), Keep("a")));
+  }
+  EXPECT_THAT(order_, ElementsAre("a"));
+  EXPECT_EQ(Bytes("a"), expected);
+  const AsyncCheckpointWriter unused(RealFileSystem(), root_, Memory());
+}
+
+TEST_F(CheckpointWriterTest, ErrorsSayWhatToDoAndTheNextSaveWorks) {
+  for (const FileFault fault : {FileFault::kNoSpace, FileFault::kIoError}) {
+    for (int index = 0; index < 6; ++index) {
+      SCOPED_TRACE(testing::Message() << "operation " << index);
+      order_.clear();
+      parts_.clear();
+      std::filesystem::remove_all(root_);
+      CrashingFileSystem files(folder_.path());
+      files.FailAt(index, fault);
+      AsyncCheckpointWriter writer(files, root_, Memory());
+      ASSERT_TRUE(writer.Begin({"a", 1, 2}, Pieces(), Keep("a")));
+      writer.Wait();
+      ASSERT_EQ(parts_.size(), 1U);
+      ASSERT_FALSE(parts_[0]);
+      const Error& error = parts_[0].error();
+      const bool full = fault == FileFault::kNoSpace;
+      EXPECT_EQ(error.code(), full ? Code::kResourceExhausted : Code::kUnavailable);
+      EXPECT_THAT(error.message(), HasSubstr(full ? "Free space" : "Look at the disk"));
+      EXPECT_THAT(error.message(), HasSubstr("checkpoint a was not written"));
+      ASSERT_TRUE(writer.Begin({"a", 1, 2}, Pieces(), Keep("a")));
+      writer.Wait();
+      ASSERT_TRUE(parts_[1]) << parts_[1].error().message();
+      EXPECT_EQ(Bytes("a"), Expected());
+    }
+  }
+}
+
+TEST_F(CheckpointWriterTest, AFailedSaveGivesItsSpaceBack) {
+  CrashingFileSystem files(folder_.path());
+  files.FailAt(3, FileFault::kNoSpace);  // two folders, the file, its first bytes
+  AsyncCheckpointWriter writer(files, root_, Memory());
+  ASSERT_TRUE(writer.Begin({"a", 1, 2}, Pieces(), Keep("a")));
+  writer.Wait();
+  ASSERT_FALSE(parts_.at(0));
+  EXPECT_TRUE(std::filesystem::is_empty(root_ / "a"));
+}
+
+TEST_F(CheckpointWriterTest, ACommittedCheckpointIsNotWrittenAgain) {
+  std::filesystem::create_directories(root_ / "a");
+  WriteAll(root_ / "a" / "manifest.json", "{}");
+  WriteAll(root_ / "a" / "rank-1-of-2.safetensors", "committed");
+  AsyncCheckpointWriter writer(RealFileSystem(), root_, Memory());
+  ASSERT_TRUE(writer.Begin({"a", 1, 2}, Pieces(), Keep("a")));
+  writer.Wait();
+  ASSERT_FALSE(parts_.at(0));
+  EXPECT_EQ(parts_[0].error().code(), Code::kFailedPrecondition);
+  EXPECT_EQ(Bytes("a"), "committed");
+}
+
+TEST_F(CheckpointWriterTest, WhatDoesNotFitIsRefusedAtOnce) {
+  AsyncCheckpointWriter writer(RealFileSystem(), root_, *StagingMemory::Allocate(64));
+  const auto large = writer.Begin({"a", 1, 2}, Pieces(), Keep("a"));
+  ASSERT_FALSE(large);
+  EXPECT_EQ(large.error().code(), Code::kInvalidArgument);
+  EXPECT_THAT(large.error().message(), HasSubstr("the staging memory 64"));
+  std::vector<PieceToWrite> bad = Pieces();
+  bad[0].end += 1;
+  EXPECT_EQ(writer.Begin({"a", 1, 2}, bad, Keep("a")).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(writer.StageAhead({"a", 1, 2}, Pieces(), 3, 2).error().code(), Code::kInvalidArgument);
+  writer.Wait();
+  EXPECT_TRUE(order_.empty());
+}
+
+}  // namespace
+}  // namespace dd2
