@@ -1,8 +1,11 @@
 #pragma once
 
+#include <algorithm>
 #include <barrier>
-#include <cstring>
 #include <functional>
+#include <limits>
+#include <memory>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -14,7 +17,20 @@ namespace dd2 {
 // built on Collectives.
 class ThreadWorld {
  public:
-  explicit ThreadWorld(int size) : size_(size), barrier_(size), posts_(size) {}
+  explicit ThreadWorld(int size) : size_(size), barrier_(size), posts_(size), fails_(size) {}
+
+  // Exchange number `exchange` (from 0) succeeds on some ranks and fails on those in `ranks`, where
+  // what others sent arrives damaged; all later ones fail everywhere. As when a peer dies in the
+  // middle of one.
+  void BreakAt(int exchange, const std::vector<int>& ranks) {
+    breaks_at_ = exchange;
+    for (const int rank : ranks) fails_[static_cast<std::size_t>(rank)] = true;
+  }
+  // Exchanges that rank 0 has begun.
+  int exchanges() const { return exchanges_; }
+
+  // The place of one rank; on that rank's thread.
+  std::unique_ptr<Collectives> Join(int rank) { return std::make_unique<Member>(*this, rank); }
 
   // Runs body(collectives of rank r) on one thread per rank and waits for all.
   void Run(const std::function<void(Collectives&)>& body) {
@@ -43,6 +59,7 @@ class ThreadWorld {
     Status AllToAll(std::span<const float> send, std::span<const std::int64_t> send_counts,
                     std::span<float> receive,
                     std::span<const std::int64_t> receive_counts) override {
+      if (Over()) return Broken();
       world_.posts_[rank_] = {.send = send, .send_counts = send_counts, .bytes = {}};
       world_.barrier_.arrive_and_wait();
       Status status;
@@ -61,10 +78,15 @@ class ThreadWorld {
         at += count;
       }
       world_.barrier_.arrive_and_wait();
-      return status;
+      const auto mine = static_cast<std::size_t>(receive_counts[rank_]);
+      const auto before = static_cast<std::size_t>(
+          std::accumulate(receive_counts.begin(), receive_counts.begin() + rank_, std::int64_t{0}));
+      return Ended(status, std::as_writable_bytes(receive.first(before)),
+                   std::as_writable_bytes(receive.subspan(before + mine)));
     }
 
     Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all) override {
+      if (Over()) return Broken();
       world_.posts_[rank_] = {.send = {}, .send_counts = {}, .bytes = mine};
       world_.barrier_.arrive_and_wait();
       Status status;
@@ -77,19 +99,39 @@ class ThreadWorld {
         std::ranges::copy(bytes, all.begin() + from * mine.size());
       }
       world_.barrier_.arrive_and_wait();
-      return status;
+      const std::size_t before = mine.size() * static_cast<std::size_t>(rank_);
+      return Ended(status, all.first(before), all.subspan(before + mine.size()));
     }
 
     void Abort() override {}  // a barrier cannot be left
 
    private:
+    static Error Broken() { return Error(Code::kAborted, "broken by the test"); }
+    bool Over() {
+      if (rank_ == 0) ++world_.exchanges_;
+      return begun_++ > world_.breaks_at_;
+    }
+    Status Ended(const Status& status, std::span<std::byte> from_lower,
+                 std::span<std::byte> from_higher) {
+      if (begun_ <= world_.breaks_at_ || !world_.fails_[static_cast<std::size_t>(rank_)]) {
+        return status;
+      }
+      std::ranges::fill(from_lower, std::byte{0x5A});
+      std::ranges::fill(from_higher, std::byte{0x5A});
+      return Broken();
+    }
+
     ThreadWorld& world_;
     const int rank_;
+    int begun_ = 0;  // exchanges
   };
 
   const int size_;
   std::barrier<> barrier_;
   std::vector<Post> posts_;
+  std::vector<bool> fails_;
+  int breaks_at_ = std::numeric_limits<int>::max() - 1;
+  int exchanges_ = 0;
 };
 
 }  // namespace dd2

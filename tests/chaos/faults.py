@@ -1,0 +1,226 @@
+"""The faults of chaos.py and the moments at which they strike.
+
+Each fault is a function of (run, rng) that does its harm and says in a few words what it did; None: there
+was nothing to hit. Processes are hit by their own pid."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+TOO_LATE = 3.0      # seconds to wait for a moment before any other will do
+NOT_POSSIBLE = []   # kinds that this machine does not allow, with the reason
+
+
+def lines(run):
+    """The record so far: one object a line."""
+    try:
+        text = (run.folder / "metrics.jsonl").read_text()
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break  # being written
+    return found
+
+
+def position(run):
+    """[phase, step] of the newest line of the record; [-1, 0] before the first."""
+    newest = lines(run)[-1:]
+    return [newest[0]["phase"], newest[0]["step"]] if newest else [-1, 0]
+
+
+def incidents(run):
+    path = run.folder / "incidents.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def lengths(run):
+    """Steps of each phase, by index."""
+    if not hasattr(run, "phase_lengths"):
+        document = run.status()
+        if document is None:
+            return None
+        run.phase_lengths = [phase["steps"] for phase in document["phases"]]
+    return run.phase_lengths
+
+
+def unfinished_checkpoint(run):
+    """A checkpoint's folder without a manifest; None: no save is under way."""
+    try:
+        folders = list((run.folder / "checkpoints").iterdir())
+    except OSError:
+        return None
+    for folder in folders:
+        if folder.name.startswith("p") and folder.is_dir() and not (folder / "manifest.json").exists():
+            return folder
+    return None
+
+
+def over(run):
+    return run.process.poll() is not None
+
+
+def wait_for_moment(run, moment, rng):
+    """any: after a random time; border: around the last step of a phase; commit: while a checkpoint is being
+    written. False: the run ended meanwhile."""
+    if moment == "any":
+        time.sleep(rng.uniform(0.05, 1.2))
+        return not over(run)
+    deadline = time.monotonic() + TOO_LATE
+    while time.monotonic() < deadline and not over(run):
+        if moment == "commit" and unfinished_checkpoint(run):
+            break
+        if moment == "border" and lengths(run):
+            phase, step = position(run)
+            if phase >= 0 and step >= lengths(run)[phase] - 1:
+                time.sleep(rng.uniform(0, 0.1))
+                break
+        time.sleep(0.002 if moment == "commit" else 0.01)
+    return not over(run)
+
+
+def wait_for_progress(run, since, rng):
+    """Until the record has gone past `since` and a moment longer; or the run ends; or ten seconds."""
+    deadline = time.monotonic() + 10
+    time.sleep(0.3)
+    while time.monotonic() < deadline and not over(run) and position(run) <= since:
+        time.sleep(0.05)
+    time.sleep(rng.uniform(0, 1.5))
+
+
+def heal(run):
+    """Takes back what lasts: before the run is resumed."""
+    filler = getattr(run, "filler", None)
+    if filler is not None and filler.exists():
+        filler.unlink()
+
+
+def pick(rng, values):
+    values = sorted(values)
+    return rng.choice(values) if values else None
+
+
+def kill_worker(run, rng):
+    pid = pick(rng, run.workers())
+    return run.signal([pid]) and f"pid {pid}" if pid else None
+
+
+def later(seconds, action):
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
+
+
+def stop_for(run, pid, seconds):
+    run.signal([pid], signal.SIGSTOP)
+    later(seconds, lambda: run.signal([pid], signal.SIGCONT))
+    return f"pid {pid} for {seconds:.1f} s"
+
+
+def pause_worker(run, rng):
+    """Shorter than anybody may be silent."""
+    pid = pick(rng, run.workers())
+    return stop_for(run, pid, rng.uniform(0.2, 1.5)) if pid else None
+
+
+def hang_worker(run, rng):
+    """For ever, unless somebody ends it."""
+    pid = pick(rng, run.workers())
+    return run.signal([pid], signal.SIGSTOP) and f"pid {pid}" if pid else None
+
+
+def kill_agent(run, rng):
+    pid = pick(rng, run.agents())
+    return run.signal([pid]) and f"pid {pid}" if pid else None
+
+
+def kill_domain(run, rng):
+    """An agent and all that it started, at once."""
+    from dd2 import domain_of
+    pid = pick(rng, run.agents())
+    if not pid:
+        return None
+    name = domain_of(pid)
+    pids = [pid, *run.workers(name)]
+    run.signal(pids)
+    return f"{name}, {len(pids)} processes"
+
+
+def kill_coordinator(run, rng):
+    pid = run.coordinator()
+    return run.signal([pid]) and f"pid {pid}" if pid else None
+
+
+def pause_coordinator(run, rng):
+    pid = run.coordinator()
+    return stop_for(run, pid, rng.uniform(0.5, 4)) if pid else None
+
+
+def kill_everything(run, rng):
+    pids = run.processes()
+    run.signal(pids)
+    return f"{len(pids)} processes" if pids else None
+
+
+def flip(path, rng, count=1):
+    """Changes `count` random bytes of a file; their positions."""
+    size = path.stat().st_size
+    places = sorted(rng.randrange(size) for _ in range(count))
+    with open(path, "r+b") as file:
+        for place in places:
+            file.seek(place)
+            byte = file.read(1)
+            file.seek(place)
+            file.write(bytes([byte[0] ^ (1 << rng.randrange(8))]))
+    return places
+
+
+def flip_checkpoint(run, rng):
+    """A byte of the newest committed checkpoint is wrong, and then all processes die: the run has to find
+    it out and to go back further."""
+    folder = run.folder / "checkpoints"
+    try:
+        committed = sorted(entry for entry in folder.iterdir() if (entry / "manifest.json").exists())
+    except OSError:
+        return None
+    if len(committed) < 2:
+        return None  # none would be left
+    try:
+        path = pick(rng, committed[-1].iterdir())
+        places = flip(path, rng)
+    except (OSError, ValueError):
+        return None  # deleted just now
+    kill_everything(run, rng)
+    return f"byte {places[0]} of {path.parent.name}/{path.name}, then everything killed"
+
+
+def flip_cache(run, rng):
+    cache = run.options["cache"]
+    files = [path for path in cache.rglob("*") if path.suffix in (".sst", ".blob", ".log") and path.stat().st_size]
+    path = pick(rng, files)
+    if path is None:
+        return None
+    try:
+        places = flip(path, rng, 4)
+    except (OSError, ValueError):
+        return None
+    return f"bytes {places} of {path.parent.name}/{path.name}"
+
+
+ALL = {
+    "kill worker": kill_worker,
+    "hang worker": hang_worker,
+    "pause worker": pause_worker,
+    "kill agent": kill_agent,
+    "kill domain": kill_domain,
+    "kill coordinator": kill_coordinator,
+    "pause coordinator": pause_coordinator,
+    "kill everything": kill_everything,
+    "flip checkpoint": flip_checkpoint,
+    "flip cache": flip_cache,
+}
