@@ -11,6 +11,7 @@ import argparse
 import json
 import pathlib
 import random
+import shutil
 import statistics
 import sys
 import time
@@ -33,6 +34,7 @@ def arguments():
     parser.add_argument("--per-run", type=int, default=40, help="faults in one run at most")
     parser.add_argument("--kinds", default="", help="only these, with commas between: "
                         + ", ".join(kinds.ALL))
+    parser.add_argument("--logs", help="copy the logs and incidents of every run into this folder")
     parser.add_argument("--json", help="write the faults and figures into this file as well")
     return parser.parse_args()
 
@@ -70,7 +72,8 @@ class Chaos:
         moment = self.rng.choice(("any", "any", "border", "commit"))
         if not kinds.wait_for_moment(self.run, moment, self.rng):
             return
-        fault = {"kind": kind, "moment": moment, "unix": time.time(), "position": kinds.position(self.run)}
+        fault = {"kind": kind, "moment": moment, "position": kinds.position(self.run),
+                 "members": kinds.members(self.run), "unix": time.time()}
         detail = kinds.ALL[kind](self.run, self.rng)
         if detail is None:
             return  # nothing there to hit just now
@@ -110,6 +113,7 @@ def join_incidents(run, done):
             fault["noticed"] = max(0, noticed)
             fault["resumed"] = max(0, noticed) + incident["resumed_seconds"]
             fault["steps_lost"] = incident["steps_lost"]
+            fault["reason"] = incident["reason"].splitlines()[0]
             break
 
 
@@ -155,6 +159,13 @@ def main():
             seconds = time.time() - begun
             victim.wait_gone()
             join_incidents(victim, chaos.done)
+            if options.logs:
+                shutil.copytree(victim.folder / "logs", pathlib.Path(options.logs) / name, dirs_exist_ok=True)
+                shutil.copy(victim.folder / "incidents.jsonl", pathlib.Path(options.logs) / name)
+            for number, fault in enumerate(chaos.done, 1):
+                if fault.get("steps_lost"):
+                    print(f"  fault {number} ({fault['kind']}, {fault['members']} ranks in the generation) cost "
+                          f"{fault['steps_lost']} finished steps: {fault['reason']}", flush=True)
             busy = sum(line["step_seconds"] for line in kinds.lines(victim))
             expect_same(calm.digest(), victim.digest())
             expect(calm.record() == victim.record(), f"metrics.jsonl of {name} differs from the undisturbed one")

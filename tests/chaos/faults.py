@@ -49,6 +49,12 @@ def lengths(run):
     return run.phase_lengths
 
 
+def members(run):
+    """Ranks in the current generation, as the API says."""
+    document = run.status()
+    return sum(1 for member in (document or {}).get("members", []) if member.get("rank", -1) >= 0)
+
+
 def unfinished_checkpoint(run):
     """A checkpoint's folder without a manifest; None: no save is under way."""
     try:

@@ -79,6 +79,10 @@ class FakeWorker {
     hello.set_local_size(settings_.config.ranks);
     hello.set_numeric_mode("fake");
     Send(envelope);
+    // As a real one does that waits for the others: it has not been told the run's id yet.
+    proto::Envelope beat;
+    beat.mutable_heartbeat()->set_phase(-1);
+    Send(beat);
   }
   void Send(proto::Envelope envelope) {
     envelope.set_run_id(run_id_);

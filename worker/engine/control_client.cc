@@ -23,7 +23,12 @@ ControlClient::ControlClient(ControlOptions options) : options_(std::move(option
 
 Result<std::unique_ptr<ControlClient>> ControlClient::Join(const ControlOptions& options) {
   std::unique_ptr<ControlClient> client(new ControlClient(options));
-  DD2_TRY(client->Connect(false));
+  // The coordinator may be away just now, as it may be at any later moment.
+  const auto deadline = steady_clock::now() + options.away;
+  for (Status connected = client->Connect(false); !connected; connected = client->Connect(false)) {
+    if (steady_clock::now() >= deadline) return connected.error();
+    std::this_thread::sleep_for(options.reconnect);
+  }
   client->connected_ = true;
   client->receiver_ = std::thread([raw = client.get()] { raw->ReceiveLoop(); });
   return client;
@@ -145,6 +150,7 @@ void ControlClient::Handle(const proto::Envelope& envelope) {
     const std::lock_guard lock(mutex_);
     // The fence: what an older generation still had under way does not concern us.
     if (envelope.generation() < generation_) return;
+    run_id_ = envelope.run_id();
     HandleGeneration(envelope);
     if (envelope.has_lease()) {
       if (envelope.lease().has_recorded()) SetRecorded(envelope.lease().recorded());
@@ -182,7 +188,6 @@ void ControlClient::HandleGeneration(const proto::Envelope& envelope) {
   assignment_.reset();
   to_answer_ = regroup;
   if (regroup) return;
-  run_id_ = envelope.run_id();
   assignment_ = envelope.assignment();
   if (assignment_->has_recorded()) SetRecorded(assignment_->recorded());
   if (assignment_->has_start()) {
@@ -278,6 +283,11 @@ Status ControlClient::WaitForRegroup(milliseconds timeout) {
   }
   if (over()) return {};
   return *lost_;
+}
+
+std::string ControlClient::run_id() {
+  const std::lock_guard lock(mutex_);
+  return run_id_;
 }
 
 bool ControlClient::regrouping() {

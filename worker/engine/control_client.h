@@ -41,7 +41,7 @@ struct ControlOptions {
 // compute thread works in is over, and kUnavailable when the coordinator is away for too long.
 class ControlClient {
  public:
-  // Says hello. kUnavailable: nobody is there.
+  // Says hello, as often as `away` allows. kUnavailable: nobody is there.
   static Result<std::unique_ptr<ControlClient>> Join(const ControlOptions& options);
   ~ControlClient();
   ControlClient(const ControlClient&) = delete;
@@ -54,7 +54,7 @@ class ControlClient {
   // Blocks until the current generation is over. kDeadlineExceeded: the coordinator did not say so.
   Status WaitForRegroup(std::chrono::milliseconds timeout);
   bool regrouping();
-  const std::string& run_id() const { return run_id_; }  // once there was an assignment
+  std::string run_id();                                  // once there was an assignment
   std::uint64_t generation() const { return working_; }  // that the compute thread is in
 
   // The next lease of this generation, without steps that were leased before; nothing when the run

@@ -59,7 +59,7 @@ Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
 }
 
 Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
-                                                  const ControlClient& control,
+                                                  ControlClient& control,
                                                   const proto::Assignment& assignment,
                                                   ConnectAbort& abort) {
   if (assignment.world_size() == 1) return NewLocalCollectives();
