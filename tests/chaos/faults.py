@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 
 TOO_LATE = 3.0      # seconds to wait for a moment before any other will do
 NOT_POSSIBLE = []   # kinds that this machine does not allow, with the reason
@@ -50,9 +51,16 @@ def lengths(run):
 
 
 def members(run):
-    """Ranks in the current generation, as the API says."""
-    document = run.status()
-    return sum(1 for member in (document or {}).get("members", []) if member.get("rank", -1) >= 0)
+    """Ranks in the current generation, as the API says; None: nobody answers just now."""
+    try:
+        address = json.loads((run.folder / "coordinator.json").read_text())["api_url"]
+        request = urllib.request.Request(f"{address}/api/v1/members", headers={
+            "Authorization": "Bearer " + (run.folder / "token").read_text().strip()})
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            listed = json.load(answer)["members"]
+    except (OSError, ValueError):
+        return None
+    return sum(1 for member in listed if member["rank"] is not None and member["connected"])
 
 
 def unfinished_checkpoint(run):
