@@ -20,7 +20,7 @@ using std::chrono::seconds;
 constexpr milliseconds children_end = timeouts::kFarewell + timeouts::kDomainKill + seconds(5);
 constexpr milliseconds agent_grace = timeouts::kDomainKill + seconds(3);
 // Until the coordinator, which sees the agent's connection break, has ended the run with a reason.
-constexpr milliseconds agent_loss_notice = timeouts::kLossReason + timeouts::kFarewell + seconds(5);
+constexpr milliseconds agent_loss_notice = timeouts::kFarewell + seconds(10);
 constexpr milliseconds poll_interval{50};
 constexpr std::size_t tail_lines = 15;
 

@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "common/timeouts.h"
+
 namespace dd2 {
 
 // The settings of a run, immutable once loaded. common/config.h reads it from YAML, where each
@@ -121,6 +123,7 @@ struct RunConfig {
   CheckpointConfig checkpoint;
   EvalConfig eval;
   ApiConfig api;
+  Timeouts timeouts;
   std::vector<PhaseConfig> phases;  // teacher check first (added when absent), export last
 };
 

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "common/check.h"
-#include "common/timeouts.h"
 
 namespace dd2 {
 
@@ -154,14 +153,15 @@ void Membership::Seen(ConnectionId connection, TimePoint now) {
   if (WorkerMember* member = worker(connection)) member->last_seen = now;
 }
 
-std::vector<ConnectionId> Membership::Expired(TimePoint now) const {
+std::vector<ConnectionId> Membership::Expired(TimePoint now,
+                                              std::chrono::milliseconds expiry) const {
   std::vector<ConnectionId> silent;
   for (const auto& [name, domain] : domains_) {
-    if (domain.agent && now - domain.agent->last_seen >= timeouts::kHeartbeatExpiry) {
+    if (domain.agent && now - domain.agent->last_seen >= expiry) {
       silent.push_back(domain.agent->connection);
     }
     for (const auto& [local_rank, member] : domain.workers) {
-      if (now - member.last_seen >= timeouts::kHeartbeatExpiry) {
+      if (now - member.last_seen >= expiry) {
         silent.push_back(member.connection);
       }
     }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -86,8 +87,8 @@ class Membership {
   // kAborted: a message from outside the current generation.
   Status CheckGeneration(Generation said) const;
   void Seen(ConnectionId connection, TimePoint now);
-  // Connections that have been silent for kHeartbeatExpiry.
-  std::vector<ConnectionId> Expired(TimePoint now) const;
+  // Connections that have been silent for `expiry`.
+  std::vector<ConnectionId> Expired(TimePoint now, std::chrono::milliseconds expiry) const;
   // We were asleep ourselves (stopped, suspended): nobody's silence before `now` counts.
   void ForgiveSilence(TimePoint now);
   void Remove(ConnectionId connection);

@@ -131,6 +131,7 @@ class RunCore {
   void UpdateWord();
   CheckpointState& CheckpointView(const std::string& id);
   std::string PhaseLabel(std::int32_t phase) const;
+  const Timeouts& times() const { return options_.config.timeouts; }
 
   const CoreOptions options_;
   const CoreStart start_;

@@ -53,7 +53,7 @@ void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Mo
   attempts_ = std::max(attempts_, hello.attempt());
   domain.running = hello.running();
   domain.started = at.now;
-  if (!members_.formed()) deadline_ = std::max(*deadline_, at.now + 2 * timeouts::kWorkersJoin);
+  if (!members_.formed()) deadline_ = std::max(*deadline_, at.now + 2 * times().workers_join);
   Event(at, "member",
         "agent of domain '" + hello.domain() + "' joined from " + hello.host() + " (pid " +
             std::to_string(hello.pid()) + ")");
@@ -78,7 +78,7 @@ void RunCore::StartDomain(DomainMember& domain, Moment at, Actions& out) {
   start.set_threads_per_rank(options_.config.threads_per_rank);
   start.set_attempt(domain.attempt);
   SendTo(domain.agent->connection, std::move(envelope), out);
-  if (!members_.formed()) deadline_ = at.now + timeouts::kWorkersJoin;
+  if (!members_.formed()) deadline_ = at.now + times().workers_join;
 }
 
 void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
@@ -245,8 +245,8 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
               " times in a row");
     return;
   }
-  const milliseconds wait = timeouts::kRestartFirst * (1 << (domain.failures - 1));
-  domain.start_at = at.now + std::min(wait, timeouts::kRestartLast);
+  const milliseconds wait = times().restart_first * (1 << (domain.failures - 1));
+  domain.start_at = at.now + std::min(wait, times().restart_last);
 }
 
 // Its mpirun kills what is left of it; nothing that it still says counts.
@@ -274,8 +274,8 @@ void RunCore::BreakGeneration(const std::string& reason, Moment at, Actions& out
   const std::vector<ConnectionId> survivors = members_.Break();
   awaited_.clear();
   trouble_deadline_.reset();
-  gather_deadline_ = at.now + timeouts::kUnwind;
-  deadline_ = at.now + timeouts::kWorkersJoin;
+  gather_deadline_ = at.now + times().unwind;
+  deadline_ = at.now + times().workers_join;
   proto::JournalRecord record;
   record.mutable_generation_broken()->set_generation(members_.generation().value());
   record.mutable_generation_broken()->set_reason(reason);

@@ -73,7 +73,7 @@ RunCore::RunCore(CoreOptions options, CoreStart start)
 Actions RunCore::Start(Moment at) {
   Actions out;
   state_.started_unix_ms = at.unix_ms;
-  deadline_ = at.now + timeouts::kAgentJoin;
+  deadline_ = at.now + times().agent_join;
   if (start_.recovered) {
     TakeOver(at, out);
   } else {
@@ -132,7 +132,7 @@ void RunCore::TakeOver(Moment at, Actions& out) {
   state_.checkpoint_requests = desired_.checkpoint_requests();
   if (desired_.stop()) {
     stage_ = Stage::kStopping;
-    deadline_ = at.now + timeouts::kStop;
+    deadline_ = at.now + times().stop;
   }
   PositionAction position;
   position.position = scheduler_.position();
@@ -140,8 +140,8 @@ void RunCore::TakeOver(Moment at, Actions& out) {
   OpenIncident("coordinator", "", "the coordinator died and was started again", at);
   ever_formed_ = start_.worked;
   last_formed_ = start_.last_formed;
-  deadline_ = at.now + timeouts::kWorkersJoin;
-  gather_deadline_ = at.now + timeouts::kReattach;
+  deadline_ = at.now + times().workers_join;
+  gather_deadline_ = at.now + times().reattach;
   if (!start_.orphan) {
     Event(at, "run", "taken over by a new coordinator; no generation had been formed");
     return;

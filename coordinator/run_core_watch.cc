@@ -8,14 +8,6 @@
 
 namespace dd2 {
 
-namespace {
-
-std::string Seconds(std::chrono::milliseconds time) {
-  return std::to_string(std::chrono::duration_cast<std::chrono::seconds>(time).count()) + " s";
-}
-
-}  // namespace
-
 Actions RunCore::OnClosed(ConnectionId connection, const std::string& reason, Moment at) {
   Actions out;
   DomainMember* domain = members_.DomainOf(connection);
@@ -57,13 +49,13 @@ Actions RunCore::OnTick(Moment at) {
   Actions out;
   if (stage_ == Stage::kEnded) return out;
   // A gap means that we were stopped or starved: what others sent meanwhile is still unread.
-  if (last_tick_ && at.now - *last_tick_ > timeouts::kHeartbeatExpiry / 3) {
+  if (last_tick_ && at.now - *last_tick_ > times().heartbeat_expiry / 3) {
     members_.ForgiveSilence(at.now);
   }
   last_tick_ = at.now;
-  for (const ConnectionId connection : members_.Expired(at.now)) {
+  for (const ConnectionId connection : members_.Expired(at.now, times().heartbeat_expiry)) {
     out.emplace_back(CloseAction{connection});
-    const std::string reason = "no sign of life for " + Seconds(timeouts::kHeartbeatExpiry);
+    const std::string reason = "no sign of life for " + FormatSeconds(times().heartbeat_expiry);
     for (Action& action : OnClosed(connection, reason, at)) out.emplace_back(std::move(action));
   }
   if (stage_ == Stage::kActive || stage_ == Stage::kStopping) CheckGenerations(at, out);
@@ -80,11 +72,11 @@ void RunCore::CheckGenerations(Moment at, Actions& out) {
   for (auto& [name, domain] : members_.domains()) {
     if (domain.start_at && at.now >= *domain.start_at) StartDomain(domain, at, out);
     const bool working = domain.running && members_.Whole(domain);
-    if (working && at.now - domain.started >= timeouts::kRestartForgotten) domain.failures = 0;
+    if (working && at.now - domain.started >= times().restart_forgotten) domain.failures = 0;
     if (ever_formed_ && domain.running && !members_.Whole(domain) &&
-        at.now - domain.started >= timeouts::kWorkersJoin) {
+        at.now - domain.started >= times().workers_join) {
       domain.started = at.now;
-      deadline_ = at.now + timeouts::kWorkersJoin;
+      deadline_ = at.now + times().workers_join;
       LoseDomain(domain, "not all workers of domain '" + name + "' joined in time", "lost", at,
                  out);
     }
@@ -110,7 +102,7 @@ void RunCore::DropAbsent(Moment at, Actions& out) {
   if (!awaited_.empty()) {
     const std::string reason = std::to_string(awaited_.size()) +
                                " ranks did not come back to the restarted coordinator within " +
-                               Seconds(timeouts::kReattach);
+                               FormatSeconds(times().reattach);
     Event(at, "incident", reason);
     BreakGeneration(reason, at, out);
     for (auto& [name, domain] : members_.domains()) {
@@ -138,7 +130,7 @@ void RunCore::DropAbsent(Moment at, Actions& out) {
 // All ranks enter the same collectives: who is behind the others and does not move hangs.
 void RunCore::CheckStall(Moment at, Actions& out) {
   if (desired_.paused() || !awaited_.empty()) return;
-  std::chrono::milliseconds limit = timeouts::kStall;
+  std::chrono::milliseconds limit = times().stall;
   if (scheduler_.steps_per_second() > 0) {
     const double steps = timeouts::kStallSteps * 1000.0 / scheduler_.steps_per_second();
     limit = std::max(limit, std::chrono::milliseconds(static_cast<std::int64_t>(steps)));
@@ -150,7 +142,7 @@ void RunCore::CheckStall(Moment at, Actions& out) {
     DomainMember* domain = members_.DomainOf(member->connection);
     LoseDomain(*domain,
                "rank " + std::to_string(member->rank->value()) + " of domain '" + domain->name +
-                   "' hangs: the others have waited for it for " + Seconds(limit),
+                   "' hangs: the others have waited for it for " + FormatSeconds(limit),
                "hang", at, out);
     return;  // the ranks are others now
   }

@@ -21,6 +21,7 @@ class SimAgent final : public Client {
     Disk& disk;
     Groups& groups;
     const std::vector<PhaseConfig>& phases;
+    const Timeouts& timeouts;
     std::int64_t& next_pid;
   };
   SimAgent(Site site, std::string domain);

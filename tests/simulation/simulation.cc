@@ -73,8 +73,10 @@ class History {
   void StartAgent(const std::string& domain, milliseconds delay) {
     world_.After(delay, [this, domain] {
       if (coordinator_.over()) return;
-      agents_.push_back(std::make_unique<SimAgent>(
-          SimAgent::Site{world_, network_, disk_, groups_, config_.phases, next_pid_}, domain));
+      agents_.push_back(
+          std::make_unique<SimAgent>(SimAgent::Site{world_, network_, disk_, groups_,
+                                                    config_.phases, config_.timeouts, next_pid_},
+                                     domain));
       agents_.back()->Begin();
       Watch(agents_.back().get());
     });

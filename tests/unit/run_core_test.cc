@@ -402,7 +402,7 @@ TEST_F(RunCoreTest, ALostDomainIsStartedAgainFromTheNewestCheckpoint) {
   EXPECT_EQ(journal_.back().generation_broken().generation(), 2u);
   SayDomainExited(137, "out of memory");
   EXPECT_THAT(SentTo(kAgent), IsEmpty()) << "not in the same moment";
-  Tick(timeouts::kRestartFirst);
+  Tick(Timeouts().restart_first);
   ASSERT_THAT(SentTo(kAgent), SizeIs(1));
   EXPECT_EQ(SentTo(kAgent)[0].start_domain().attempt(), 2u);
   generation_ = 2;
@@ -456,7 +456,7 @@ TEST_F(RunCoreTest, TheSameFailureAtTheSameStepThreeTimesEndsTheRun) {
     Say(kWorkers[1], envelope, generation_);
     if (attempt == 3) break;
     SayDomainExited(1, "", attempt);
-    Tick(timeouts::kRestartLast);
+    Tick(Timeouts().restart_last);
     ++generation_;
     SayWorkerHello(0);
     SayWorkerHello(1);
@@ -487,7 +487,7 @@ TEST_F(RunCoreTest, ASilentWorkerIsLost) {
 TEST_F(RunCoreTest, NobodyIsBlamedForOurOwnSleep) {
   Form();
   Tick(timeouts::kTick);
-  Tick(timeouts::kHeartbeatExpiry * 3);
+  Tick(Timeouts().heartbeat_expiry * 3);
   EXPECT_EQ(state().word, RunWord::kRunning);
 }
 
@@ -497,7 +497,7 @@ TEST_F(RunCoreTest, WorkersThatDoNotComeEndTheRun) {
   SayWorkerHello(0);
   proto::Envelope beat;
   beat.mutable_heartbeat()->set_phase(-1);
-  for (std::chrono::milliseconds time{0}; time <= timeouts::kWorkersJoin;
+  for (std::chrono::milliseconds time{0}; time <= Timeouts().workers_join;
        time += std::chrono::seconds(1)) {
     Say(kAgent, beat, 0);
     Say(kWorkers[0], beat, 0);
@@ -558,7 +558,7 @@ TEST_F(RunCoreTest, AStopNobodyAnswersEndsAtItsDeadline) {
   Take(*core_->Stop("a test", at_));
   proto::Envelope beat;
   beat.mutable_heartbeat()->set_phase(0);
-  for (std::chrono::milliseconds time{0}; time <= timeouts::kStop;
+  for (std::chrono::milliseconds time{0}; time <= Timeouts().stop;
        time += std::chrono::seconds(1)) {
     for (const ConnectionId from : {kAgent, kWorkers[0], kWorkers[1]}) {
       Say(from, beat, generation_);

@@ -159,7 +159,7 @@ Task<void> Agent::WriteLoop(std::shared_ptr<AgentLink> link) {
 
 Task<void> Agent::HeartbeatLoop() {
   while (!exit_code_) {
-    const Status waited = co_await Pause(executor_, timeouts::kHeartbeatInterval);
+    const Status waited = co_await Pause(executor_, options_.beat);
     if (!waited || exit_code_) co_return;
     proto::Envelope envelope;
     envelope.mutable_heartbeat()->set_phase(-1);

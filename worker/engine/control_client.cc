@@ -102,7 +102,7 @@ void ControlClient::CatchUp() {
 
 void ControlClient::ReceiveLoop() {
   while (!stopping_) {
-    Result<std::string> frame = channel_->Receive(timeouts::kHeartbeatInterval);
+    Result<std::string> frame = channel_->Receive(options_.beat);
     proto::Envelope envelope;
     if (frame) {
       if (envelope.ParseFromString(*frame)) Handle(envelope);
