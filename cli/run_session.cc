@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <thread>
 
+#include "cli/incidents.h"
 #include "cli/report.h"
 #include "cli/result_table.h"
 #include "cli/run_files.h"
@@ -194,6 +195,35 @@ int RunSession::ConcludeDead(const std::string& state) {
   return Tell(kExitRunFailed, message + "\n" + HowToResume());
 }
 
+int RunSession::ConcludeHopeless(const RunFiles& files, const std::string& reason) {
+  std::string text = "the run failed and would fail again: " + reason + "\n\nWhat happened:\n\n";
+  if (const auto incidents = ReadIncidents(run_.folder)) {
+    for (const boost::json::value& value : *incidents) {
+      const Incident incident = IncidentOf(value.get_object());
+      if (incident.unix_ms < files.started_unix_ms || incident.resumed_seconds) continue;
+      text += FormatIncident(incident, PhaseNames(run_.config.phases)) + "\n";
+    }
+  }
+  const std::string folder = run_.folder.string();
+  text +=
+      "What to do:\n"
+      "  1. Do not start it again as it is: it would end at the same step.\n"
+      "  2. Find the cause: the reason above, " +
+      folder +
+      "/logs, and what came before\n"
+      "     (dd2 incidents " +
+      folder +
+      ").\n"
+      "  3. Mend it (a file, memory, the build). If a setting that decides the result must\n"
+      "     change, start a new run in another folder.\n"
+      "  4. " +
+      HowToResume() +
+      "\n"
+      "     Checkpoints that it can go on from: dd2 checkpoint ls " +
+      folder;
+  return Tell(kExitDoNotRestart, text);
+}
+
 // What became of the run is read from its files: they are what a resume starts from.
 int RunSession::Conclude() {
   const auto files = ReadRunFiles(run_.folder);
@@ -207,6 +237,7 @@ int RunSession::Conclude() {
   std::string reason = files->message;
   while (reason.ends_with('\n')) reason.pop_back();
   const int status = coordinator_.status().value_or(kExitRunFailed);
+  if (status == kExitDoNotRestart) return ConcludeHopeless(*files, reason);
   return Tell(status == kExitCannotStart || status == kExitBadData ? status : kExitRunFailed,
               "the run failed: " + reason + "\n" + HowToResume() +
                   "\nLogs: " + (run_.folder / "logs").string());

@@ -9,6 +9,7 @@
 #include "cli/follower.h"
 #include "cli/run_agents.h"
 #include "cli/run_coordinator.h"
+#include "cli/run_files.h"
 #include "cli/run_folder.h"
 #include "cli/signals.h"
 #include "common/clock.h"
@@ -52,6 +53,8 @@ class RunSession {
   int Abandon(const std::string& message);
   int Conclude();
   int ConcludeFinished();
+  // After the same failure again and again: what failed, where, the evidence, what to do.
+  int ConcludeHopeless(const RunFiles& files, const std::string& reason);
   int ConcludeDead(const std::string& state);
   int Tell(int exit_code, const std::string& message) const;
   std::string HowToResume() const;

@@ -137,7 +137,7 @@ json::object MemberObject(const MemberState& member) {
   return object;
 }
 
-json::object IncidentObject(const IncidentState& incident) {
+json::object IncidentObject(const IncidentState& incident, bool open) {
   json::object object;
   const auto seconds = [](double value) {
     return value < 0 ? json::value(nullptr) : json::value(value);
@@ -146,12 +146,15 @@ json::object IncidentObject(const IncidentState& incident) {
   object["kind"] = incident.kind;
   object["domain"] = incident.domain.empty() ? json::value(nullptr) : json::value(incident.domain);
   object["reason"] = incident.reason;
+  object["evidence"] = incident.evidence;
   object["phase"] = incident.phase;
   object["step"] = incident.step;
   object["generation"] = incident.generation;
+  object["exited_seconds"] = seconds(incident.exited_seconds);
   object["formed_seconds"] = seconds(incident.formed_seconds);
   object["resumed_seconds"] = seconds(incident.resumed_seconds);
   object["steps_lost"] = incident.steps_lost;
+  object["open"] = open;
   return object;
 }
 
@@ -348,13 +351,16 @@ std::string CheckpointsDocument(const RunState& state) {
 }
 
 std::string IncidentsDocument(const RunState& state) {
-  return ListDocument("incidents", state.incidents, [](const IncidentState& incident, std::size_t) {
-    return IncidentObject(incident);
+  std::vector<IncidentState> all = state.incidents;
+  all.insert(all.end(), state.open_incidents.begin(), state.open_incidents.end());
+  const std::size_t over = state.incidents.size();
+  return ListDocument("incidents", all, [over](const IncidentState& incident, std::size_t i) {
+    return IncidentObject(incident, i >= over);
   });
 }
 
 std::string IncidentJson(const IncidentState& incident) {
-  return json::serialize(IncidentObject(incident));
+  return json::serialize(IncidentObject(incident, false));
 }
 
 std::uint64_t StreamId(const RunState& state, std::uint64_t sequence) {

@@ -80,7 +80,7 @@ std::string PhasesDocument(const RunState& state);
 std::string MembersDocument(const RunState& state);
 std::string CheckpointsDocument(const RunState& state);
 std::string IncidentsDocument(const RunState& state);
-std::string IncidentJson(const IncidentState& incident);  // one of them, one line
+std::string IncidentJson(const IncidentState& incident);  // one that is over, one line
 // OpenMetrics 1.0 text, base units, ends with "# EOF".
 std::string MetricsText(const RunState& state);
 

@@ -101,7 +101,13 @@ class RunCore {
   void CheckStall(Moment at, Actions& out);
   void OpenIncident(const std::string& kind, const std::string& domain, const std::string& reason,
                     Moment at);
-  void CloseIncidents(Moment at, Actions& out);
+  // How the domain's mpirun ended: of the incidents that wait for it, or of one of its own.
+  void KeepLastWords(const std::string& domain, const std::string& end, const std::string& evidence,
+                     Moment at);
+  // A step was finished.
+  void ResumeIncidents(Moment at, Actions& out);
+  // What is over goes into the record; `all`: what is not as well.
+  void CloseIncidents(bool all, Moment at, Actions& out);
 
   // Wishes and endings (run_core_ending.cc).
   Status CheckSteerable(const char* what) const;
@@ -156,7 +162,6 @@ class RunCore {
   std::optional<TimePoint> gather_deadline_;     // of the generation that is being gathered
   std::optional<TimePoint> trouble_deadline_;    // a rank's collective failed
   std::string trouble_;
-  std::vector<IncidentState> open_incidents_;
   std::optional<TimePoint> deadline_;  // of the stage
   std::optional<TimePoint> tell_domain_at_;
   bool domains_told_ = false;  // StopDomain was sent

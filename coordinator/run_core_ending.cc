@@ -144,6 +144,7 @@ void RunCore::End(RunWord outcome, const std::string& message, Moment at, Action
   if (stage_ == Stage::kFarewell || stage_ == Stage::kEnded) return;
   UpdatePhases(at);
   stage_ = Stage::kFarewell;
+  CloseIncidents(true, at, out);
   outcome_ = outcome;
   exit_code_ = outcome == RunWord::kFinished  ? kExitOk
                : outcome == RunWord::kStopped ? kExitStopped

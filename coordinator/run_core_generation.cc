@@ -180,7 +180,9 @@ void RunCore::OnWorkerFailed(const WorkerMember& member, const proto::WorkerFail
   }
   Event(at, "incident", reason);
   last_failure_ = reason;
+  DomainMember* domain = members_.DomainOf(member.connection);
   if (IsFinal(failed.code())) {
+    OpenIncident("failed", domain->name, reason, at);
     Fail(reason, at, out);
     return;
   }
@@ -189,8 +191,9 @@ void RunCore::OnWorkerFailed(const WorkerMember& member, const proto::WorkerFail
       failed.message().find(restored) != std::string::npos) {
     QuarantineNewest(failed.message(), at, out);
   }
-  if (StruckOut(failed.code() + ": " + failed.message(), at, out)) return;
-  DomainMember* domain = members_.DomainOf(member.connection);
+  const std::string what = failed.code() + ": " + failed.message();
+  if (strikes_[what] + 1 == kStrikesMax) OpenIncident("failed", domain->name, reason, at);
+  if (StruckOut(what, at, out)) return;
   LoseDomain(*domain, reason, "failed", at, out);
 }
 
@@ -225,7 +228,8 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
   }
   if (stage_ == Stage::kFinishing || (stage_ == Stage::kStopping && AllWorkersDone())) return;
   const std::string how = DescribeExit(exited.exit_status());
-  std::string reason = "mpirun of domain '" + domain.name + "' " + how;
+  const std::string end = "mpirun of domain '" + domain.name + "' " + how;
+  std::string reason = end;
   if (!exited.log_tail().empty()) reason += ". The end of its log:\n" + exited.log_tail();
   Event(at, "incident", reason);
   // A worker's own words explain more.
@@ -235,10 +239,11 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
     Fail(last_failure_, at, out);
     return;
   }
-  if (!domain.workers.empty()) LoseDomain(domain, reason, "lost", at, out);
+  if (!domain.workers.empty()) LoseDomain(domain, end, "lost", at, out);
+  KeepLastWords(domain.name, end, reason, at);
   if (stage_ != Stage::kActive) return;
   ++domain.failures;
-  if (StruckOut("mpirun of domain '" + domain.name + "' " + how, at, out)) return;
+  if (StruckOut(end, at, out)) return;
   if (domain.failures >= kDomainFailuresMax) {
     Event(at, "incident",
           "domain '" + domain.name + "' is given up: it ended " + std::to_string(domain.failures) +
@@ -358,7 +363,7 @@ void RunCore::Form(Moment at, Actions& out) {
   out.emplace_back(GenerationAction{members_.generation()});
   ever_formed_ = true;
   last_formed_ = members_.generation();
-  for (IncidentState& incident : open_incidents_) {
+  for (IncidentState& incident : state_.open_incidents) {
     incident.generation = state_.generation;
     incident.formed_seconds = static_cast<double>(at.unix_ms - incident.unix_ms) / 1000.0;
   }
@@ -422,7 +427,7 @@ void RunCore::GoBack(RunPosition to, double seconds, const std::string& checkpoi
     lost += options_.config.phases.at(static_cast<std::size_t>(phase)).steps -
             (phase == to.phase ? to.step : 0);
   }
-  for (IncidentState& incident : open_incidents_) incident.steps_lost += lost;
+  for (IncidentState& incident : state_.open_incidents) incident.steps_lost += lost;
   proto::JournalRecord back;
   back.mutable_rolled_back()->set_phase(to.phase);
   back.mutable_rolled_back()->set_step(to.step);

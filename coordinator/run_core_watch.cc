@@ -8,6 +8,14 @@
 
 namespace dd2 {
 
+namespace {
+
+double SecondsSince(const IncidentState& incident, Moment at) {
+  return static_cast<double>(at.unix_ms - incident.unix_ms) / 1000.0;
+}
+
+}  // namespace
+
 Actions RunCore::OnClosed(ConnectionId connection, const std::string& reason, Moment at) {
   Actions out;
   DomainMember* domain = members_.DomainOf(connection);
@@ -59,6 +67,7 @@ Actions RunCore::OnTick(Moment at) {
     for (Action& action : OnClosed(connection, reason, at)) out.emplace_back(std::move(action));
   }
   if (stage_ == Stage::kActive || stage_ == Stage::kStopping) CheckGenerations(at, out);
+  CloseIncidents(false, at, out);
   CheckDeadlines(at, out);
   if (!view_updated_ || at.now - *view_updated_ >= std::chrono::seconds(1)) {
     view_updated_ = at.now;
@@ -157,22 +166,51 @@ void RunCore::OpenIncident(const std::string& kind, const std::string& domain,
   incident.reason = reason;
   incident.phase = scheduler_.position().phase;
   incident.step = scheduler_.position().step;
-  open_incidents_.push_back(std::move(incident));
+  state_.open_incidents.push_back(std::move(incident));
+}
+
+void RunCore::KeepLastWords(const std::string& domain, const std::string& end,
+                            const std::string& evidence, Moment at) {
+  const auto waits = [&domain](const IncidentState& incident) {
+    return incident.domain == domain && incident.exited_seconds < 0;
+  };
+  std::vector<IncidentState>& open = state_.open_incidents;
+  if (std::none_of(open.begin(), open.end(), waits)) OpenIncident("lost", domain, end, at);
+  for (IncidentState& incident : open) {
+    if (!waits(incident)) continue;
+    incident.exited_seconds = SecondsSince(incident, at);
+    incident.evidence = evidence;
+  }
 }
 
 // A step was finished: what was under way is over.
-void RunCore::CloseIncidents(Moment at, Actions& out) {
-  if (open_incidents_.empty() || !members_.formed() || !awaited_.empty()) return;
-  for (IncidentState& incident : open_incidents_) {
-    incident.resumed_seconds = static_cast<double>(at.unix_ms - incident.unix_ms) / 1000.0;
+void RunCore::ResumeIncidents(Moment at, Actions& out) {
+  if (!members_.formed() || !awaited_.empty()) return;
+  for (IncidentState& incident : state_.open_incidents) {
+    if (incident.resumed_seconds < 0) incident.resumed_seconds = SecondsSince(incident, at);
     if (incident.generation == 0) incident.generation = state_.generation;
+  }
+  CloseIncidents(false, at, out);
+}
+
+void RunCore::CloseIncidents(bool all, Moment at, Actions& out) {
+  std::vector<IncidentState> open;
+  for (IncidentState& incident : state_.open_incidents) {
+    // The survivors may be quicker than the last words of a domain that ends.
+    const bool told = incident.kind == "joined" || incident.domain.empty() ||
+                      incident.exited_seconds >= 0 ||
+                      at.unix_ms - incident.unix_ms >= timeouts::kLastWords.count();
+    if (!all && (incident.resumed_seconds < 0 || !told)) {
+      open.push_back(std::move(incident));
+      continue;
+    }
     state_.incidents.push_back(incident);
     if (state_.incidents.size() > kIncidentsMax) state_.incidents.erase(state_.incidents.begin());
     IncidentAction action;
     action.incident = std::move(incident);
     out.emplace_back(std::move(action));
   }
-  open_incidents_.clear();
+  state_.open_incidents = std::move(open);
 }
 
 }  // namespace dd2

@@ -107,11 +107,13 @@ struct IncidentState {
   std::int64_t unix_ms = 0;  // when it was noticed
   std::string kind;          // lost, hang, failed, joined, communication, coordinator
   std::string domain;        // empty: none in particular
-  std::string reason;        // one sentence, with its evidence
+  std::string reason;        // one sentence
+  std::string evidence;      // how the domain's mpirun ended, with the end of its log; may be empty
   std::int32_t phase = 0;    // where the run stood
   std::int64_t step = 0;
   std::uint64_t generation = 0;  // that was formed after it
-  double formed_seconds = -1;    // from notice until that; -1: not yet
+  double exited_seconds = -1;    // from notice until the end of the domain's mpirun; -1: not told
+  double formed_seconds = -1;    // from notice until that generation; -1: not yet
   double resumed_seconds = -1;   // from notice until the next finished step; -1: not yet
   std::int64_t steps_lost = 0;   // finished steps that had to be done again
 };
@@ -170,6 +172,7 @@ struct RunState {
   bool desired_stop = false;
   std::uint64_t checkpoint_requests = 0;
   std::vector<IncidentState> incidents;  // over, the newest kIncidentsMax, oldest first
+  std::vector<IncidentState> open_incidents;  // those that are not
   EventRing events;
 };
 

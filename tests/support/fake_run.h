@@ -50,6 +50,17 @@ inline RunState ExampleRunState() {
   state.checkpoints[0].bytes = 4096;
   state.checkpoints[0].committed_unix_ms = 1'700'000'001'000;
   state.checkpoints[1].id = "p001-s000000120";
+  state.incidents.resize(1);
+  state.incidents[0].unix_ms = 1'700'000'002'000;
+  state.incidents[0].kind = "lost";
+  state.incidents[0].domain = "local-1";
+  state.incidents[0].reason = "rank 0 of domain 'local-1' (pid 7) is lost: reset";
+  state.incidents[0].evidence = "mpirun of domain 'local-1' was killed by signal 9";
+  state.incidents[0].exited_seconds = 0.03;
+  state.incidents[0].formed_seconds = 0.1;
+  state.incidents[0].resumed_seconds = 0.25;
+  state.open_incidents.resize(1);
+  state.open_incidents[0].kind = "joined";
   state.counters.guidance_updates = 120;
   state.metrics = {{"gts/loss", 0.25}, {"gts/norm", std::numeric_limits<double>::quiet_NaN()}};
   state.steps_per_second = 9.5;

@@ -418,7 +418,27 @@ TEST_F(RunCoreTest, ALostDomainIsStartedAgainFromTheNewestCheckpoint) {
   ASSERT_THAT(state().incidents, SizeIs(1));
   EXPECT_EQ(state().incidents[0].steps_lost, 2);
   EXPECT_EQ(state().incidents[0].generation, 2u);
+  EXPECT_THAT(state().incidents[0].evidence,
+              HasSubstr("was killed by signal 9. The end of its log:\nout of memory"));
   EXPECT_GE(IndexOf<IncidentAction>(), 0);
+}
+
+TEST_F(RunCoreTest, AnIncidentWaitsForTheLastWordsOfItsDomain) {
+  Form();
+  SayProgress(0, 0, 1, true);
+  Close(kWorkers[1]);
+  EXPECT_THAT(state().open_incidents, SizeIs(1));
+  generation_ = 2;
+  SayWorkerHello(0);
+  SayWorkerHello(1);
+  Advance(std::chrono::seconds(1));
+  SayProgress(0, 0, 1, true);
+  EXPECT_THAT(state().incidents, IsEmpty()) << "how its mpirun ended is not known";
+  EXPECT_EQ(state().open_incidents.at(0).resumed_seconds, 1);
+  Tick(timeouts::kLastWords);
+  ASSERT_THAT(state().incidents, SizeIs(1));
+  EXPECT_EQ(state().incidents[0].exited_seconds, -1);
+  EXPECT_EQ(state().incidents[0].resumed_seconds, 1);
 }
 
 TEST_F(RunCoreTest, ADomainThatCannotEvenStartEndsTheRun) {
@@ -465,6 +485,11 @@ TEST_F(RunCoreTest, TheSameFailureAtTheSameStepThreeTimesEndsTheRun) {
   EXPECT_EQ(state().word, RunWord::kFailed);
   EXPECT_THAT(state().message, HasSubstr("the same failure 3 times"));
   EXPECT_THAT(state().message, HasSubstr("tensor shapes differ"));
+  ASSERT_THAT(state().incidents, SizeIs(3)) << "those that are not over are told at the end";
+  for (const IncidentState& incident : state().incidents) {
+    EXPECT_EQ(incident.kind, "failed");
+    EXPECT_THAT(incident.reason, HasSubstr("tensor shapes differ"));
+  }
   LetGo();
   for (int i = 0; i < 100 && !Ended(); ++i) Tick(timeouts::kTick);
   EXPECT_EQ(Ended(), kExitDoNotRestart);
