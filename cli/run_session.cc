@@ -43,7 +43,7 @@ RunSession::RunSession(PreparedRun run, RunPrograms programs, std::string comman
       clock_(clock),
       live_(live),
       coordinator_(programs_.coordinator, run_.folder, command_, clock),
-      agents_(programs_.agent, run_.folder, run_.config.domains, clock) {}
+      agents_(programs_.agent, run_.folder, DomainNames(run_.config.domains), clock) {}
 
 int RunSession::Tell(int exit_code, const std::string& message) const {
   std::fflush(stdout);
@@ -119,13 +119,28 @@ void RunSession::AskToStop() {
   stop_noted_ = true;
 }
 
+bool RunSession::OthersWork() const {
+  auto client = HttpClient::ForRun(run_.folder);
+  if (!client) return false;
+  const auto answer = client->Get("/api/v1/members");
+  if (!answer || answer->status >= 300) return false;
+  boost::system::error_code failure;
+  const boost::json::value document = boost::json::parse(answer->body, failure);
+  const boost::json::value* domains =
+      failure || !document.is_object() ? nullptr : document.get_object().if_contains("domains");
+  return domains != nullptr && domains->is_array() && !domains->get_array().empty();
+}
+
 bool RunSession::AgentsAreLost() {
   if (!agents_.AllEnded()) {
     agents_lost_.reset();
     return false;
   }
   if (!agents_lost_) agents_lost_ = clock_.Now();
-  return clock_.Now() - *agents_lost_ > agent_loss_notice;
+  if (clock_.Now() - *agents_lost_ <= agent_loss_notice) return false;
+  if (!OthersWork()) return true;
+  agents_lost_.reset();
+  return false;
 }
 
 bool RunSession::ShouldStop() {

@@ -45,6 +45,8 @@ class RunSession {
   void OnSignal();
   // Asks the coordinator to stop the run; again later if it is away.
   void AskToStop();
+  // Domains that joined from elsewhere (dd2 agent join) go on without ours.
+  bool OthersWork() const;
   bool AgentsAreLost();
   void Note(const std::string& line);
   // Waits for the children to end by themselves, then ends what is left.

@@ -131,6 +131,9 @@ struct RunConfig {
 const char* PhaseKindName(PhaseKind kind);
 // The inverse; nothing when `name` is no phase kind.
 std::optional<PhaseKind> ParsePhaseKind(std::string_view name);
+// Whether a failure domain may be called so: 1 to 64 letters, digits, '-', '_' and '.', which does
+// not come first.
+bool IsDomainName(std::string_view name);
 // A phase with the defaults of its kind (they differ: gts takes larger batches than csd).
 PhaseConfig DefaultPhase(PhaseKind kind);
 

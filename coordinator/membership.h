@@ -51,6 +51,8 @@ struct DomainMember {
   TimePoint started;                             // when that was asked for
   std::optional<TimePoint> start_at;             // it is to be started again then
   std::int32_t failures = 0;                     // ends in a row without a time of work between
+  bool worked = false;     // it had ranks in a generation since its last start
+  bool dismissed = false;  // drained: its agent was told to leave
 };
 
 // Who belongs to the run. A generation is the fence: it is formed once, from whole domains, and a

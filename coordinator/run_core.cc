@@ -187,7 +187,11 @@ void RunCore::OnProgress(WorkerMember& member, const proto::Progress& progress, 
   UpdatePhases(at);
   if (stage_ != Stage::kActive && stage_ != Stage::kStopping) return;
   GrantLeases(at, out);
-  if (scheduler_.finished()) ReleaseWorkers(at, out);
+  if (scheduler_.finished()) {
+    ReleaseWorkers(at, out);
+  } else if (stage_ == Stage::kActive) {
+    LetDrainedGo(at, out);
+  }
 }
 
 void RunCore::OnPhaseFinished(const proto::Progress& progress, Moment at, Actions& out) {

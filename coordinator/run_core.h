@@ -47,6 +47,9 @@ class RunCore {
   Result<Actions> RequestCheckpoint(const std::string& by, Moment at);
   // Checkpoint, then end. Again: nothing more happens.
   Result<Actions> Stop(const std::string& by, Moment at);
+  // The domain leaves the run at the end of a step; the others go on with what they hold, and it is
+  // not waited for nor started again. kNotFound: no such domain.
+  Result<Actions> Drain(const std::string& domain, const std::string& by, Moment at);
   // Ends without waiting for a checkpoint (second signal).
   Actions StopNow(const std::string& by, Moment at);
 
@@ -74,6 +77,7 @@ class RunCore {
                      Moment at, Actions& out);
   void OnReturn(ConnectionId from, const std::string& address, const proto::Envelope& envelope,
                 Moment at, Actions& out);
+  bool IsAwaited(const proto::WorkerHello& hello) const;
   void OnDomainExited(DomainMember& domain, const proto::DomainExited& exited, Moment at,
                       Actions& out);
   void OnWorkerFailed(const WorkerMember& member, const proto::WorkerFailed& failed, Moment at,
@@ -94,6 +98,19 @@ class RunCore {
   bool StruckOut(const std::string& what, Moment at, Actions& out);
   // Progress up to here is in the record.
   proto::Position Recorded() const;
+
+  // Domains that join and leave (run_core_drain.cc).
+  // It is part of the run and not about to leave.
+  bool Stays(const DomainMember& domain) const;
+  // So many are waited for where no survivor is.
+  std::int32_t WantedDomains() const;
+  Status CheckRoom(const proto::AgentHello& hello) const;
+  // Breaks the generation if others can go on, and sends away who has no part in it.
+  void LetDrainedGo(Moment at, Actions& out);
+  struct RegroupPlan PlanForStaying(const std::vector<struct CandidateDomain>& candidates) const;
+  void DismissLeftOut(Moment at, Actions& out);
+  void Dismiss(DomainMember& domain, Moment at, Actions& out);
+  std::string DomainWord(const DomainMember& domain) const;
 
   // Silence, hangs, deadlines, and the incidents (run_core_watch.cc).
   void CheckGenerations(Moment at, Actions& out);
@@ -158,6 +175,7 @@ class RunCore {
   std::map<std::string, double> checkpoint_seconds_;  // of its phase, at the commit
   std::string last_failure_;                     // of a domain or worker, for the message of an end
   std::map<std::string, std::int32_t> strikes_;  // failure -> times, since the last progress
+  std::set<std::string> drained_;                // domains that are to leave, or have left
   std::set<std::int32_t> awaited_;               // ranks of an orphan generation that are not back
   std::optional<TimePoint> gather_deadline_;     // of the generation that is being gathered
   std::optional<TimePoint> trouble_deadline_;    // a rank's collective failed

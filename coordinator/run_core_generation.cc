@@ -44,7 +44,8 @@ std::string NameOf(const WorkerMember& member) {
 
 void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Moment at,
                            Actions& out) {
-  const Status added = members_.AddAgent(from, hello, at.now);
+  Status added = CheckRoom(hello);
+  if (added) added = members_.AddAgent(from, hello, at.now);
   if (!added) {
     Refuse(from, added.error(), out);
     return;
@@ -60,6 +61,8 @@ void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Mo
   if (stage_ == Stage::kFarewell) {
     domains_told_ = false;
     CheckGone(at, out);
+  } else if (drained_.contains(domain.name)) {
+    if (!domain.running) Dismiss(domain, at, out);  // else it may still be needed
   } else if (stage_ != Stage::kFinishing && !domain.running) {
     StartDomain(domain, at, out);
   }
@@ -72,6 +75,7 @@ void RunCore::StartDomain(DomainMember& domain, Moment at, Actions& out) {
   domain.running = true;
   domain.started = at.now;
   domain.attempt = ++attempts_;
+  domain.worked = false;
   proto::Envelope envelope = NewEnvelope();
   proto::StartDomain& start = *envelope.mutable_start_domain();
   start.set_local_size(options_.config.ranks);
@@ -86,6 +90,10 @@ void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
   const proto::WorkerHello& hello = envelope.worker_hello();
   if (stage_ != Stage::kActive && stage_ != Stage::kStopping) {
     Refuse(from, Error(Code::kAborted, "the run is over"), out);
+    return;
+  }
+  if (drained_.contains(hello.domain()) && !hello.resumes()) {
+    Refuse(from, Error(Code::kAborted, "domain '" + hello.domain() + "' was drained"), out);
     return;
   }
   if (hello.resumes()) {
@@ -116,12 +124,20 @@ void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
   TryForm(at, out);
 }
 
+// The orphan generation waits for this very worker. (One that was left out of it names the rank
+// that it had before.)
+bool RunCore::IsAwaited(const proto::WorkerHello& hello) const {
+  if (!awaited_.contains(hello.rank()) || !start_.orphan) return false;
+  const auto& member = start_.orphan->members.at(static_cast<std::size_t>(hello.rank()));
+  return member.domain() == hello.domain() && member.local_rank() == hello.local_rank();
+}
+
 // A worker whose connection broke, because of the network or because the coordinator died.
 void RunCore::OnReturn(ConnectionId from, const std::string& address,
                        const proto::Envelope& envelope, Moment at, Actions& out) {
   const proto::WorkerHello& hello = envelope.worker_hello();
   const Generation said(envelope.generation());
-  if (members_.formed() && awaited_.contains(hello.rank())) {
+  if (members_.formed() && IsAwaited(hello)) {
     const Status back = members_.Reattach(from, address, hello, said, at.now);
     if (!back) {
       Refuse(from, back.error(), out);
@@ -222,6 +238,7 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
   if (!domain.running || (domain.attempt != 0 && exited.attempt() < domain.attempt)) return;
   domain.running = false;
   attempts_ = std::max(attempts_, exited.attempt());
+  if (domain.dismissed && stage_ != Stage::kFarewell) return;
   if (stage_ == Stage::kFarewell) {
     CheckGone(at, out);
     return;
@@ -241,9 +258,15 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
   }
   if (!domain.workers.empty()) LoseDomain(domain, end, "lost", at, out);
   KeepLastWords(domain.name, end, reason, at);
+  if (drained_.contains(domain.name)) {
+    Dismiss(domain, at, out);
+    return;
+  }
   if (stage_ != Stage::kActive) return;
   ++domain.failures;
-  if (StruckOut(end, at, out)) return;
+  // One that cannot even join a run that trains is its own affair.
+  const bool of_the_run = domain.worked || !members_.formed();
+  if (of_the_run && StruckOut(end, at, out)) return;
   if (domain.failures >= kDomainFailuresMax) {
     Event(at, "incident",
           "domain '" + domain.name + "' is given up: it ended " + std::to_string(domain.failures) +
@@ -295,10 +318,14 @@ void RunCore::BreakGeneration(const std::string& reason, Moment at, Actions& out
 
 void RunCore::TryForm(Moment at, Actions& out) {
   if (members_.formed() || (stage_ != Stage::kActive && stage_ != Stage::kStopping)) return;
-  std::int32_t whole = 0;
+  std::int32_t whole = 0;  // those that stay
+  bool any = false;
   bool survivors = false;
   for (const auto& [name, domain] : members_.domains()) {
-    if (members_.Whole(domain)) ++whole;
+    if (members_.Whole(domain)) {
+      any = true;
+      if (!drained_.contains(name)) ++whole;
+    }
     for (const auto& [local_rank, member] : domain.workers) {
       if (!member.ready) return;
       survivors = survivors || member.held.has_state();
@@ -307,7 +334,7 @@ void RunCore::TryForm(Moment at, Actions& out) {
   // Survivors do not wait for anybody; where all is lost, or nothing has begun, everybody is
   // waited for until the deadline.
   const bool late = deadline_ && at.now >= *deadline_;
-  if (whole == 0 || (!survivors && whole < options_.config.domains && !late)) return;
+  if (!any || (!survivors && whole < WantedDomains() && !late)) return;
   Form(at, out);
 }
 
@@ -320,7 +347,7 @@ void RunCore::Form(Moment at, Actions& out) {
     for (const auto& [rank, member] : domain.workers) candidate.held.push_back(member.held);
     candidates.push_back(std::move(candidate));
   }
-  RegroupPlan plan = PlanRegroup(candidates, options_.config.phases);
+  RegroupPlan plan = PlanForStaying(candidates);
   if (plan.start) {
     // Whoever is of the last generation holds what it has committed, or more.
     const proto::Position normal = Normalised(*plan.start, options_.config.phases);
@@ -368,6 +395,7 @@ void RunCore::Form(Moment at, Actions& out) {
     incident.formed_seconds = static_cast<double>(at.unix_ms - incident.unix_ms) / 1000.0;
   }
   SendAssignments(plan, at, out);
+  DismissLeftOut(at, out);
   UpdateMembers(at);
   GrantLeases(at, out);
   UpdateWord();

@@ -59,6 +59,7 @@ RunCore::RunCore(CoreOptions options, CoreStart start)
   state_.counters = start_.counters;
   state_.checkpoint_totals = start_.checkpoint_totals;
   state_.phases = NamePhases(options_.config.phases);
+  drained_ = start_.drained;
   restore_checkpoint_ = start_.restore_checkpoint;
   checkpoint_seconds_ = start_.checkpoint_seconds;
   for (const proto::CheckpointManifest& manifest : start_.checkpoints) {
@@ -199,6 +200,13 @@ void RunCore::Event(Moment at, std::string kind, std::string message) {
 
 void RunCore::UpdateMembers(Moment at) {
   state_.members.clear();
+  state_.domains.clear();
+  for (const auto& [name, domain] : members_.domains()) {
+    if (!domain.agent && domain.workers.empty()) continue;
+    state_.domains.push_back(DomainState{.name = name,
+                                         .word = DomainWord(domain),
+                                         .workers = static_cast<int>(domain.workers.size())});
+  }
   const auto seen_ms = [&at](TimePoint seen) {
     return at.unix_ms -
            std::chrono::duration_cast<std::chrono::milliseconds>(at.now - seen).count();

@@ -38,6 +38,7 @@ Actions RunCore::OnClosed(ConnectionId connection, const std::string& reason, Mo
     case Stage::kActive:
     case Stage::kStopping:
       if (done) break;
+      if (agent && domain->dismissed) break;  // it leaves as it was told to
       Event(at, "incident", who + " is lost: " + reason);
       // Workers speak for themselves; the agent may come back to them.
       if (agent) break;
@@ -82,7 +83,7 @@ void RunCore::CheckGenerations(Moment at, Actions& out) {
     if (domain.start_at && at.now >= *domain.start_at) StartDomain(domain, at, out);
     const bool working = domain.running && members_.Whole(domain);
     if (working && at.now - domain.started >= times().restart_forgotten) domain.failures = 0;
-    if (ever_formed_ && domain.running && !members_.Whole(domain) &&
+    if (ever_formed_ && domain.running && !domain.dismissed && !members_.Whole(domain) &&
         at.now - domain.started >= times().workers_join) {
       domain.started = at.now;
       deadline_ = at.now + times().workers_join;
@@ -197,8 +198,8 @@ void RunCore::CloseIncidents(bool all, Moment at, Actions& out) {
   std::vector<IncidentState> open;
   for (IncidentState& incident : state_.open_incidents) {
     // The survivors may be quicker than the last words of a domain that ends.
-    const bool told = incident.kind == "joined" || incident.domain.empty() ||
-                      incident.exited_seconds >= 0 ||
+    const bool told = incident.kind == "joined" || incident.kind == "drained" ||
+                      incident.domain.empty() || incident.exited_seconds >= 0 ||
                       at.unix_ms - incident.unix_ms >= timeouts::kLastWords.count();
     if (!all && (incident.resumed_seconds < 0 || !told)) {
       open.push_back(std::move(incident));

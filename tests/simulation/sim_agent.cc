@@ -84,6 +84,7 @@ void SimAgent::Perform(const AgentActions& actions) {
   }
   if (actions.quit) {
     alive_ = false;
+    sent_away_ = *actions.quit == 0;
     site_.network.CloseByClient(connection_);
   }
 }

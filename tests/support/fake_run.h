@@ -44,6 +44,7 @@ inline RunState ExampleRunState() {
   state.members[1].phase = 1;
   state.members[2].rank = 1;
   state.members[2].connected = false;
+  state.domains = {DomainState{"local", "working", 2}};
   state.checkpoints.resize(2);
   state.checkpoints[0].id = "p001-s000000100";
   state.checkpoints[0].word = CheckpointWord::kCommitted;
@@ -74,6 +75,9 @@ class FakeRun final : public RunControl {
   Status Resume(const std::string& by) override { return Called("resume", by); }
   Status RequestCheckpoint(const std::string& by) override { return Called("checkpoint", by); }
   Status Cancel(const std::string& by) override { return Called("cancel", by); }
+  Status Drain(const std::string& domain, const std::string& by) override {
+    return Called("drain " + domain, by);
+  }
   const RunState& state() const override { return current; }
 
   RunState current = ExampleRunState();

@@ -3,7 +3,6 @@
 
 #include <signal.h>
 
-#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
@@ -31,14 +30,6 @@ constexpr const char* kUsage =
     "  --domain NAME          name of this failure domain: letters, digits, '-', '_', '.'\n"
     "  --coordinator ADDRESS  IP address and control port of the coordinator\n"
     "  --worker FILE          worker program (default: dd2-worker beside this program)\n";
-
-bool IsDomainName(const std::string& name) {
-  return !name.empty() && name.size() <= 64 && name.front() != '.' &&
-         std::all_of(name.begin(), name.end(), [](char c) {
-           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-                  c == '-' || c == '_' || c == '.';
-         });
-}
 
 // Splits "HOST:PORT" at the last ':'; false when that is not what it is.
 bool ParseAddress(const std::string& text, AgentOptions& options) {

@@ -48,7 +48,7 @@ Status ControlClient::Connect(bool resumes) {
     const std::lock_guard lock(mutex_);
     *hello.mutable_worker_hello() = options_.hello;
     hello.mutable_worker_hello()->set_resumes(resumes);
-    if (working_ != 0) hello.mutable_worker_hello()->set_rank(rank_);
+    hello.mutable_worker_hello()->set_rank(working_ == 0 || over() ? -1 : rank_.load());
     *hello.mutable_worker_hello()->mutable_held() = held_;
     hello.set_run_id(run_id_);
     hello.set_generation(generation_);

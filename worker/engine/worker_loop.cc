@@ -39,7 +39,7 @@ std::string NumericMode(const RunConfig& config) {
 
 Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
                                                const Timeouts& timeouts,
-                                               const std::string& numeric_mode,
+                                               const CheckpointIdentity& identity,
                                                GenerationCollectives& collectives) {
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   ControlOptions control;
@@ -57,7 +57,9 @@ Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
   control.hello.set_local_size(options.local_size);
   control.hello.set_pid(getpid());
   control.hello.set_host(host);
-  control.hello.set_numeric_mode(numeric_mode);
+  control.hello.set_numeric_mode(identity.numeric_mode);
+  control.hello.set_teacher_digest(identity.teacher_digest);
+  control.hello.set_code_version(identity.code_version);
   return ControlClient::Join(control);
 }
 
@@ -341,7 +343,7 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   GenerationCollectives collectives;
   PhaseSteps steps(options, config, teacher, collectives, state, numeric_mode);
   DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control,
-                 JoinRun(options, config.timeouts, numeric_mode, collectives));
+                 JoinRun(options, config.timeouts, identity, collectives));
   WorkerLoop loop(options, config, *control, collectives, steps, state, std::move(identity));
   Result<WorkerOutcome> outcome = loop.Run();
   if (!outcome) {
