@@ -1,7 +1,6 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <thread>
@@ -12,6 +11,7 @@
 #include "cli/join_session.h"
 #include "common/exit_codes.h"
 #include "common/process.h"
+#include "common/run_config.h"
 
 namespace dd2 {
 namespace {
@@ -30,7 +30,7 @@ struct DrainArguments {
 // HOST-PID: nobody else's.
 std::string OwnDomainName() {
   std::string name = HostName();
-  std::erase_if(name, [](char c) { return !IsDomainName(std::string(1, c)) && c != '.'; });
+  std::erase_if(name, [](char c) { return !IsDomainName(std::string("x") + c); });
   return name.substr(0, 40) + "-" + std::to_string(::getpid());
 }
 

@@ -15,6 +15,13 @@ bool HasRanks(const DomainMember& domain) {
                      [](const auto& entry) { return entry.second.rank.has_value(); });
 }
 
+// Fresh workers, or none.
+bool HoldsNothing(const DomainMember& domain) {
+  return std::all_of(domain.workers.begin(), domain.workers.end(), [](const auto& entry) {
+    return entry.second.ready && !entry.second.held.has_state();
+  });
+}
+
 bool IsHere(const DomainMember& domain) { return domain.agent || !domain.workers.empty(); }
 
 }  // namespace
@@ -80,8 +87,13 @@ Result<Actions> RunCore::Drain(const std::string& name, const std::string& by, M
   record.mutable_domain_drained()->set_by(by);
   Journal(std::move(record), out);
   Event(at, "member", "domain '" + name + "' is to leave the run, asked for by " + by);
+  // A restarted coordinator does not know yet who holds what.
+  const bool known_state = awaited_.empty() && !(start_.recovered && gather_deadline_);
   // While the run is paused no step ends.
   if (desired_.paused() || !HasRanks(found->second)) LetDrainedGo(at, out);
+  if (!members_.formed() && known_state && HoldsNothing(found->second)) {
+    Dismiss(found->second, at, out);
+  }
   TryForm(at, out);
   UpdateMembers(at);
   ++state_.version;

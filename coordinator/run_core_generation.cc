@@ -251,6 +251,11 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
   Event(at, "incident", reason);
   // A worker's own words explain more.
   if (last_failure_.empty()) last_failure_ = reason;
+  if (drained_.contains(domain.name)) {
+    if (!domain.workers.empty()) LoseDomain(domain, end, "lost", at, out);
+    Dismiss(domain, at, out);
+    return;
+  }
   // What cannot even begin would not begin the next time; somebody's kill is another matter.
   if (!ever_formed_ && exited.exit_status() < 128) {
     Fail(last_failure_, at, out);
@@ -258,10 +263,6 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
   }
   if (!domain.workers.empty()) LoseDomain(domain, end, "lost", at, out);
   KeepLastWords(domain.name, end, reason, at);
-  if (drained_.contains(domain.name)) {
-    Dismiss(domain, at, out);
-    return;
-  }
   if (stage_ != Stage::kActive) return;
   ++domain.failures;
   // One that cannot even join a run that trains is its own affair.

@@ -115,7 +115,7 @@ class DrainTest : public testing::Test {
     return std::any_of(sent.begin(), sent.end(), [](const auto& e) { return e.has_regroup(); });
   }
   // The generation that is being gathered.
-  std::uint64_t Gathered() const { return journal_.back().generation_broken().generation(); }
+  std::uint64_t Gathered() const { return ReplayJournal(journal_).last_generation.value(); }
   // Names of the domains of the newest generation.
   std::string Formed() const {
     std::string names;
@@ -165,7 +165,7 @@ TEST_F(DrainTest, LeavesAtTheEndOfAStepWithoutLoss) {
   EXPECT_EQ(state().incidents[0].steps_lost, 0);
 
   SayExited('a', 143, 1);
-  Tick(Timeouts().restart_last);
+  Tick(Timeouts().restart_first * 10);
   EXPECT_THAT(SentTo(Agent('a')), IsEmpty()) << "it is not started again";
   Take(core_->OnClosed(Agent('a'), "closed", at_));
   EXPECT_EQ(state().word, RunWord::kRunning);
@@ -211,6 +211,18 @@ TEST_F(DrainTest, ANewcomerGetsTheStateBeforeItsOnlyHolderLeaves) {
   EXPECT_EQ(Formed(), "b");
   EXPECT_EQ(SentTo(Worker('b')).at(0).assignment().start().step(), 6);
   EXPECT_TRUE(SentTo(Agent('a')).at(0).has_stop_domain());
+}
+
+TEST_F(DrainTest, BeforeTheRunHasBegunItIsNotWaitedFor) {
+  Begin();
+  SayAgentHello('a');
+  SayAgentHello('b');
+  ASSERT_TRUE(Drain('b'));
+  EXPECT_TRUE(SentTo(Agent('b')).at(0).has_stop_domain());
+  SayExited('b', 1, 2);
+  EXPECT_EQ(state().word, RunWord::kWaiting) << "that its start failed does not matter";
+  SayWorkerHello('a');
+  EXPECT_EQ(Formed(), "a");
 }
 
 TEST_F(DrainTest, APausedRunDoesNotWaitForTheEndOfAStep) {
