@@ -52,13 +52,11 @@ Result<ControlFile> FindCoordinator(const std::filesystem::path& run) {
     return Error(Code::kNotFound, "there is no run folder " + run.string());
   }
   DD2_TRY_ASSIGN(ControlFile file, ReadControlFile(run));
-  if (file.OnlyLoopback() && !file.machine.empty() && file.machine != HostName()) {
+  if (file.OnlyForItsMachine() && !file.machine.empty() && file.machine != HostName()) {
     return Error(Code::kFailedPrecondition,
-                 "the coordinator of " + run.string() + " listens on " + file.control_host +
-                     " of " + file.machine +
-                     " alone: start the run with --set api.host=ADDRESS, "
-                     "an address of " +
-                     file.machine + " that this machine reaches");
+                 "the coordinator of " + run.string() + " waits at " + file.control_host + " of " +
+                     file.machine + ", where this machine cannot reach it: start the run with " +
+                     "--set api.host=ADDRESS, an address of " + file.machine);
   }
   return file;
 }

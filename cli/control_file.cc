@@ -11,15 +11,16 @@ namespace json = boost::json;
 
 constexpr const char* kLoopback = "127.0.0.1";
 
+bool IsWildcard(const std::string& host) { return host == "0.0.0.0" || host == "::"; }
+
 }  // namespace
 
 std::string ControlFile::Address() const {
-  const bool everywhere = control_host == "0.0.0.0" || control_host == "::";
-  return (everywhere ? kLoopback : control_host) + ":" + std::to_string(control_port);
+  return (IsWildcard(control_host) ? kLoopback : control_host) + ":" + std::to_string(control_port);
 }
 
-bool ControlFile::OnlyLoopback() const {
-  return control_host.starts_with("127.") || control_host == "::1";
+bool ControlFile::OnlyForItsMachine() const {
+  return IsWildcard(control_host) || control_host.starts_with("127.") || control_host == "::1";
 }
 
 Result<ControlFile> ReadControlFile(const std::filesystem::path& run) {

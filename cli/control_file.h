@@ -17,7 +17,8 @@ struct ControlFile {
 
   // "127.0.0.1:4711" for agents. Who listens on every address is on this machine.
   std::string Address() const;
-  bool OnlyLoopback() const;
+  // Nobody on another machine can be led to it.
+  bool OnlyForItsMachine() const;
 };
 
 // kUnavailable: no coordinator is there; kCorruption: it is no such file.

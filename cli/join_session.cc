@@ -75,8 +75,7 @@ void JoinSession::AskToLeave() {
              : "it stays: " + error.message() + " (Ctrl-C again: leave at once)");
 }
 
-std::string JoinSession::TailOf(const std::string& log) const {
-  constexpr std::size_t tail_bytes = 2000;
+std::string JoinSession::TailOf(const std::string& log, std::size_t tail_bytes) const {
   const auto text = RealFileSystem().Read(run_ / "logs" / log);
   if (!text || text->empty()) return "";
   std::string tail = text->substr(text->size() - std::min(text->size(), tail_bytes));
@@ -88,7 +87,7 @@ int JoinSession::Conclude() {
   const int status = agents_.FirstEnded().status;
   if (status == kExitOk) {
     Say("domain " + domain_ + " has left the run" +
-        (leave_answered_ ? std::string() : TailOf("agent-" + domain_ + ".log")));
+        (leave_answered_ ? std::string() : TailOf("agent-" + domain_ + ".log", 300)));
     return kExitOk;
   }
   std::string message = "dd2-agent ended with " + DescribeStatus(status) +

@@ -30,7 +30,8 @@ class JoinSession {
   // Asks for the drain; again later if nobody answers.
   void AskToLeave();
   int Conclude();
-  std::string TailOf(const std::string& log) const;
+  // The last lines of a log of the run, with its path; empty when there are none.
+  std::string TailOf(const std::string& log, std::size_t tail_bytes = 2000) const;
 
   const std::filesystem::path run_;
   const std::string domain_;
