@@ -20,6 +20,8 @@ void AddCheckpointCommands(CLI::App& app, int& exit_code);  // checkpoint [ls|ve
 void AddConfigCommands(CLI::App& app, int& exit_code);      // config check|show
 void AddCacheCommands(CLI::App& app, int& exit_code);       // cache stats
 void AddWorkerCommands(CLI::App& app, int& exit_code);      // teacher, sample, eval, export
+void AddAgentCommands(CLI::App& app, int& exit_code);       // agent join, drain
+void AddIncidentsCommand(CLI::App& app, int& exit_code);    // incidents
 void AddReportCommands(CLI::App& app, int& exit_code);      // report, version
 
 // Whether `word` is neither an option nor a command of `app`; if so, says it and names the nearest.

@@ -33,6 +33,8 @@ Result<json::object> AskCoordinator(const std::filesystem::path& folder) {
   if (const json::value* list = checkpoints.if_contains("checkpoints")) {
     document["checkpoints"] = *list;
   }
+  DD2_TRY_ASSIGN(const json::object members, GetObject(client, "/api/v1/members"));
+  if (const json::value* list = members.if_contains("domains")) document["domains"] = *list;
   document["live"] = true;
   return document;
 }

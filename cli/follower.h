@@ -59,9 +59,10 @@ class Follower {
   std::uint64_t last_event_ = 0;
 };
 
-// The API's run document with "phases", "checkpoints", "live" and "folder" added, or the same from
-// the folder's files when no coordinator is there (state "interrupted" when it never ended the
-// run). kNotFound: no run there; kDeadlineExceeded: a coordinator is there and does not answer.
+// The API's run document with "phases", "checkpoints", "domains", "live" and "folder" added, or the
+// same from the folder's files when no coordinator is there (state "interrupted" when it never
+// ended the run). kNotFound: no run there; kDeadlineExceeded: a coordinator is there and does not
+// answer.
 Result<boost::json::object> DescribeRun(const std::filesystem::path& folder);
 
 // Columns of the terminal on standard output; 0: unknown.

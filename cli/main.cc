@@ -22,6 +22,8 @@ int main(int argc, char** argv) {
   dd2::AddConfigCommands(app, exit_code);
   dd2::AddCacheCommands(app, exit_code);
   dd2::AddWorkerCommands(app, exit_code);
+  dd2::AddAgentCommands(app, exit_code);
+  dd2::AddIncidentsCommand(app, exit_code);
   dd2::AddReportCommands(app, exit_code);
   if (argc > 1 && dd2::IsUnknownCommand(app, argv[1])) return dd2::kExitUsage;
   try {

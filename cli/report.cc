@@ -453,6 +453,38 @@ std::string TimeAndStorage(const ReportData& data) {
   return html + "</div>\n";
 }
 
+std::string Incidents(const ReportData& data) {
+  if (data.incidents.empty()) return {};
+  const auto at = [](const std::optional<double>& seconds) {
+    return "<td class=\"n\">" + Cell(seconds, [](double s) { return CountText(s * 1000); }) +
+           "</td>";
+  };
+  std::string rows;
+  for (const Incident& incident : data.incidents) {
+    const auto kind = data.phase_kinds.find(incident.phase);
+    std::string what = EscapeHtml(incident.reason);
+    if (!incident.evidence.empty()) {
+      what += "<details><summary>evidence</summary><pre>" + EscapeHtml(incident.evidence) +
+              "</pre></details>";
+    }
+    rows += "<tr><td>" + FormatMoment(incident.unix_ms) + "</td><td>" + EscapeHtml(incident.kind) +
+            "</td><td>" + EscapeHtml(incident.domain.empty() ? "–" : incident.domain) +
+            "</td><td>" +
+            EscapeHtml(kind == data.phase_kinds.end() ? std::to_string(incident.phase + 1)
+                                                      : kind->second) +
+            " " + std::to_string(incident.step) + "</td><td>" + what + "</td>" +
+            at(incident.formed_seconds) + at(incident.resumed_seconds) + "<td class=\"n\">" +
+            std::to_string(incident.steps_lost) + "</td></tr>\n";
+  }
+  return "<h2>Incidents</h2>\n<div class=\"scroll\"><table><thead><tr><th>Noticed</th><th>Kind</th>"
+         "<th>Domain</th><th>Phase, step</th><th>What</th><th class=\"n\">Formed again, ms</th>"
+         "<th class=\"n\">Next step, ms</th><th class=\"n\">Steps lost</th></tr></thead><tbody>\n" +
+         rows +
+         "</tbody></table></div>\n<p class=\"note\">Times since notice. Steps lost were done "
+         "again; "
+         "the result is that of the undisturbed run.</p>\n";
+}
+
 std::string Reproduce(const ReportData& data) {
   std::string command = FindText(data.result, "command").value_or("");
   if (command.empty()) {
@@ -493,7 +525,7 @@ Status WriteReport(const std::filesystem::path& run) {
   html += ReportStyle();
   html += "</style>\n</head>\n<body>\n<main>\n";
   html += Header(data) + Images(data) + Quality(data) + Speed(data) + Curves(data) +
-          TimeAndStorage(data) + Reproduce(data);
+          TimeAndStorage(data) + Incidents(data) + Reproduce(data);
   html += "</main>\n</body>\n</html>\n";
   return WriteFileAtomically(RealFileSystem(), run / "report.html", html);
 }

@@ -11,6 +11,7 @@ namespace dd2 {
 //   result.json                 figures of the finished run (optional while metrics.jsonl is there)
 //   metrics.jsonl               one object a line {phase, kind, step, time, "<metric>": value, ...}
 //   config.yaml                 settings as used (optional)
+//   incidents.jsonl             losses and arrivals (optional)
 //   samples/{teacher,generator,start,real,reconstruction}.png   grids, rows = classes (optional)
 // What is missing is left out of the page. Written atomically; callable from any thread.
 // kNotFound: neither result.json nor metrics.jsonl; kCorruption: result.json is not a JSON object.

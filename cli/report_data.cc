@@ -134,6 +134,10 @@ Result<ReportData> LoadReportData(const std::filesystem::path& run) {
     data.result = std::move(value.get_object());
   }
   AddMetrics(metrics, data);
+  DD2_TRY_ASSIGN(const json::array incidents, ReadIncidents(run));
+  for (const json::value& value : incidents) {
+    data.incidents.push_back(IncidentOf(value.get_object()));
+  }
   for (const std::string_view name : kPictures) {
     bool found = false;
     const auto path = run / "samples" / (std::string(name) + ".png");

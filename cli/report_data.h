@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/incidents.h"
 #include "common/json.h"
 #include "common/result.h"
 
@@ -35,6 +36,7 @@ struct ReportData {
   std::map<std::string, std::vector<MetricPoint>> metrics;  // by name, in the order of the file
   std::map<std::int64_t, std::string> phase_kinds;          // phase index -> "csd"
   std::string config_yaml;
+  std::vector<Incident> incidents;
   std::map<std::string, ReportPicture> pictures;  // by file name without ".png"
 };
 

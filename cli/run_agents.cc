@@ -32,11 +32,11 @@ std::string DescribeStatus(int status) {
   return text;
 }
 
-RunAgents::RunAgents(std::filesystem::path program, std::filesystem::path run, int domains,
-                     const Clock& clock)
-    : program_(std::move(program)), run_(std::move(run)), clock_(clock) {
-  for (std::string& name : DomainNames(domains)) {
-    agents_.push_back(Agent{std::move(name), RestartPolicy(agent_limits), {}, {}, {}});
+RunAgents::RunAgents(std::filesystem::path program, std::filesystem::path run,
+                     const std::vector<std::string>& domains, const Clock& clock, Restarts restarts)
+    : program_(std::move(program)), run_(std::move(run)), clock_(clock), restarts_(restarts) {
+  for (const std::string& name : domains) {
+    agents_.push_back(Agent{name, RestartPolicy(agent_limits), {}, {}, {}});
   }
 }
 
@@ -60,8 +60,9 @@ Status RunAgents::Start(std::string address) {
 
 // What is to be said about it; empty when there is nothing.
 std::string RunAgents::OnEnded(Agent& agent) {
-  // 0: the coordinator ended this domain.
+  // 0: the coordinator ended this domain, with the run or because it was drained.
   if (*agent.status == kExitOk || !restarting_) return "";
+  if (restarts_ == Restarts::kKilledOnly && *agent.status <= 128) return "";
   const std::string what =
       "dd2-agent of domain " + agent.domain + " ended with " + DescribeStatus(*agent.status);
   agent.starts_at = agent.policy.OnEnded(clock_.Now());

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -23,8 +24,12 @@ std::vector<std::string> DomainNames(int domains);
 // destructor kills them.
 class RunAgents {
  public:
-  RunAgents(std::filesystem::path program, std::filesystem::path run, int domains,
-            const Clock& clock);
+  // Which ends are followed by a new start: all but those on the coordinator's word, or those by a
+  // signal, as an agent that ended by itself had a reason.
+  enum class Restarts : std::uint8_t { kAll, kKilledOnly };
+  RunAgents(std::filesystem::path program, std::filesystem::path run,
+            const std::vector<std::string>& domains, const Clock& clock,
+            Restarts restarts = Restarts::kAll);
 
   // Starts all of them; `address` is the coordinator's control address, HOST:PORT.
   Status Start(std::string address);
@@ -61,6 +66,7 @@ class RunAgents {
   const Clock& clock_;
   std::string address_;
   std::vector<Agent> agents_;
+  const Restarts restarts_;
   bool restarting_ = true;
 };
 

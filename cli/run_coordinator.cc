@@ -4,27 +4,19 @@
 
 #include <utility>
 
-#include "cli/report_data.h"
+#include "cli/control_file.h"
 #include "common/file.h"
-#include "common/json.h"
 
 namespace dd2 {
 namespace {
 
 namespace fs = std::filesystem;
-namespace json = boost::json;
 
 // "127.0.0.1:4711" for workers and agents, once `pid` has written it.
 std::optional<std::string> ControlAddress(const fs::path& folder, pid_t pid) {
-  const auto text = RealFileSystem().Read(folder / "coordinator.json");
-  if (!text) return std::nullopt;
-  boost::system::error_code code;
-  const json::value value = json::parse(*text, code);
-  if (code || !value.is_object()) return std::nullopt;
-  const auto writer = FindNumber(value.get_object(), "pid");
-  const auto port = FindNumber(value.get_object(), "control_port");
-  if (!writer || !port || static_cast<pid_t>(*writer) != pid) return std::nullopt;
-  return "127.0.0.1:" + std::to_string(static_cast<int>(*port));
+  const Result<ControlFile> file = ReadControlFile(folder);
+  if (!file || static_cast<pid_t>(file->pid) != pid) return std::nullopt;
+  return file->Address();
 }
 
 }  // namespace

@@ -54,6 +54,7 @@ void ApplyRecord(const proto::JournalRecord& record, RunFiles& files) {
   switch (record.event_case()) {
     case proto::JournalRecord::kRunStarted:
       files.run_id = record.run_started().run_id();
+      files.started_unix_ms = record.unix_ms();
       files.outcome.clear();
       files.message.clear();
       break;

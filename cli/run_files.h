@@ -25,6 +25,7 @@ struct RunFiles {
   std::string run_id;
   std::string outcome;  // finished, stopped, failed; empty: the coordinator never said goodbye
   std::string message;
+  std::int64_t started_unix_ms = 0;  // of the newest life
   std::uint64_t generation = 0;
   std::vector<std::optional<double>> finished;  // seconds of each finished phase
   std::string metrics_jsonl;

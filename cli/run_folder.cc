@@ -124,13 +124,18 @@ struct ResumeCheck {
   std::vector<ConfigDifference> ignored;
 };
 
+// What a resume takes over from the new configuration.
+bool MayDiffer(const std::string& key) {
+  return key == "domains" || key == "ranks" || key.starts_with("timeouts.");
+}
+
 // A difference is fatal when it alone changes the digest of the stored configuration.
 Result<ResumeCheck> CompareForResume(const RunConfig& stored, const RunConfig& asked) {
   const std::string stored_yaml = DumpRunConfig(stored);
   DD2_TRY_ASSIGN(const auto differences, DiffConfigs(stored_yaml, DumpRunConfig(asked)));
   ResumeCheck check;
   for (const auto& difference : differences) {
-    if (difference.key == "domains" || difference.key == "ranks") continue;
+    if (MayDiffer(difference.key)) continue;
     const auto changed = ParseRunConfig(stored_yaml, "stored configuration", fs::current_path(),
                                         {difference.key + "=" + difference.after});
     // What cannot be tried alone (a phase more or less, two settings that depend on each other) is
@@ -168,9 +173,12 @@ tl::expected<PreparedRun, StartFailure> PrepareResume(const fs::path& folder,
     run.notes.push_back(difference.key + " stays " + difference.before + " (" +
                         request.config.string() + " says " + difference.after + ")");
   }
-  if (run.config.domains != asked.domains || run.config.ranks != asked.ranks) {
-    run.config.domains = asked.domains;
-    run.config.ranks = asked.ranks;
+  RunConfig& config = run.config;
+  if (config.domains != asked.domains || config.ranks != asked.ranks ||
+      config.timeouts != asked.timeouts) {
+    config.domains = asked.domains;
+    config.ranks = asked.ranks;
+    config.timeouts = asked.timeouts;
     if (auto written =
             WriteFileAtomically(RealFileSystem(), folder / config_name, DumpRunConfig(run.config));
         !written) {

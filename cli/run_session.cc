@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <thread>
 
+#include "cli/incidents.h"
 #include "cli/report.h"
 #include "cli/result_table.h"
 #include "cli/run_files.h"
@@ -20,7 +21,7 @@ using std::chrono::seconds;
 constexpr milliseconds children_end = timeouts::kFarewell + timeouts::kDomainKill + seconds(5);
 constexpr milliseconds agent_grace = timeouts::kDomainKill + seconds(3);
 // Until the coordinator, which sees the agent's connection break, has ended the run with a reason.
-constexpr milliseconds agent_loss_notice = timeouts::kLossReason + timeouts::kFarewell + seconds(5);
+constexpr milliseconds agent_loss_notice = timeouts::kFarewell + seconds(10);
 constexpr milliseconds poll_interval{50};
 constexpr std::size_t tail_lines = 15;
 
@@ -42,7 +43,7 @@ RunSession::RunSession(PreparedRun run, RunPrograms programs, std::string comman
       clock_(clock),
       live_(live),
       coordinator_(programs_.coordinator, run_.folder, command_, clock),
-      agents_(programs_.agent, run_.folder, run_.config.domains, clock) {}
+      agents_(programs_.agent, run_.folder, DomainNames(run_.config.domains), clock) {}
 
 int RunSession::Tell(int exit_code, const std::string& message) const {
   std::fflush(stdout);
@@ -118,13 +119,28 @@ void RunSession::AskToStop() {
   stop_noted_ = true;
 }
 
+bool RunSession::OthersWork() const {
+  auto client = HttpClient::ForRun(run_.folder);
+  if (!client) return false;
+  const auto answer = client->Get("/api/v1/members");
+  if (!answer || answer->status >= 300) return false;
+  boost::system::error_code failure;
+  const boost::json::value document = boost::json::parse(answer->body, failure);
+  const boost::json::value* domains =
+      failure || !document.is_object() ? nullptr : document.get_object().if_contains("domains");
+  return domains != nullptr && domains->is_array() && !domains->get_array().empty();
+}
+
 bool RunSession::AgentsAreLost() {
   if (!agents_.AllEnded()) {
     agents_lost_.reset();
     return false;
   }
   if (!agents_lost_) agents_lost_ = clock_.Now();
-  return clock_.Now() - *agents_lost_ > agent_loss_notice;
+  if (clock_.Now() - *agents_lost_ <= agent_loss_notice) return false;
+  if (!OthersWork()) return true;
+  agents_lost_.reset();
+  return false;
 }
 
 bool RunSession::ShouldStop() {
@@ -194,6 +210,35 @@ int RunSession::ConcludeDead(const std::string& state) {
   return Tell(kExitRunFailed, message + "\n" + HowToResume());
 }
 
+int RunSession::ConcludeHopeless(const RunFiles& files, const std::string& reason) {
+  std::string text = "the run failed and would fail again: " + reason + "\n\nWhat happened:\n\n";
+  if (const auto incidents = ReadIncidents(run_.folder)) {
+    for (const boost::json::value& value : *incidents) {
+      const Incident incident = IncidentOf(value.get_object());
+      if (incident.unix_ms < files.started_unix_ms || incident.resumed_seconds) continue;
+      text += FormatIncident(incident, PhaseNames(run_.config.phases)) + "\n";
+    }
+  }
+  const std::string folder = run_.folder.string();
+  text +=
+      "What to do:\n"
+      "  1. Do not start it again as it is: it would end at the same step.\n"
+      "  2. Find the cause: the reason above, " +
+      folder +
+      "/logs, and what came before\n"
+      "     (dd2 incidents " +
+      folder +
+      ").\n"
+      "  3. Mend it (a file, memory, the build). If a setting that decides the result must\n"
+      "     change, start a new run in another folder.\n"
+      "  4. " +
+      HowToResume() +
+      "\n"
+      "     Checkpoints that it can go on from: dd2 checkpoint ls " +
+      folder;
+  return Tell(kExitDoNotRestart, text);
+}
+
 // What became of the run is read from its files: they are what a resume starts from.
 int RunSession::Conclude() {
   const auto files = ReadRunFiles(run_.folder);
@@ -207,6 +252,7 @@ int RunSession::Conclude() {
   std::string reason = files->message;
   while (reason.ends_with('\n')) reason.pop_back();
   const int status = coordinator_.status().value_or(kExitRunFailed);
+  if (status == kExitDoNotRestart) return ConcludeHopeless(*files, reason);
   return Tell(status == kExitCannotStart || status == kExitBadData ? status : kExitRunFailed,
               "the run failed: " + reason + "\n" + HowToResume() +
                   "\nLogs: " + (run_.folder / "logs").string());

@@ -9,6 +9,7 @@
 #include "cli/follower.h"
 #include "cli/run_agents.h"
 #include "cli/run_coordinator.h"
+#include "cli/run_files.h"
 #include "cli/run_folder.h"
 #include "cli/signals.h"
 #include "common/clock.h"
@@ -44,6 +45,8 @@ class RunSession {
   void OnSignal();
   // Asks the coordinator to stop the run; again later if it is away.
   void AskToStop();
+  // Domains that joined from elsewhere (dd2 agent join) go on without ours.
+  bool OthersWork() const;
   bool AgentsAreLost();
   void Note(const std::string& line);
   // Waits for the children to end by themselves, then ends what is left.
@@ -52,6 +55,8 @@ class RunSession {
   int Abandon(const std::string& message);
   int Conclude();
   int ConcludeFinished();
+  // After the same failure again and again: what failed, where, the evidence, what to do.
+  int ConcludeHopeless(const RunFiles& files, const std::string& reason);
   int ConcludeDead(const std::string& state);
   int Tell(int exit_code, const std::string& message) const;
   std::string HowToResume() const;

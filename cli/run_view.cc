@@ -101,6 +101,15 @@ Status ApplyDocument(const json::object& document, RunView& view) {
     view.phase_count = view.phases.size();
   }
   ApplyCurrentPhase(document, view);
+  if (const json::value* domains = document.if_contains("domains");
+      domains && domains->is_array()) {
+    view.domains.clear();
+    for (const auto& domain : domains->get_array()) {
+      if (!domain.is_object()) return Error(Code::kCorruption, "a domain is not a JSON object");
+      view.domains.emplace_back(FindText(domain.get_object(), "name").value_or(""),
+                                FindText(domain.get_object(), "state").value_or(""));
+    }
+  }
   if (const json::object* metrics = FindObject(document, "metrics")) {
     view.metrics.clear();
     for (const auto& [name, value] : *metrics) {
@@ -155,6 +164,11 @@ std::string FormatStatus(const RunView& view, std::string_view folder) {
   if (!view.message.empty()) {
     out += "  " + view.message.substr(0, view.message.find_last_not_of('\n') + 1) + "\n";
   }
+  std::string domains;
+  for (const auto& [name, state] : view.domains) {
+    domains += (domains.empty() ? "  domains: " : ", ") + name + " " + state;
+  }
+  if (!domains.empty()) out += domains + "\n";
   for (std::size_t i = 0; i < view.phases.size(); ++i) {
     const PhaseView& phase = view.phases[i];
     const PhaseProgress progress = ProgressOf(view, i);

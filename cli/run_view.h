@@ -33,10 +33,11 @@ struct RunView {
   std::int64_t generation = 0;
   std::size_t phase = 0;  // index of the current one; phase_count when all are done
   std::size_t phase_count = 0;
-  std::vector<PhaseView> phases;                        // empty until ApplyPhases
-  std::vector<std::pair<std::string, double>> metrics;  // newest value of each name
-  double steps_per_second = 0;                          // of the current phase; 0: not known
-  double remaining_seconds = -1;                        // of the current phase; negative: not known
+  std::vector<PhaseView> phases;                             // empty until ApplyPhases
+  std::vector<std::pair<std::string, std::string>> domains;  // of a live run: name and state
+  std::vector<std::pair<std::string, double>> metrics;       // newest value of each name
+  double steps_per_second = 0;                               // of the current phase; 0: not known
+  double remaining_seconds = -1;  // of the current phase; negative: not known
 };
 
 // Takes what is in a document over into `view` and leaves the rest. kCorruption: it is not one.

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <cmath>
 #include <type_traits>
 
@@ -31,6 +32,8 @@ std::string BoundsText(const SettingInfo& info) {
   if (info.min == info.max) return "only " + Bound(info.min);
   return "from " + Bound(info.min) + " to " + Bound(info.max);
 }
+
+using std::chrono::milliseconds;
 
 template <class T>
 std::string ParseNumber(const std::string& text, const SettingInfo& info, T& value) {
@@ -71,6 +74,11 @@ std::string ParseScalar(const std::string& text, const SettingInfo& info,
           }
           *value = text == "true";
           return "";
+        } else if constexpr (std::is_same_v<T, milliseconds>) {
+          double seconds = 0;
+          std::string problem = ParseNumber(text, info, seconds);
+          if (problem.empty()) *value = milliseconds(std::llround(seconds * 1000));
+          return problem;
         } else {
           return ParseNumber(text, info, *value);
         }
@@ -80,6 +88,7 @@ std::string ParseScalar(const std::string& text, const SettingInfo& info,
 
 const char* TypeName(const SettingField& field) {
   if (std::holds_alternative<double*>(field)) return "a number";
+  if (std::holds_alternative<milliseconds*>(field)) return "a number";
   if (std::holds_alternative<bool*>(field)) return "true or false";
   if (std::holds_alternative<std::string*>(field)) return "text";
   return "a whole number";
@@ -230,6 +239,8 @@ std::string FormatField(const SettingField& field) {
           return *value ? "true" : "false";
         } else if constexpr (std::is_same_v<T, double>) {
           return Number(*value);
+        } else if constexpr (std::is_same_v<T, milliseconds>) {
+          return Number(static_cast<double>(value->count()) / 1000.0);
         } else {
           return std::to_string(*value);
         }

@@ -17,6 +17,7 @@ class RunRules {
 
   void CheckAll(const std::vector<std::size_t>& positions) {
     CheckGlobals();
+    CheckTimes();
     if (complete_ && config_.phases.empty()) Add("phases", {}, "the list is empty");
     for (std::size_t i = 0; i < config_.phases.size(); ++i) {
       CheckPhase(config_.phases[i], "phases." + std::to_string(positions[i]),
@@ -59,6 +60,14 @@ class RunRules {
       Add("name", {},
           "\"" + name.substr(0, 100) +
               "\" is no folder name: 1 to 100 letters, digits, '-', '_' or '.'");
+    }
+  }
+
+  void CheckTimes() {
+    for (const TimeoutConflict& conflict : CheckTimeouts(config_.timeouts)) {
+      std::vector<std::string> also_read;
+      if (!conflict.other.empty()) also_read.push_back("timeouts." + conflict.other);
+      Add("timeouts." + conflict.setting, also_read, conflict.problem);
     }
   }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <limits>
@@ -19,8 +20,9 @@ namespace dd2 {
 // end are the only place where a setting's key, unit, bounds and sentence stand; its default is
 // that of the struct.
 
-using SettingField =
-    std::variant<int*, std::int64_t*, std::uint64_t*, double*, bool*, std::string*>;
+// A duration is written in seconds, "0.5".
+using SettingField = std::variant<int*, std::int64_t*, std::uint64_t*, double*, bool*, std::string*,
+                                  std::chrono::milliseconds*>;
 
 // What else is true of a setting; combined with |.
 enum SettingFlags : unsigned {

@@ -287,6 +287,11 @@ std::size_t KillDescendants(std::chrono::milliseconds limit) {
   }
 }
 
+std::string HostName() {
+  char name[256] = {};
+  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
+}
+
 Result<std::string> FindProgram(const std::string& name) {
   if (name.find('/') != std::string::npos) {
     std::error_code error;

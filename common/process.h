@@ -64,6 +64,8 @@ std::vector<pid_t> DescendantsOf(pid_t root);
 // `limit` has passed. How many were killed. Do not call while a ChildProcess is still wanted.
 std::size_t KillDescendants(std::chrono::milliseconds limit);
 
+// Of this machine; "unknown" when it has none.
+std::string HostName();
 // The full path of a program as execvp would find it; kNotFound.
 Result<std::string> FindProgram(const std::string& name);
 // The folder that this process's own binary lies in.

@@ -1,5 +1,7 @@
 #include "common/run_config.h"
 
+#include <algorithm>
+
 #include "common/check.h"
 
 namespace dd2 {
@@ -69,6 +71,14 @@ std::optional<PhaseKind> ParsePhaseKind(std::string_view name) {
     if (name == PhaseKindName(kind)) return kind;
   }
   return std::nullopt;
+}
+
+bool IsDomainName(std::string_view name) {
+  return !name.empty() && name.size() <= 64 && name.front() != '.' &&
+         std::all_of(name.begin(), name.end(), [](char c) {
+           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                  c == '-' || c == '_' || c == '.';
+         });
 }
 
 PhaseConfig DefaultPhase(PhaseKind kind) {

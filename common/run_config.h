@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "common/timeouts.h"
+
 namespace dd2 {
 
 // The settings of a run, immutable once loaded. common/config.h reads it from YAML, where each
@@ -121,6 +123,7 @@ struct RunConfig {
   CheckpointConfig checkpoint;
   EvalConfig eval;
   ApiConfig api;
+  Timeouts timeouts;
   std::vector<PhaseConfig> phases;  // teacher check first (added when absent), export last
 };
 
@@ -128,6 +131,9 @@ struct RunConfig {
 const char* PhaseKindName(PhaseKind kind);
 // The inverse; nothing when `name` is no phase kind.
 std::optional<PhaseKind> ParsePhaseKind(std::string_view name);
+// Whether a failure domain may be called so: 1 to 64 letters, digits, '-', '_' and '.', which does
+// not come first.
+bool IsDomainName(std::string_view name);
 // A phase with the defaults of its kind (they differ: gts takes larger batches than csd).
 PhaseConfig DefaultPhase(PhaseKind kind);
 

@@ -1,68 +1,92 @@
 #pragma once
 
 #include <chrono>
+#include <string>
+#include <vector>
 
-namespace dd2::timeouts {
+namespace dd2 {
 
-// Every time-out of the control plane in one place, with the inequalities between them that the
-// protocol relies on.
+// Every time-out of the control plane in one place. Those that a user may have a reason to change
+// are settings (`timeouts.*`, in seconds) with these defaults; they do not change the result.
+struct Timeouts {
+  using milliseconds = std::chrono::milliseconds;
+  using seconds = std::chrono::seconds;
+
+  // Workers and agents say that they live this often, from a thread that does not compute.
+  milliseconds heartbeat_interval = seconds(1);
+  // Silence after which a peer counts as lost. A closed connection is noticed at once.
+  milliseconds heartbeat_expiry = seconds(10);
+  // From start of the coordinator to the agent's hello.
+  milliseconds agent_join = seconds(60);
+  // From StartDomain to the hello of its last worker (program and LibTorch are loaded in between).
+  milliseconds workers_join = seconds(180);
+  // One collective among the ranks: the slowest rank's step lies inside it. A rank that hangs is
+  // noticed by its missing heart-beats long before.
+  milliseconds collective = seconds(300);
+  // A rank that computes while the others wait for it in a collective counts as hanging after this,
+  // or after kStallSteps average steps when that is longer.
+  milliseconds stall = seconds(60);
+  // A rank whose collective failed waits this long to be told to regroup: its peer's loss must have
+  // been noticed, at the latest by missing heart-beats.
+  milliseconds regroup = seconds(45);
+  // Survivors have been told to regroup: the computation that they are in must end first (an
+  // evaluation may take long).
+  milliseconds unwind = seconds(300);
+  // The coordinator is away: workers and agents go on for this long and try to reach it again.
+  milliseconds coordinator_away = seconds(120);
+  // A restarted coordinator waits this long for the workers of the generation it left.
+  milliseconds reattach = seconds(15);
+  // A domain is started again after this, doubled with each end in a row, up to the second. Work
+  // without a loss for the third: its earlier ends are forgotten.
+  milliseconds restart_first = milliseconds(200);
+  milliseconds restart_last = seconds(10);
+  milliseconds restart_forgotten = seconds(60);
+  // A checkpoint that some ranks have reported and others not.
+  milliseconds checkpoint_parts = seconds(300);
+  // A stop was asked for: the current step must end (an evaluation may be one step), the checkpoint
+  // be written and committed.
+  milliseconds stop = seconds(600);
+
+  bool operator==(const Timeouts&) const = default;
+};
+
+// An inequality of the protocol that does not hold.
+struct TimeoutConflict {
+  std::string setting;  // "heartbeat_expiry", the first of the two; always one of Timeouts
+  std::string other;    // the second, if it is a setting too
+  std::string problem;  // a sentence with the values
+};
+// All of them; empty when the time-outs fit together. Pure.
+std::vector<TimeoutConflict> CheckTimeouts(const Timeouts& timeouts);
+
+// "2 s", "0.5 s".
+std::string FormatSeconds(std::chrono::milliseconds time);
+
+// What nobody needs to change.
+namespace timeouts {
+
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// Workers and agents say that they live this often, from a thread that does not compute.
-inline constexpr milliseconds kHeartbeatInterval = seconds(2);
-// Silence after which a peer counts as lost. A closed connection is noticed at once.
-inline constexpr milliseconds kHeartbeatExpiry = seconds(30);
 // The coordinator looks at expiry, stop deadlines and store time-outs this often.
 inline constexpr milliseconds kTick = milliseconds(200);
 // First message (hello) of a new connection.
 inline constexpr milliseconds kHello = seconds(10);
-// From start of the coordinator to the agent's hello.
-inline constexpr milliseconds kAgentJoin = seconds(60);
-// From StartDomain to the hello of its last worker (program and LibTorch are loaded in between).
-inline constexpr milliseconds kWorkersJoin = seconds(180);
-// After a worker's connection broke: how long to wait for a better reason (WorkerFailed,
-// DomainExited with its log) before the run is ended with "connection lost".
-inline constexpr milliseconds kLossReason = seconds(5);
-// A stop was asked for: the current step must end (an evaluation may be one step), the checkpoint
-// be written and committed.
-inline constexpr milliseconds kStop = seconds(600);
 // The run has ended: domain and workers must be gone, else they are left to their agent.
 inline constexpr milliseconds kFarewell = seconds(15);
 // An agent sends SIGTERM to its domain, and SIGKILL after this.
 inline constexpr milliseconds kDomainKill = seconds(5);
-// One collective among the ranks: the slowest rank's step lies inside it. A rank that hangs is
-// noticed by its missing heart-beats long before.
-inline constexpr milliseconds kCollective = seconds(300);
 // A rank says that its collective failed and nobody is known to be lost: a loss that explains it
 // may still be noticed, then the generation is formed again.
 inline constexpr milliseconds kTrouble = seconds(1);
-// Survivors have been told to regroup: the computation that they are in must end first (an
-// evaluation may take long).
-inline constexpr milliseconds kUnwind = seconds(300);
-// A restarted coordinator waits this long for the workers of the generation it left.
-inline constexpr milliseconds kReattach = seconds(15);
-// A domain is started again after this, doubled with each end in a row, up to the second.
-inline constexpr milliseconds kRestartFirst = milliseconds(200);
-inline constexpr milliseconds kRestartLast = seconds(10);
-// Work without a loss after which a domain's earlier ends are forgotten.
-inline constexpr milliseconds kRestartForgotten = seconds(60);
-// A rank that computes while the others wait for it in a collective counts as hanging after this,
-// or after kStallSteps average steps when that is longer.
-inline constexpr milliseconds kStall = seconds(60);
 inline constexpr int kStallSteps = 20;
+// An incident stays open this long for the end of the domain's mpirun with its log.
+inline constexpr milliseconds kLastWords = seconds(5);
 // The ranks of a new generation meet: all of them were told at the same time. Also the longest time
 // that a connection to a rank that hangs can hold up the next regrouping.
 inline constexpr milliseconds kConnectRanks = seconds(20);
-// A rank whose collective failed waits this long to be told to regroup: its peer's loss must have
-// been noticed, at the latest by missing heart-beats.
-inline constexpr milliseconds kRegroup = seconds(45);
-// The coordinator is away: workers and agents go on for this long and try to reach it again.
-inline constexpr milliseconds kCoordinatorAway = seconds(120);
-// Between two tries to reach it.
+// Between two tries to reach a coordinator that is away.
 inline constexpr milliseconds kReconnect = milliseconds(200);
-// A checkpoint that some ranks have reported and others not.
-inline constexpr milliseconds kCheckpointParts = seconds(300);
 // Default of a rendezvous store request that names none (c10d's own default).
 inline constexpr milliseconds kStoreDefault = seconds(300);
 // Writing one frame to a peer that does not read.
@@ -79,23 +103,8 @@ inline constexpr milliseconds kHttpLinger = seconds(1);
 inline constexpr milliseconds kHttpClient = seconds(10);
 inline constexpr milliseconds kEventSilence = seconds(45);
 
-static_assert(kTick * 5 <= kHeartbeatInterval, "expiry must be looked at more often than beats");
-static_assert(kHeartbeatInterval * 5 <= kHeartbeatExpiry, "a few lost beats are not a lost peer");
-static_assert(kHello < kWorkersJoin);
-static_assert(kLossReason < kHeartbeatExpiry);
 static_assert(kDomainKill < kFarewell, "a domain is killed before the coordinator stops waiting");
-static_assert(kCheckpointParts < kStop, "a stop may have to wait for a whole checkpoint");
-static_assert(kHeartbeatExpiry < kCollective, "the coordinator is the first to notice a hang");
-static_assert(kHeartbeatExpiry < kRegroup, "a silent peer is noticed before others give up");
-static_assert(kConnectRanks < kHeartbeatExpiry, "a rank that hangs in meeting others is not lost");
-static_assert(kRegroup < kCoordinatorAway);
-static_assert(kTrouble < kRegroup);
-static_assert(kReattach < kCoordinatorAway, "workers still try when a coordinator waits for them");
-static_assert(kReconnect * 10 < kReattach);
-static_assert(kStall < kCollective, "the coordinator removes a hanging rank before others give up");
-static_assert(kRestartFirst < kRestartLast);
-static_assert(kCollective < kStop);
-static_assert(kWrite <= kHeartbeatExpiry);
 static_assert(kEventHeartbeat * 4 <= kEventSilence, "a few late heartbeats are not a dead stream");
 
-}  // namespace dd2::timeouts
+}  // namespace timeouts
+}  // namespace dd2

@@ -32,6 +32,7 @@ constexpr auto routes = std::to_array<Route>({
     {"POST", "/api/v1/run:resume", Endpoint::kResume, false},
     {"POST", "/api/v1/run:checkpoint", Endpoint::kCheckpoint, false},
     {"POST", "/api/v1/run:cancel", Endpoint::kCancel, false},
+    {"POST", "/api/v1/run:drain", Endpoint::kDrain, false},
 });
 
 // "failed_precondition": the code's name as one word.
@@ -137,7 +138,7 @@ json::object MemberObject(const MemberState& member) {
   return object;
 }
 
-json::object IncidentObject(const IncidentState& incident) {
+json::object IncidentObject(const IncidentState& incident, bool open) {
   json::object object;
   const auto seconds = [](double value) {
     return value < 0 ? json::value(nullptr) : json::value(value);
@@ -146,12 +147,15 @@ json::object IncidentObject(const IncidentState& incident) {
   object["kind"] = incident.kind;
   object["domain"] = incident.domain.empty() ? json::value(nullptr) : json::value(incident.domain);
   object["reason"] = incident.reason;
+  object["evidence"] = incident.evidence;
   object["phase"] = incident.phase;
   object["step"] = incident.step;
   object["generation"] = incident.generation;
+  object["exited_seconds"] = seconds(incident.exited_seconds);
   object["formed_seconds"] = seconds(incident.formed_seconds);
   object["resumed_seconds"] = seconds(incident.resumed_seconds);
   object["steps_lost"] = incident.steps_lost;
+  object["open"] = open;
   return object;
 }
 
@@ -183,6 +187,21 @@ std::string_view WithoutQuery(std::string_view target) {
   return target.substr(0, target.find('?'));
 }
 
+// The value of a parameter in the query of `target`, as it stands there: names of domains need no
+// escapes.
+std::string QueryValue(std::string_view target, std::string_view name) {
+  std::string_view rest = target.substr(std::min(target.size(), target.find('?')));
+  while (!rest.empty()) {
+    rest.remove_prefix(1);
+    const std::string_view pair = rest.substr(0, rest.find('&'));
+    rest.remove_prefix(pair.size());
+    if (pair.substr(0, pair.find('=')) == name && pair.size() > name.size()) {
+      return std::string(pair.substr(name.size() + 1));
+    }
+  }
+  return "";
+}
+
 bool HasToken(std::string_view authorization, std::string_view token) {
   constexpr std::string_view scheme = "bearer ";
   if (token.empty() || authorization.size() < scheme.size()) return false;
@@ -194,12 +213,16 @@ bool HasToken(std::string_view authorization, std::string_view token) {
   return EqualInConstantTime(authorization.substr(scheme.size()), token);
 }
 
-Status Carry(Endpoint endpoint, RunControl& run, const std::string& by) {
+Status Carry(Endpoint endpoint, RunControl& run, const std::string& by,
+             const std::string& argument) {
   switch (endpoint) {
     case Endpoint::kPause: return run.Pause(by);
     case Endpoint::kResume: return run.Resume(by);
     case Endpoint::kCheckpoint: return run.RequestCheckpoint(by);
     case Endpoint::kCancel: return run.Cancel(by);
+    case Endpoint::kDrain:
+      if (!argument.empty()) return run.Drain(argument, by);
+      return Error(Code::kInvalidArgument, "say which domain: /api/v1/run:drain?domain=NAME");
     default: break;
   }
   DD2_CHECK_MSG(false, "not a command");
@@ -249,6 +272,7 @@ Routed RouteRequest(std::string_view method, std::string_view target,
     if (route.method != method) continue;
     if (route.open || HasToken(authorization, token)) {
       routed.endpoint = route.endpoint;
+      if (route.endpoint == Endpoint::kDrain) routed.argument = QueryValue(target, "domain");
       return routed;
     }
   }
@@ -271,7 +295,8 @@ Routed RouteRequest(std::string_view method, std::string_view target,
 
 bool IsCommand(Endpoint endpoint) {
   return endpoint == Endpoint::kPause || endpoint == Endpoint::kResume ||
-         endpoint == Endpoint::kCheckpoint || endpoint == Endpoint::kCancel;
+         endpoint == Endpoint::kCheckpoint || endpoint == Endpoint::kCancel ||
+         endpoint == Endpoint::kDrain;
 }
 
 ApiReply ReadReply(Endpoint endpoint, const RunState& state) {
@@ -293,8 +318,9 @@ ApiReply ReadReply(Endpoint endpoint, const RunState& state) {
   return {};
 }
 
-ApiReply CommandReply(Endpoint endpoint, RunControl& run, const std::string& by) {
-  if (Status done = Carry(endpoint, run, by); !done) return ErrorReply(done.error());
+ApiReply CommandReply(Endpoint endpoint, RunControl& run, const std::string& by,
+                      const std::string& argument) {
+  if (Status done = Carry(endpoint, run, by, argument); !done) return ErrorReply(done.error());
   return JsonReply(202, RunDocument(run.state()));
 }
 
@@ -337,8 +363,17 @@ std::string PhasesDocument(const RunState& state) {
 }
 
 std::string MembersDocument(const RunState& state) {
-  return ListDocument("members", state.members,
-                      [](const MemberState& member, std::size_t) { return MemberObject(member); });
+  json::object document;
+  json::array& members = document["members"].emplace_array();
+  for (const MemberState& member : state.members) members.push_back(MemberObject(member));
+  json::array& domains = document["domains"].emplace_array();
+  for (const DomainState& domain : state.domains) {
+    json::object& object = domains.emplace_back(json::object()).get_object();
+    object["name"] = domain.name;
+    object["state"] = domain.word;
+    object["workers"] = domain.workers;
+  }
+  return json::serialize(document);
 }
 
 std::string CheckpointsDocument(const RunState& state) {
@@ -348,13 +383,16 @@ std::string CheckpointsDocument(const RunState& state) {
 }
 
 std::string IncidentsDocument(const RunState& state) {
-  return ListDocument("incidents", state.incidents, [](const IncidentState& incident, std::size_t) {
-    return IncidentObject(incident);
+  std::vector<IncidentState> all = state.incidents;
+  all.insert(all.end(), state.open_incidents.begin(), state.open_incidents.end());
+  const std::size_t over = state.incidents.size();
+  return ListDocument("incidents", all, [over](const IncidentState& incident, std::size_t i) {
+    return IncidentObject(incident, i >= over);
   });
 }
 
 std::string IncidentJson(const IncidentState& incident) {
-  return json::serialize(IncidentObject(incident));
+  return json::serialize(IncidentObject(incident, false));
 }
 
 std::uint64_t StreamId(const RunState& state, std::uint64_t sequence) {

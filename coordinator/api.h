@@ -30,6 +30,7 @@ enum class Endpoint : std::uint8_t {
   kResume,
   kCheckpoint,
   kCancel,
+  kDrain,
 };
 
 struct Route {
@@ -55,11 +56,12 @@ ApiReply ErrorReply(int status, std::string_view code, std::string_view message)
 ApiReply ErrorReply(const Error& error);
 
 // What a request asks for, or why it is refused (401 before 404 and 405: without the token nobody
-// learns which paths exist). `target` may carry a query, which is ignored; `authorization` is the
-// header's value, empty when absent. An empty `token` admits nobody.
+// learns which paths exist). What a `target`'s query says and no endpoint asks for is ignored;
+// `authorization` is the header's value, empty when absent. An empty `token` admits nobody.
 struct Routed {
   std::optional<Endpoint> endpoint;
-  ApiReply refusal;  // when there is no endpoint
+  std::string argument;  // of kDrain: "domain" of the query; may be empty
+  ApiReply refusal;      // when there is no endpoint
 };
 Routed RouteRequest(std::string_view method, std::string_view target,
                     std::string_view authorization, std::string_view token);
@@ -70,8 +72,9 @@ bool EqualInConstantTime(std::string_view a, std::string_view b);
 // The answer of every endpoint that only reads; kEvents is a stream and not answered here
 // (checked).
 ApiReply ReadReply(Endpoint endpoint, const RunState& state);
-// Carries out one of the four commands for `by`: 202 with the run's document, or the run's error.
-ApiReply CommandReply(Endpoint endpoint, RunControl& run, const std::string& by);
+// Carries out one of the commands for `by`: 202 with the run's document, or the run's error.
+ApiReply CommandReply(Endpoint endpoint, RunControl& run, const std::string& by,
+                      const std::string& argument = {});
 bool IsCommand(Endpoint endpoint);
 
 // JSON documents (see docs/openapi.json). Numbers that are not finite or not known are null.
@@ -80,7 +83,7 @@ std::string PhasesDocument(const RunState& state);
 std::string MembersDocument(const RunState& state);
 std::string CheckpointsDocument(const RunState& state);
 std::string IncidentsDocument(const RunState& state);
-std::string IncidentJson(const IncidentState& incident);  // one of them, one line
+std::string IncidentJson(const IncidentState& incident);  // one that is over, one line
 // OpenMetrics 1.0 text, base units, ends with "# EOF".
 std::string MetricsText(const RunState& state);
 

@@ -76,6 +76,10 @@ Status CoordinatorLoop::RequestCheckpoint(const std::string& by) {
 
 Status CoordinatorLoop::Cancel(const std::string& by) { return PerformWish(core_.Stop(by, Now())); }
 
+Status CoordinatorLoop::Drain(const std::string& domain, const std::string& by) {
+  return PerformWish(core_.Drain(domain, by, Now()));
+}
+
 Status CoordinatorLoop::PerformWish(Result<Actions> actions) {
   if (!actions) return actions.error();
   Perform(std::move(*actions));

@@ -50,6 +50,7 @@ class CoordinatorLoop final : public RunControl {
   Status Resume(const std::string& by) override;
   Status RequestCheckpoint(const std::string& by) override;
   Status Cancel(const std::string& by) override;
+  Status Drain(const std::string& domain, const std::string& by) override;
   const RunState& state() const override { return core_.state(); }
 
  private:

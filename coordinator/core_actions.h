@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -105,6 +106,7 @@ struct CoreStart {
   Generation last_formed;  // the newest of them
   std::optional<OrphanGeneration> orphan;
   proto::Desired desired;
+  std::set<std::string> drained;  // domains that are to leave, or have left
 };
 
 }  // namespace dd2

@@ -45,6 +45,7 @@ void StartTakingOver(const JournalView& view, const std::vector<PhaseConfig>& ph
   start.worked = view.started;
   start.last_formed = view.last_formed;
   start.desired = view.desired;
+  start.drained = view.drained;
   // The end of a phase is journalled right after its last step was recorded.
   RunPosition position = std::max(recorded, RunPosition());
   for (const FinishedPhase& finished : view.finished) {

@@ -241,7 +241,7 @@ Task<bool> HttpServer::Impl::Answer(Connection& connection, const Request& reque
     }
     reply = ErrorReply(400, "invalid_argument", "an event stream needs HTTP/1.1");
   } else if (routed.endpoint && IsCommand(*routed.endpoint)) {
-    reply = CommandReply(*routed.endpoint, run_, "api");
+    reply = CommandReply(*routed.endpoint, run_, "api", routed.argument);
   } else if (routed.endpoint) {
     reply = ReadReply(*routed.endpoint, run_.state());
   }

@@ -58,6 +58,7 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
         if (!record.run_started().resumed()) view.command = record.run_started().command();
         view.outcome.clear();
         view.formed.clear();
+        view.drained.clear();
         saw_generation(record.run_started().generation());
         break;
       case proto::JournalRecord::kGenerationFormed:
@@ -96,6 +97,9 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
       }
       case proto::JournalRecord::kDesiredChanged:
         view.desired = record.desired_changed().desired();
+        break;
+      case proto::JournalRecord::kDomainDrained:
+        view.drained.insert(record.domain_drained().domain());
         break;
       case proto::JournalRecord::kRunEnded: view.outcome = record.run_ended().outcome(); break;
       case proto::JournalRecord::kRolledBack: {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -26,6 +27,7 @@ struct JournalView {
   std::map<std::string, double> seconds_at;    // checkpoint id -> time its phase had taken there
   std::map<std::string, std::string> dropped;  // id -> reason, unless committed again
   std::vector<FinishedPhase> finished;         // after all rollbacks
+  std::set<std::string> drained;               // domains that were to leave this life
   proto::Desired desired;                      // the newest wish; version 0: none
   Generation last_formed;                      // 0: none
   // For a coordinator that takes a living run over:

@@ -24,6 +24,7 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "common/process.h"
 #include "common/version.h"
 #include "coordinator/coordinator_loop.h"
 #include "coordinator/http_server.h"
@@ -182,10 +183,13 @@ std::optional<Failure> CheckStart(const Arguments& arguments, const OpenedRun& o
 }
 
 Status WriteCoordinatorFile(const fs::path& run, const std::string& run_id,
-                            std::uint16_t control_port, const HttpServer& http) {
+                            const std::string& control_host, std::uint16_t control_port,
+                            const HttpServer& http) {
   boost::json::object object;
   object["run_id"] = run_id;
   object["pid"] = static_cast<std::int64_t>(::getpid());
+  object["host"] = HostName();
+  object["control_host"] = control_host;
   object["control_port"] = control_port;
   object["http_port"] = http.port();
   object["api_url"] = http.url();
@@ -261,7 +265,8 @@ class Program {
     }
     HttpObserver notify(**http);
     loop_->AddObserver(notify);
-    const Status written = WriteCoordinatorFile(run_, run_id_, *control_port, **http);
+    const Status written =
+        WriteCoordinatorFile(run_, run_id_, opened_.config.api.host, *control_port, **http);
     if (!written) Leave(written.error().message());
     LogInfo("run " + run_id_ + " in " + run_.string() + ": control port " +
             std::to_string(*control_port) + ", API " + (*http)->url());
@@ -302,6 +307,7 @@ class Program {
     LoopOptions options;
     options.run_folder = run_;
     options.secret = opened_.secret;
+    options.host = opened_.config.api.host;
     options.port = ports_.control;
     loop_ =
         std::make_unique<CoordinatorLoop>(context_, RealFileSystem(), clock_, *opened_.journal,

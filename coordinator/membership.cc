@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "common/check.h"
-#include "common/timeouts.h"
 
 namespace dd2 {
 
@@ -36,6 +35,7 @@ Status Membership::AddAgent(ConnectionId connection, proto::AgentHello hello, Ti
   member.hello = std::move(hello);
   member.last_seen = now;
   domain.agent = std::move(member);
+  domain.dismissed = false;
   return Status();
 }
 
@@ -45,7 +45,9 @@ Status Membership::CheckNumbers(const proto::WorkerHello& hello) const {
       hello.local_size() != ranks_) {
     return Error(Code::kInvalidArgument,
                  who + " says that its domain has " + std::to_string(hello.local_size()) +
-                     " workers; a domain of this run has " + std::to_string(ranks_) + " ranks");
+                     " workers; each domain of this run has " + std::to_string(ranks_) +
+                     " (optimiser state is cut among the ranks of a domain and copied from domain "
+                     "to domain: all have the same number)");
   }
   for (const auto& [name, domain] : domains_) {
     for (const auto& [local_rank, other] : domain.workers) {
@@ -59,6 +61,18 @@ Status Membership::CheckNumbers(const proto::WorkerHello& hello) const {
                          " with '" + other.hello.numeric_mode() +
                          "': their bits would differ. Use the same build, library and thread count "
                          "everywhere");
+      }
+      if (other.hello.code_version() != hello.code_version()) {
+        return Error(Code::kFailedPrecondition,
+                     who + " is of version " + hello.code_version() + ", " + Name(other.hello) +
+                         " of " + other.hello.code_version() +
+                         ": their bits may differ. Use the same build everywhere");
+      }
+      if (other.hello.teacher_digest() != hello.teacher_digest()) {
+        return Error(Code::kFailedPrecondition,
+                     who + " has another teacher (" + hello.teacher_digest() + ") than " +
+                         Name(other.hello) + " (" + other.hello.teacher_digest() +
+                         "): teacher.path must name the same files everywhere");
       }
     }
   }
@@ -105,6 +119,7 @@ Status Membership::Reattach(ConnectionId connection, std::string address, proto:
   const Rank rank(hello.rank());
   Insert(connection, std::move(address), std::move(hello), now);
   domains_[name].workers[local_rank].rank = rank;
+  domains_[name].worked = true;
   return Status();
 }
 
@@ -129,6 +144,7 @@ void Membership::Form(const std::vector<std::string>& domains) {
   for (const std::string& name : domains) {
     DomainMember& domain = domains_.at(name);
     DD2_CHECK(Whole(domain));
+    domain.worked = true;
     for (auto& [local_rank, member] : domain.workers) {
       member.rank = Rank(next++);
       member.ready = false;
@@ -154,14 +170,15 @@ void Membership::Seen(ConnectionId connection, TimePoint now) {
   if (WorkerMember* member = worker(connection)) member->last_seen = now;
 }
 
-std::vector<ConnectionId> Membership::Expired(TimePoint now) const {
+std::vector<ConnectionId> Membership::Expired(TimePoint now,
+                                              std::chrono::milliseconds expiry) const {
   std::vector<ConnectionId> silent;
   for (const auto& [name, domain] : domains_) {
-    if (domain.agent && now - domain.agent->last_seen >= timeouts::kHeartbeatExpiry) {
+    if (domain.agent && now - domain.agent->last_seen >= expiry) {
       silent.push_back(domain.agent->connection);
     }
     for (const auto& [local_rank, member] : domain.workers) {
-      if (now - member.last_seen >= timeouts::kHeartbeatExpiry) {
+      if (now - member.last_seen >= expiry) {
         silent.push_back(member.connection);
       }
     }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -50,6 +51,8 @@ struct DomainMember {
   TimePoint started;                             // when that was asked for
   std::optional<TimePoint> start_at;             // it is to be started again then
   std::int32_t failures = 0;                     // ends in a row without a time of work between
+  bool worked = false;     // it had ranks in a generation since its last start
+  bool dismissed = false;  // drained: its agent was told to leave
 };
 
 // Who belongs to the run. A generation is the fence: it is formed once, from whole domains, and a
@@ -86,8 +89,8 @@ class Membership {
   // kAborted: a message from outside the current generation.
   Status CheckGeneration(Generation said) const;
   void Seen(ConnectionId connection, TimePoint now);
-  // Connections that have been silent for kHeartbeatExpiry.
-  std::vector<ConnectionId> Expired(TimePoint now) const;
+  // Connections that have been silent for `expiry`.
+  std::vector<ConnectionId> Expired(TimePoint now, std::chrono::milliseconds expiry) const;
   // We were asleep ourselves (stopped, suspended): nobody's silence before `now` counts.
   void ForgiveSilence(TimePoint now);
   void Remove(ConnectionId connection);

@@ -180,13 +180,18 @@ void RunCore::OnProgress(WorkerMember& member, const proto::Progress& progress, 
   }
   if (!step.metrics.empty()) out.emplace_back(RecordAction{std::move(step)});
   strikes_.clear();
+  last_failure_.clear();
   if (progress.phase_finished()) OnPhaseFinished(progress, at, out);
-  CloseIncidents(at, out);
+  ResumeIncidents(at, out);
   UpdateMembers(at);
   UpdatePhases(at);
   if (stage_ != Stage::kActive && stage_ != Stage::kStopping) return;
   GrantLeases(at, out);
-  if (scheduler_.finished()) ReleaseWorkers(at, out);
+  if (scheduler_.finished()) {
+    ReleaseWorkers(at, out);
+  } else if (stage_ == Stage::kActive) {
+    LetDrainedGo(at, out);
+  }
 }
 
 void RunCore::OnPhaseFinished(const proto::Progress& progress, Moment at, Actions& out) {

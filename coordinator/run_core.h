@@ -47,6 +47,9 @@ class RunCore {
   Result<Actions> RequestCheckpoint(const std::string& by, Moment at);
   // Checkpoint, then end. Again: nothing more happens.
   Result<Actions> Stop(const std::string& by, Moment at);
+  // The domain leaves the run at the end of a step; the others go on with what they hold, and it is
+  // not waited for nor started again. kNotFound: no such domain.
+  Result<Actions> Drain(const std::string& domain, const std::string& by, Moment at);
   // Ends without waiting for a checkpoint (second signal).
   Actions StopNow(const std::string& by, Moment at);
 
@@ -74,6 +77,7 @@ class RunCore {
                      Moment at, Actions& out);
   void OnReturn(ConnectionId from, const std::string& address, const proto::Envelope& envelope,
                 Moment at, Actions& out);
+  bool IsAwaited(const proto::WorkerHello& hello) const;
   void OnDomainExited(DomainMember& domain, const proto::DomainExited& exited, Moment at,
                       Actions& out);
   void OnWorkerFailed(const WorkerMember& member, const proto::WorkerFailed& failed, Moment at,
@@ -95,13 +99,32 @@ class RunCore {
   // Progress up to here is in the record.
   proto::Position Recorded() const;
 
+  // Domains that join and leave (run_core_drain.cc).
+  // It is part of the run and not about to leave.
+  bool Stays(const DomainMember& domain) const;
+  // So many are waited for where no survivor is.
+  std::int32_t WantedDomains() const;
+  Status CheckRoom(const proto::AgentHello& hello) const;
+  // Breaks the generation if others can go on, and sends away who has no part in it.
+  void LetDrainedGo(Moment at, Actions& out);
+  struct RegroupPlan PlanForStaying(const std::vector<struct CandidateDomain>& candidates) const;
+  void DismissLeftOut(Moment at, Actions& out);
+  void Dismiss(DomainMember& domain, Moment at, Actions& out);
+  std::string DomainWord(const DomainMember& domain) const;
+
   // Silence, hangs, deadlines, and the incidents (run_core_watch.cc).
   void CheckGenerations(Moment at, Actions& out);
   void DropAbsent(Moment at, Actions& out);
   void CheckStall(Moment at, Actions& out);
   void OpenIncident(const std::string& kind, const std::string& domain, const std::string& reason,
                     Moment at);
-  void CloseIncidents(Moment at, Actions& out);
+  // How the domain's mpirun ended: of the incidents that wait for it, or of one of its own.
+  void KeepLastWords(const std::string& domain, const std::string& end, const std::string& evidence,
+                     Moment at);
+  // A step was finished.
+  void ResumeIncidents(Moment at, Actions& out);
+  // What is over goes into the record; `all`: what is not as well.
+  void CloseIncidents(bool all, Moment at, Actions& out);
 
   // Wishes and endings (run_core_ending.cc).
   Status CheckSteerable(const char* what) const;
@@ -131,6 +154,7 @@ class RunCore {
   void UpdateWord();
   CheckpointState& CheckpointView(const std::string& id);
   std::string PhaseLabel(std::int32_t phase) const;
+  const Timeouts& times() const { return options_.config.timeouts; }
 
   const CoreOptions options_;
   const CoreStart start_;
@@ -151,11 +175,11 @@ class RunCore {
   std::map<std::string, double> checkpoint_seconds_;  // of its phase, at the commit
   std::string last_failure_;                     // of a domain or worker, for the message of an end
   std::map<std::string, std::int32_t> strikes_;  // failure -> times, since the last progress
+  std::set<std::string> drained_;                // domains that are to leave, or have left
   std::set<std::int32_t> awaited_;               // ranks of an orphan generation that are not back
   std::optional<TimePoint> gather_deadline_;     // of the generation that is being gathered
   std::optional<TimePoint> trouble_deadline_;    // a rank's collective failed
   std::string trouble_;
-  std::vector<IncidentState> open_incidents_;
   std::optional<TimePoint> deadline_;  // of the stage
   std::optional<TimePoint> tell_domain_at_;
   bool domains_told_ = false;  // StopDomain was sent

@@ -83,7 +83,7 @@ Result<Actions> RunCore::Stop(const std::string& by, Moment at) {
     return out;
   }
   stage_ = Stage::kStopping;
-  deadline_ = at.now + timeouts::kStop;
+  deadline_ = at.now + times().stop;
   proto::Desired wanted = desired_;
   wanted.set_stop(true);
   wanted.set_paused(false);
@@ -118,7 +118,7 @@ bool RunCore::AllWorkersDone() const {
 // Every phase is done: the workers may go, and send what is still on its way before.
 void RunCore::ReleaseWorkers(Moment at, Actions& out) {
   stage_ = Stage::kFinishing;
-  deadline_ = at.now + timeouts::kCheckpointParts;
+  deadline_ = at.now + times().checkpoint_parts;
   proto::Envelope envelope = NewEnvelope();
   envelope.mutable_run_finished()->set_outcome(RunWordName(RunWord::kFinished));
   SendToRanks(envelope, out);
@@ -144,6 +144,7 @@ void RunCore::End(RunWord outcome, const std::string& message, Moment at, Action
   if (stage_ == Stage::kFarewell || stage_ == Stage::kEnded) return;
   UpdatePhases(at);
   stage_ = Stage::kFarewell;
+  CloseIncidents(true, at, out);
   outcome_ = outcome;
   exit_code_ = outcome == RunWord::kFinished  ? kExitOk
                : outcome == RunWord::kStopped ? kExitStopped

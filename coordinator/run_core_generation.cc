@@ -44,7 +44,8 @@ std::string NameOf(const WorkerMember& member) {
 
 void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Moment at,
                            Actions& out) {
-  const Status added = members_.AddAgent(from, hello, at.now);
+  Status added = CheckRoom(hello);
+  if (added) added = members_.AddAgent(from, hello, at.now);
   if (!added) {
     Refuse(from, added.error(), out);
     return;
@@ -53,13 +54,15 @@ void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Mo
   attempts_ = std::max(attempts_, hello.attempt());
   domain.running = hello.running();
   domain.started = at.now;
-  if (!members_.formed()) deadline_ = std::max(*deadline_, at.now + 2 * timeouts::kWorkersJoin);
+  if (!members_.formed()) deadline_ = std::max(*deadline_, at.now + 2 * times().workers_join);
   Event(at, "member",
         "agent of domain '" + hello.domain() + "' joined from " + hello.host() + " (pid " +
             std::to_string(hello.pid()) + ")");
   if (stage_ == Stage::kFarewell) {
     domains_told_ = false;
     CheckGone(at, out);
+  } else if (drained_.contains(domain.name)) {
+    if (!domain.running) Dismiss(domain, at, out);  // else it may still be needed
   } else if (stage_ != Stage::kFinishing && !domain.running) {
     StartDomain(domain, at, out);
   }
@@ -72,13 +75,14 @@ void RunCore::StartDomain(DomainMember& domain, Moment at, Actions& out) {
   domain.running = true;
   domain.started = at.now;
   domain.attempt = ++attempts_;
+  domain.worked = false;
   proto::Envelope envelope = NewEnvelope();
   proto::StartDomain& start = *envelope.mutable_start_domain();
   start.set_local_size(options_.config.ranks);
   start.set_threads_per_rank(options_.config.threads_per_rank);
   start.set_attempt(domain.attempt);
   SendTo(domain.agent->connection, std::move(envelope), out);
-  if (!members_.formed()) deadline_ = at.now + timeouts::kWorkersJoin;
+  if (!members_.formed()) deadline_ = at.now + times().workers_join;
 }
 
 void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
@@ -86,6 +90,10 @@ void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
   const proto::WorkerHello& hello = envelope.worker_hello();
   if (stage_ != Stage::kActive && stage_ != Stage::kStopping) {
     Refuse(from, Error(Code::kAborted, "the run is over"), out);
+    return;
+  }
+  if (drained_.contains(hello.domain()) && !hello.resumes()) {
+    Refuse(from, Error(Code::kAborted, "domain '" + hello.domain() + "' was drained"), out);
     return;
   }
   if (hello.resumes()) {
@@ -116,12 +124,20 @@ void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
   TryForm(at, out);
 }
 
+// The orphan generation waits for this very worker. (One that was left out of it names the rank
+// that it had before.)
+bool RunCore::IsAwaited(const proto::WorkerHello& hello) const {
+  if (!awaited_.contains(hello.rank()) || !start_.orphan) return false;
+  const auto& member = start_.orphan->members.at(static_cast<std::size_t>(hello.rank()));
+  return member.domain() == hello.domain() && member.local_rank() == hello.local_rank();
+}
+
 // A worker whose connection broke, because of the network or because the coordinator died.
 void RunCore::OnReturn(ConnectionId from, const std::string& address,
                        const proto::Envelope& envelope, Moment at, Actions& out) {
   const proto::WorkerHello& hello = envelope.worker_hello();
   const Generation said(envelope.generation());
-  if (members_.formed() && awaited_.contains(hello.rank())) {
+  if (members_.formed() && IsAwaited(hello)) {
     const Status back = members_.Reattach(from, address, hello, said, at.now);
     if (!back) {
       Refuse(from, back.error(), out);
@@ -180,7 +196,9 @@ void RunCore::OnWorkerFailed(const WorkerMember& member, const proto::WorkerFail
   }
   Event(at, "incident", reason);
   last_failure_ = reason;
+  DomainMember* domain = members_.DomainOf(member.connection);
   if (IsFinal(failed.code())) {
+    OpenIncident("failed", domain->name, reason, at);
     Fail(reason, at, out);
     return;
   }
@@ -189,8 +207,9 @@ void RunCore::OnWorkerFailed(const WorkerMember& member, const proto::WorkerFail
       failed.message().find(restored) != std::string::npos) {
     QuarantineNewest(failed.message(), at, out);
   }
-  if (StruckOut(failed.code() + ": " + failed.message(), at, out)) return;
-  DomainMember* domain = members_.DomainOf(member.connection);
+  const std::string what = failed.code() + ": " + failed.message();
+  if (strikes_[what] + 1 == kStrikesMax) OpenIncident("failed", domain->name, reason, at);
+  if (StruckOut(what, at, out)) return;
   LoseDomain(*domain, reason, "failed", at, out);
 }
 
@@ -219,34 +238,44 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
   if (!domain.running || (domain.attempt != 0 && exited.attempt() < domain.attempt)) return;
   domain.running = false;
   attempts_ = std::max(attempts_, exited.attempt());
+  if (domain.dismissed && stage_ != Stage::kFarewell) return;
   if (stage_ == Stage::kFarewell) {
     CheckGone(at, out);
     return;
   }
   if (stage_ == Stage::kFinishing || (stage_ == Stage::kStopping && AllWorkersDone())) return;
   const std::string how = DescribeExit(exited.exit_status());
-  std::string reason = "mpirun of domain '" + domain.name + "' " + how;
+  const std::string end = "mpirun of domain '" + domain.name + "' " + how;
+  std::string reason = end;
   if (!exited.log_tail().empty()) reason += ". The end of its log:\n" + exited.log_tail();
   Event(at, "incident", reason);
   // A worker's own words explain more.
   if (last_failure_.empty()) last_failure_ = reason;
+  if (drained_.contains(domain.name)) {
+    if (!domain.workers.empty()) LoseDomain(domain, end, "lost", at, out);
+    Dismiss(domain, at, out);
+    return;
+  }
   // What cannot even begin would not begin the next time; somebody's kill is another matter.
   if (!ever_formed_ && exited.exit_status() < 128) {
     Fail(last_failure_, at, out);
     return;
   }
-  if (!domain.workers.empty()) LoseDomain(domain, reason, "lost", at, out);
+  if (!domain.workers.empty()) LoseDomain(domain, end, "lost", at, out);
+  KeepLastWords(domain.name, end, reason, at);
   if (stage_ != Stage::kActive) return;
   ++domain.failures;
-  if (StruckOut("mpirun of domain '" + domain.name + "' " + how, at, out)) return;
+  // One that cannot even join a run that trains is its own affair.
+  const bool of_the_run = domain.worked || !members_.formed();
+  if (of_the_run && StruckOut(end, at, out)) return;
   if (domain.failures >= kDomainFailuresMax) {
     Event(at, "incident",
           "domain '" + domain.name + "' is given up: it ended " + std::to_string(domain.failures) +
               " times in a row");
     return;
   }
-  const milliseconds wait = timeouts::kRestartFirst * (1 << (domain.failures - 1));
-  domain.start_at = at.now + std::min(wait, timeouts::kRestartLast);
+  const milliseconds wait = times().restart_first * (1 << (domain.failures - 1));
+  domain.start_at = at.now + std::min(wait, times().restart_last);
 }
 
 // Its mpirun kills what is left of it; nothing that it still says counts.
@@ -274,8 +303,8 @@ void RunCore::BreakGeneration(const std::string& reason, Moment at, Actions& out
   const std::vector<ConnectionId> survivors = members_.Break();
   awaited_.clear();
   trouble_deadline_.reset();
-  gather_deadline_ = at.now + timeouts::kUnwind;
-  deadline_ = at.now + timeouts::kWorkersJoin;
+  gather_deadline_ = at.now + times().unwind;
+  deadline_ = at.now + times().workers_join;
   proto::JournalRecord record;
   record.mutable_generation_broken()->set_generation(members_.generation().value());
   record.mutable_generation_broken()->set_reason(reason);
@@ -290,10 +319,14 @@ void RunCore::BreakGeneration(const std::string& reason, Moment at, Actions& out
 
 void RunCore::TryForm(Moment at, Actions& out) {
   if (members_.formed() || (stage_ != Stage::kActive && stage_ != Stage::kStopping)) return;
-  std::int32_t whole = 0;
+  std::int32_t whole = 0;  // those that stay
+  bool any = false;
   bool survivors = false;
   for (const auto& [name, domain] : members_.domains()) {
-    if (members_.Whole(domain)) ++whole;
+    if (members_.Whole(domain)) {
+      any = true;
+      if (!drained_.contains(name)) ++whole;
+    }
     for (const auto& [local_rank, member] : domain.workers) {
       if (!member.ready) return;
       survivors = survivors || member.held.has_state();
@@ -302,7 +335,7 @@ void RunCore::TryForm(Moment at, Actions& out) {
   // Survivors do not wait for anybody; where all is lost, or nothing has begun, everybody is
   // waited for until the deadline.
   const bool late = deadline_ && at.now >= *deadline_;
-  if (whole == 0 || (!survivors && whole < options_.config.domains && !late)) return;
+  if (!any || (!survivors && whole < WantedDomains() && !late)) return;
   Form(at, out);
 }
 
@@ -315,7 +348,7 @@ void RunCore::Form(Moment at, Actions& out) {
     for (const auto& [rank, member] : domain.workers) candidate.held.push_back(member.held);
     candidates.push_back(std::move(candidate));
   }
-  RegroupPlan plan = PlanRegroup(candidates, options_.config.phases);
+  RegroupPlan plan = PlanForStaying(candidates);
   if (plan.start) {
     // Whoever is of the last generation holds what it has committed, or more.
     const proto::Position normal = Normalised(*plan.start, options_.config.phases);
@@ -358,11 +391,12 @@ void RunCore::Form(Moment at, Actions& out) {
   out.emplace_back(GenerationAction{members_.generation()});
   ever_formed_ = true;
   last_formed_ = members_.generation();
-  for (IncidentState& incident : open_incidents_) {
+  for (IncidentState& incident : state_.open_incidents) {
     incident.generation = state_.generation;
     incident.formed_seconds = static_cast<double>(at.unix_ms - incident.unix_ms) / 1000.0;
   }
   SendAssignments(plan, at, out);
+  DismissLeftOut(at, out);
   UpdateMembers(at);
   GrantLeases(at, out);
   UpdateWord();
@@ -422,7 +456,7 @@ void RunCore::GoBack(RunPosition to, double seconds, const std::string& checkpoi
     lost += options_.config.phases.at(static_cast<std::size_t>(phase)).steps -
             (phase == to.phase ? to.step : 0);
   }
-  for (IncidentState& incident : open_incidents_) incident.steps_lost += lost;
+  for (IncidentState& incident : state_.open_incidents) incident.steps_lost += lost;
   proto::JournalRecord back;
   back.mutable_rolled_back()->set_phase(to.phase);
   back.mutable_rolled_back()->set_step(to.step);

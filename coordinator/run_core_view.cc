@@ -59,6 +59,7 @@ RunCore::RunCore(CoreOptions options, CoreStart start)
   state_.counters = start_.counters;
   state_.checkpoint_totals = start_.checkpoint_totals;
   state_.phases = NamePhases(options_.config.phases);
+  drained_ = start_.drained;
   restore_checkpoint_ = start_.restore_checkpoint;
   checkpoint_seconds_ = start_.checkpoint_seconds;
   for (const proto::CheckpointManifest& manifest : start_.checkpoints) {
@@ -73,7 +74,7 @@ RunCore::RunCore(CoreOptions options, CoreStart start)
 Actions RunCore::Start(Moment at) {
   Actions out;
   state_.started_unix_ms = at.unix_ms;
-  deadline_ = at.now + timeouts::kAgentJoin;
+  deadline_ = at.now + times().agent_join;
   if (start_.recovered) {
     TakeOver(at, out);
   } else {
@@ -132,7 +133,7 @@ void RunCore::TakeOver(Moment at, Actions& out) {
   state_.checkpoint_requests = desired_.checkpoint_requests();
   if (desired_.stop()) {
     stage_ = Stage::kStopping;
-    deadline_ = at.now + timeouts::kStop;
+    deadline_ = at.now + times().stop;
   }
   PositionAction position;
   position.position = scheduler_.position();
@@ -140,8 +141,8 @@ void RunCore::TakeOver(Moment at, Actions& out) {
   OpenIncident("coordinator", "", "the coordinator died and was started again", at);
   ever_formed_ = start_.worked;
   last_formed_ = start_.last_formed;
-  deadline_ = at.now + timeouts::kWorkersJoin;
-  gather_deadline_ = at.now + timeouts::kReattach;
+  deadline_ = at.now + times().workers_join;
+  gather_deadline_ = at.now + times().reattach;
   if (!start_.orphan) {
     Event(at, "run", "taken over by a new coordinator; no generation had been formed");
     return;
@@ -199,6 +200,13 @@ void RunCore::Event(Moment at, std::string kind, std::string message) {
 
 void RunCore::UpdateMembers(Moment at) {
   state_.members.clear();
+  state_.domains.clear();
+  for (const auto& [name, domain] : members_.domains()) {
+    if (!domain.agent && domain.workers.empty()) continue;
+    state_.domains.push_back(DomainState{.name = name,
+                                         .word = DomainWord(domain),
+                                         .workers = static_cast<int>(domain.workers.size())});
+  }
   const auto seen_ms = [&at](TimePoint seen) {
     return at.unix_ms -
            std::chrono::duration_cast<std::chrono::milliseconds>(at.now - seen).count();

@@ -10,8 +10,8 @@ namespace dd2 {
 
 namespace {
 
-std::string Seconds(std::chrono::milliseconds time) {
-  return std::to_string(std::chrono::duration_cast<std::chrono::seconds>(time).count()) + " s";
+double SecondsSince(const IncidentState& incident, Moment at) {
+  return static_cast<double>(at.unix_ms - incident.unix_ms) / 1000.0;
 }
 
 }  // namespace
@@ -38,6 +38,7 @@ Actions RunCore::OnClosed(ConnectionId connection, const std::string& reason, Mo
     case Stage::kActive:
     case Stage::kStopping:
       if (done) break;
+      if (agent && domain->dismissed) break;  // it leaves as it was told to
       Event(at, "incident", who + " is lost: " + reason);
       // Workers speak for themselves; the agent may come back to them.
       if (agent) break;
@@ -57,16 +58,17 @@ Actions RunCore::OnTick(Moment at) {
   Actions out;
   if (stage_ == Stage::kEnded) return out;
   // A gap means that we were stopped or starved: what others sent meanwhile is still unread.
-  if (last_tick_ && at.now - *last_tick_ > timeouts::kHeartbeatExpiry / 3) {
+  if (last_tick_ && at.now - *last_tick_ > times().heartbeat_expiry / 3) {
     members_.ForgiveSilence(at.now);
   }
   last_tick_ = at.now;
-  for (const ConnectionId connection : members_.Expired(at.now)) {
+  for (const ConnectionId connection : members_.Expired(at.now, times().heartbeat_expiry)) {
     out.emplace_back(CloseAction{connection});
-    const std::string reason = "no sign of life for " + Seconds(timeouts::kHeartbeatExpiry);
+    const std::string reason = "no sign of life for " + FormatSeconds(times().heartbeat_expiry);
     for (Action& action : OnClosed(connection, reason, at)) out.emplace_back(std::move(action));
   }
   if (stage_ == Stage::kActive || stage_ == Stage::kStopping) CheckGenerations(at, out);
+  CloseIncidents(false, at, out);
   CheckDeadlines(at, out);
   if (!view_updated_ || at.now - *view_updated_ >= std::chrono::seconds(1)) {
     view_updated_ = at.now;
@@ -80,11 +82,11 @@ void RunCore::CheckGenerations(Moment at, Actions& out) {
   for (auto& [name, domain] : members_.domains()) {
     if (domain.start_at && at.now >= *domain.start_at) StartDomain(domain, at, out);
     const bool working = domain.running && members_.Whole(domain);
-    if (working && at.now - domain.started >= timeouts::kRestartForgotten) domain.failures = 0;
-    if (ever_formed_ && domain.running && !members_.Whole(domain) &&
-        at.now - domain.started >= timeouts::kWorkersJoin) {
+    if (working && at.now - domain.started >= times().restart_forgotten) domain.failures = 0;
+    if (ever_formed_ && domain.running && !domain.dismissed && !members_.Whole(domain) &&
+        at.now - domain.started >= times().workers_join) {
       domain.started = at.now;
-      deadline_ = at.now + timeouts::kWorkersJoin;
+      deadline_ = at.now + times().workers_join;
       LoseDomain(domain, "not all workers of domain '" + name + "' joined in time", "lost", at,
                  out);
     }
@@ -110,7 +112,7 @@ void RunCore::DropAbsent(Moment at, Actions& out) {
   if (!awaited_.empty()) {
     const std::string reason = std::to_string(awaited_.size()) +
                                " ranks did not come back to the restarted coordinator within " +
-                               Seconds(timeouts::kReattach);
+                               FormatSeconds(times().reattach);
     Event(at, "incident", reason);
     BreakGeneration(reason, at, out);
     for (auto& [name, domain] : members_.domains()) {
@@ -138,7 +140,7 @@ void RunCore::DropAbsent(Moment at, Actions& out) {
 // All ranks enter the same collectives: who is behind the others and does not move hangs.
 void RunCore::CheckStall(Moment at, Actions& out) {
   if (desired_.paused() || !awaited_.empty()) return;
-  std::chrono::milliseconds limit = timeouts::kStall;
+  std::chrono::milliseconds limit = times().stall;
   if (scheduler_.steps_per_second() > 0) {
     const double steps = timeouts::kStallSteps * 1000.0 / scheduler_.steps_per_second();
     limit = std::max(limit, std::chrono::milliseconds(static_cast<std::int64_t>(steps)));
@@ -150,7 +152,7 @@ void RunCore::CheckStall(Moment at, Actions& out) {
     DomainMember* domain = members_.DomainOf(member->connection);
     LoseDomain(*domain,
                "rank " + std::to_string(member->rank->value()) + " of domain '" + domain->name +
-                   "' hangs: the others have waited for it for " + Seconds(limit),
+                   "' hangs: the others have waited for it for " + FormatSeconds(limit),
                "hang", at, out);
     return;  // the ranks are others now
   }
@@ -165,22 +167,51 @@ void RunCore::OpenIncident(const std::string& kind, const std::string& domain,
   incident.reason = reason;
   incident.phase = scheduler_.position().phase;
   incident.step = scheduler_.position().step;
-  open_incidents_.push_back(std::move(incident));
+  state_.open_incidents.push_back(std::move(incident));
+}
+
+void RunCore::KeepLastWords(const std::string& domain, const std::string& end,
+                            const std::string& evidence, Moment at) {
+  const auto waits = [&domain](const IncidentState& incident) {
+    return incident.domain == domain && incident.exited_seconds < 0;
+  };
+  std::vector<IncidentState>& open = state_.open_incidents;
+  if (std::none_of(open.begin(), open.end(), waits)) OpenIncident("lost", domain, end, at);
+  for (IncidentState& incident : open) {
+    if (!waits(incident)) continue;
+    incident.exited_seconds = SecondsSince(incident, at);
+    incident.evidence = evidence;
+  }
 }
 
 // A step was finished: what was under way is over.
-void RunCore::CloseIncidents(Moment at, Actions& out) {
-  if (open_incidents_.empty() || !members_.formed() || !awaited_.empty()) return;
-  for (IncidentState& incident : open_incidents_) {
-    incident.resumed_seconds = static_cast<double>(at.unix_ms - incident.unix_ms) / 1000.0;
+void RunCore::ResumeIncidents(Moment at, Actions& out) {
+  if (!members_.formed() || !awaited_.empty()) return;
+  for (IncidentState& incident : state_.open_incidents) {
+    if (incident.resumed_seconds < 0) incident.resumed_seconds = SecondsSince(incident, at);
     if (incident.generation == 0) incident.generation = state_.generation;
+  }
+  CloseIncidents(false, at, out);
+}
+
+void RunCore::CloseIncidents(bool all, Moment at, Actions& out) {
+  std::vector<IncidentState> open;
+  for (IncidentState& incident : state_.open_incidents) {
+    // The survivors may be quicker than the last words of a domain that ends.
+    const bool told = incident.kind == "joined" || incident.kind == "drained" ||
+                      incident.domain.empty() || incident.exited_seconds >= 0 ||
+                      at.unix_ms - incident.unix_ms >= timeouts::kLastWords.count();
+    if (!all && (incident.resumed_seconds < 0 || !told)) {
+      open.push_back(std::move(incident));
+      continue;
+    }
     state_.incidents.push_back(incident);
     if (state_.incidents.size() > kIncidentsMax) state_.incidents.erase(state_.incidents.begin());
     IncidentAction action;
     action.incident = std::move(incident);
     out.emplace_back(std::move(action));
   }
-  open_incidents_.clear();
+  state_.open_incidents = std::move(open);
 }
 
 }  // namespace dd2

@@ -76,6 +76,12 @@ struct MemberState {
   std::int64_t last_seen_unix_ms = 0;
 };
 
+struct DomainState {
+  std::string name;
+  std::string word;  // starting, working, waiting, leaving, given up, agent away
+  int workers = 0;   // that are connected
+};
+
 struct CheckpointState {
   std::string id;
   CheckpointWord word = CheckpointWord::kWriting;
@@ -105,13 +111,15 @@ struct MetricValue {
 // A loss or an arrival that made the members stop and form again: who, why, and how long.
 struct IncidentState {
   std::int64_t unix_ms = 0;  // when it was noticed
-  std::string kind;          // lost, hang, failed, joined, communication, coordinator
+  std::string kind;          // lost, hang, failed, joined, drained, communication, coordinator
   std::string domain;        // empty: none in particular
-  std::string reason;        // one sentence, with its evidence
+  std::string reason;        // one sentence
+  std::string evidence;      // how the domain's mpirun ended, with the end of its log; may be empty
   std::int32_t phase = 0;    // where the run stood
   std::int64_t step = 0;
   std::uint64_t generation = 0;  // that was formed after it
-  double formed_seconds = -1;    // from notice until that; -1: not yet
+  double exited_seconds = -1;    // from notice until the end of the domain's mpirun; -1: not told
+  double formed_seconds = -1;    // from notice until that generation; -1: not yet
   double resumed_seconds = -1;   // from notice until the next finished step; -1: not yet
   std::int64_t steps_lost = 0;   // finished steps that had to be done again
 };
@@ -158,6 +166,7 @@ struct RunState {
   std::vector<PhaseState> phases;
   std::int32_t phase = 0;                    // current index; phases.size() when all are done
   std::vector<MemberState> members;          // agents first, then by rank
+  std::vector<DomainState> domains;          // that are connected, by name
   std::vector<CheckpointState> checkpoints;  // by position; deleted ones stay listed
   CheckpointTotals checkpoint_totals;
   RunCounters counters;
@@ -169,7 +178,8 @@ struct RunState {
   bool desired_paused = false;
   bool desired_stop = false;
   std::uint64_t checkpoint_requests = 0;
-  std::vector<IncidentState> incidents;  // over, the newest kIncidentsMax, oldest first
+  std::vector<IncidentState> incidents;       // over, the newest kIncidentsMax, oldest first
+  std::vector<IncidentState> open_incidents;  // those that are not
   EventRing events;
 };
 
@@ -210,6 +220,8 @@ class RunControl {
   virtual Status RequestCheckpoint(const std::string& by) = 0;
   // Checkpoint, then end the run so that it can be resumed.
   virtual Status Cancel(const std::string& by) = 0;
+  // Lets a domain leave. kNotFound: the run has no such domain.
+  virtual Status Drain(const std::string& domain, const std::string& by) = 0;
   virtual const RunState& state() const = 0;
 };
 

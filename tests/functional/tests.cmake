@@ -11,6 +11,12 @@ if(DD2_WITH_TORCH)
       list(APPEND dd2_functional functional.${name}.seed${seed})
     endforeach()
   endforeach()
+  add_test(NAME functional.elastic
+    COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/elastic_test.py)
+  list(APPEND dd2_functional functional.elastic)
+  add_test(NAME functional.incidents
+    COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/incidents_test.py)
+  list(APPEND dd2_functional functional.incidents)
   add_test(NAME functional.control
     COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/control_test.py)
   list(APPEND dd2_functional functional.control)

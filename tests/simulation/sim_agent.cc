@@ -24,7 +24,7 @@ std::vector<SimWorker*> SimAgent::Workers() {
 
 void SimAgent::Connect() {
   if (!alive_ || connection_ != ConnectionId(0)) return;
-  if (site_.world.now() - away_since_ > timeouts::kCoordinatorAway) return Kill();
+  if (site_.world.now() - away_since_ > site_.timeouts.coordinator_away) return Kill();
   connection_ = site_.network.Connect(*this);
   if (connection_ == ConnectionId(0)) {
     site_.world.After(timeouts::kReconnect, [this] { Connect(); });
@@ -39,7 +39,7 @@ void SimAgent::Connect() {
 }
 
 void SimAgent::Beat() {
-  site_.world.After(timeouts::kHeartbeatInterval, [this] {
+  site_.world.After(site_.timeouts.heartbeat_interval, [this] {
     if (!alive_) return;
     proto::Envelope envelope;
     envelope.mutable_heartbeat()->set_phase(-1);
@@ -84,6 +84,7 @@ void SimAgent::Perform(const AgentActions& actions) {
   }
   if (actions.quit) {
     alive_ = false;
+    sent_away_ = *actions.quit == 0;
     site_.network.CloseByClient(connection_);
   }
 }
@@ -103,12 +104,11 @@ void SimAgent::StartWorkers(const DomainSpec& spec) {
   workers_.clear();
   for (std::int32_t rank = 0; rank < spec.local_size; ++rank) {
     WorkerPlace place{domain_, rank, spec.local_size, site_.next_pid++};
-    workers_.push_back(std::make_unique<SimWorker>(site_.world, site_.network, site_.disk,
-                                                   site_.groups, site_.phases, std::move(place),
-                                                   [this, life = life_](int status) {
-                                                     if (alive_ && life == life_)
-                                                       OnWorkerExit(status);
-                                                   }));
+    workers_.push_back(std::make_unique<SimWorker>(
+        site_.world, site_.network, site_.disk, site_.groups, site_.phases, site_.timeouts,
+        std::move(place), [this, life = life_](int status) {
+          if (alive_ && life == life_) OnWorkerExit(status);
+        }));
     // Programs and teacher are loaded first.
     site_.world.After(site_.world.Between(300, 3000), [worker = workers_.back().get()] {
       if (worker->alive()) worker->Begin();

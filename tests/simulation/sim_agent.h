@@ -21,6 +21,7 @@ class SimAgent final : public Client {
     Disk& disk;
     Groups& groups;
     const std::vector<PhaseConfig>& phases;
+    const Timeouts& timeouts;
     std::int64_t& next_pid;
   };
   SimAgent(Site site, std::string domain);
@@ -32,6 +33,8 @@ class SimAgent final : public Client {
   void OnCut() override;
   const std::string& domain() const override { return domain_; }
   bool alive() const { return alive_; }
+  // It ended because the coordinator said so: nobody starts it again.
+  bool sent_away() const { return sent_away_; }
   std::vector<SimWorker*> Workers();
 
  private:
@@ -47,6 +50,7 @@ class SimAgent final : public Client {
   const Site site_;
   const std::string domain_;
   bool alive_ = true;
+  bool sent_away_ = false;
   ConnectionId connection_;
   TimePoint away_since_;
   AgentState state_;

@@ -100,6 +100,12 @@ void SimCoordinator::Wish(int which) {
   if (actions) Perform(std::move(*actions));
 }
 
+void SimCoordinator::Drain(const std::string& domain) {
+  if (!up()) return;
+  Result<Actions> actions = core_->Drain(domain, "a person", Now());
+  if (actions) Perform(std::move(*actions));
+}
+
 void SimCoordinator::Perform(Actions actions) {
   for (const Action& action : actions) {
     if (die_after_ && (*die_after_)-- == 0) return Kill();
@@ -151,6 +157,9 @@ void SimCoordinator::OnJournal(const proto::JournalRecord& record) {
                      std::to_string(newest_generation_));
     }
     newest_generation_ = formed;
+    OnFormed(record.generation_formed());
+  } else if (record.has_domain_drained()) {
+    drained_.insert(record.domain_drained().domain());
   } else if (record.has_checkpoint_committed()) {
     OnCommit(record.checkpoint_committed());
   } else if (record.has_phase_started()) {
@@ -164,6 +173,18 @@ void SimCoordinator::OnJournal(const proto::JournalRecord& record) {
   std::string line = record.ShortDebugString();
   if (line.size() > 160) line.resize(160);
   world_.Trace("journal: " + line);
+}
+
+// Who was let go does not come back.
+void SimCoordinator::OnFormed(const proto::GenerationFormed& formed) {
+  std::set<std::string> members;
+  for (const proto::GenerationMember& member : formed.members()) members.insert(member.domain());
+  for (const std::string& domain : drained_) {
+    if (!members.contains(domain)) left_.insert(domain);
+    if (members.contains(domain) && left_.contains(domain)) {
+      world_.Violate("domain " + domain + " was drained and came back");
+    }
+  }
 }
 
 // Every part is of the same state.

@@ -29,6 +29,7 @@ class SimCoordinator final : public Server {
   bool up() const override { return core_ != nullptr; }
   void OnEnvelope(ConnectionId from, const proto::Envelope& envelope) override;
   void OnCut(ConnectionId connection, const std::string& reason) override;
+  void Drain(const std::string& domain);
   void Wish(int which);  // pause, resume or checkpoint: people ask for such things
 
   std::optional<ExitCode> exit_code() const { return exit_code_; }
@@ -43,6 +44,7 @@ class SimCoordinator final : public Server {
   void Perform(Actions actions);
   void Do(const Action& action);
   void OnJournal(const proto::JournalRecord& record);
+  void OnFormed(const proto::GenerationFormed& formed);
   void OnCommit(const proto::CheckpointManifest& manifest);
   void CheckNewest() const;
   Moment Now() const;
@@ -63,6 +65,8 @@ class SimCoordinator final : public Server {
   std::set<std::string> manifests_;
   std::vector<std::pair<std::int32_t, std::int64_t>> record_;
   std::uint64_t newest_generation_ = 0;  // formed
+  std::set<std::string> drained_;        // were told to leave
+  std::set<std::string> left_;           // and a generation was formed without them
   std::int64_t steps_lost_ = 0;
   std::string message_;
   std::optional<ExitCode> exit_code_;

@@ -77,13 +77,14 @@ void SimGroup::Break() {
 }
 
 SimWorker::SimWorker(World& world, Network& network, Disk& disk, Groups& groups,
-                     const std::vector<PhaseConfig>& phases, WorkerPlace place,
-                     std::function<void(int status)> on_exit)
+                     const std::vector<PhaseConfig>& phases, const Timeouts& timeouts,
+                     WorkerPlace place, std::function<void(int status)> on_exit)
     : world_(world),
       network_(network),
       disk_(disk),
       groups_(groups),
       phases_(phases),
+      timeouts_(timeouts),
       place_(std::move(place)),
       on_exit_(std::move(on_exit)) {}
 
@@ -145,7 +146,7 @@ void SimWorker::OnCut() {
 
 void SimWorker::Connect() {
   if (connection_ != ConnectionId(0)) return;
-  if (world_.now() - away_since_ > timeouts::kCoordinatorAway) return Exit(9);
+  if (world_.now() - away_since_ > timeouts_.coordinator_away) return Exit(9);
   connection_ = network_.Connect(*this);
   if (connection_ == ConnectionId(0)) {
     Always(timeouts::kReconnect, [this] { Connect(); });
@@ -173,7 +174,7 @@ void SimWorker::SayHello(bool resumes) {
 }
 
 void SimWorker::Beat() {
-  Always(timeouts::kHeartbeatInterval, [this] {
+  Always(timeouts_.heartbeat_interval, [this] {
     proto::Envelope envelope;
     envelope.mutable_heartbeat()->set_phase(has_state_ ? position_.phase() : -1);
     envelope.mutable_heartbeat()->set_step(position_.step());
@@ -487,7 +488,7 @@ void SimWorker::Trouble() {
   envelope.mutable_worker_failed()->set_code("aborted");
   envelope.mutable_worker_failed()->set_message("connection closed by peer");
   Send(std::move(envelope));
-  Later(timeouts::kRegroup, [this] { Exit(1); });
+  Later(timeouts_.regroup, [this] { Exit(1); });
 }
 
 }  // namespace dd2::simulation

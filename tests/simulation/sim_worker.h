@@ -71,7 +71,7 @@ struct WorkerPlace {
 class SimWorker final : public Client {
  public:
   SimWorker(World& world, Network& network, Disk& disk, Groups& groups,
-            const std::vector<PhaseConfig>& phases, WorkerPlace place,
+            const std::vector<PhaseConfig>& phases, const Timeouts& timeouts, WorkerPlace place,
             std::function<void(int status)> on_exit);
 
   void Begin();  // the program has been loaded
@@ -127,6 +127,7 @@ class SimWorker final : public Client {
   Disk& disk_;
   Groups& groups_;
   const std::vector<PhaseConfig>& phases_;
+  const Timeouts& timeouts_;
   const WorkerPlace place_;
   const std::function<void(int)> on_exit_;
 

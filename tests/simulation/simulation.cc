@@ -60,6 +60,7 @@ class History {
     RunConfig config;
     config.domains = 1 + static_cast<int>(world_.Below(4));
     config.ranks = 1 + static_cast<int>(world_.Below(3));
+    config.batch.shards = 32;  // for the domains that join
     config.checkpoint.keep_last = 1 + static_cast<int>(world_.Below(3));
     const auto every = [this] { return static_cast<int>(world_.Below(4) * 3); };
     config.phases = {Phase(PhaseKind::kTeacherCheck, 1, 0), Phase(PhaseKind::kSample, 6, 0),
@@ -73,8 +74,10 @@ class History {
   void StartAgent(const std::string& domain, milliseconds delay) {
     world_.After(delay, [this, domain] {
       if (coordinator_.over()) return;
-      agents_.push_back(std::make_unique<SimAgent>(
-          SimAgent::Site{world_, network_, disk_, groups_, config_.phases, next_pid_}, domain));
+      agents_.push_back(
+          std::make_unique<SimAgent>(SimAgent::Site{world_, network_, disk_, groups_,
+                                                    config_.phases, config_.timeouts, next_pid_},
+                                     domain));
       agents_.back()->Begin();
       Watch(agents_.back().get());
     });
@@ -83,7 +86,7 @@ class History {
     world_.After(milliseconds(100), [this, agent] {
       if (agent->alive()) {
         Watch(agent);
-      } else {
+      } else if (!agent->sent_away()) {
         StartAgent(agent->domain(), milliseconds(500));
       }
     });
@@ -126,6 +129,7 @@ class History {
   const RunConfig config_;
   SimCoordinator coordinator_;
   std::vector<std::unique_ptr<SimAgent>> agents_;
+  int joined_ = 0;
   TimePoint fault_free_after_;
   Report report_;
 };
@@ -135,7 +139,7 @@ void History::Fault() {
   SimWorker* worker = AnyWorker();
   if (agents.empty()) return;
   SimAgent* agent = agents[world_.Below(agents.size())];
-  switch (world_.Below(10)) {
+  switch (world_.Below(12)) {
     case 0:
     case 1:
       if (worker == nullptr) return;
@@ -177,6 +181,17 @@ void History::Fault() {
     case 8:
       Count("coordinator frozen", "");
       coordinator_.Freeze(world_.Between(100, 50'000));
+      break;
+    case 9: {
+      const std::string domain = "j" + std::to_string(++joined_);
+      Count("domain joins", domain);
+      StartAgent(domain, milliseconds(0));
+      break;
+    }
+    case 10:
+      // Refused where it is the last one.
+      Count("domain drained", agent->domain());
+      coordinator_.Drain(agent->domain());
       break;
     default:
       Count("wish", "");

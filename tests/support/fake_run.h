@@ -44,12 +44,24 @@ inline RunState ExampleRunState() {
   state.members[1].phase = 1;
   state.members[2].rank = 1;
   state.members[2].connected = false;
+  state.domains = {DomainState{"local", "working", 2}};
   state.checkpoints.resize(2);
   state.checkpoints[0].id = "p001-s000000100";
   state.checkpoints[0].word = CheckpointWord::kCommitted;
   state.checkpoints[0].bytes = 4096;
   state.checkpoints[0].committed_unix_ms = 1'700'000'001'000;
   state.checkpoints[1].id = "p001-s000000120";
+  state.incidents.resize(1);
+  state.incidents[0].unix_ms = 1'700'000'002'000;
+  state.incidents[0].kind = "lost";
+  state.incidents[0].domain = "local-1";
+  state.incidents[0].reason = "rank 0 of domain 'local-1' (pid 7) is lost: reset";
+  state.incidents[0].evidence = "mpirun of domain 'local-1' was killed by signal 9";
+  state.incidents[0].exited_seconds = 0.03;
+  state.incidents[0].formed_seconds = 0.1;
+  state.incidents[0].resumed_seconds = 0.25;
+  state.open_incidents.resize(1);
+  state.open_incidents[0].kind = "joined";
   state.counters.guidance_updates = 120;
   state.metrics = {{"gts/loss", 0.25}, {"gts/norm", std::numeric_limits<double>::quiet_NaN()}};
   state.steps_per_second = 9.5;
@@ -63,6 +75,9 @@ class FakeRun final : public RunControl {
   Status Resume(const std::string& by) override { return Called("resume", by); }
   Status RequestCheckpoint(const std::string& by) override { return Called("checkpoint", by); }
   Status Cancel(const std::string& by) override { return Called("cancel", by); }
+  Status Drain(const std::string& domain, const std::string& by) override {
+    return Called("drain " + domain, by);
+  }
   const RunState& state() const override { return current; }
 
   RunState current = ExampleRunState();

@@ -151,6 +151,9 @@ class AgentTest : public ::testing::Test {
     fs::create_directories(bin_);
     fs::create_directories(run_);
     std::ofstream(run_ / "secret") << "s3cret";
+    std::ofstream(run_ / "config.yaml") << "teacher: {path: /nowhere}\n"
+                                           "timeouts: {heartbeat_interval: 0.2}\n"
+                                           "phases:\n  - kind: sample\n";
     WriteScript(worker_, "exit 0");
   }
   ~AgentTest() override {
@@ -530,9 +533,16 @@ TEST_F(AgentTest, NobodyThereAndNoSecret) {
 }
 
 TEST_F(AgentTest, HeartbeatsCome) {
-  JoinAndStart("exec sleep " + std::to_string(timeouts::kHeartbeatInterval.count() * 2.5 / 1000));
+  JoinAndStart("exec sleep 0.9");  // the run's configuration says every .2 s
   EXPECT_TRUE(coordinator_.Receive().has_domain_exited());
-  EXPECT_GE(coordinator_.heartbeats(), 1);
+  EXPECT_GE(coordinator_.heartbeats(), 2);
+}
+
+TEST_F(AgentTest, AConfigurationThatCannotBeReadIsSaid) {
+  std::ofstream(run_ / "config.yaml") << "timeouts: {heartbeat: 1}\n";
+  StartAgent();
+  EXPECT_EQ(ExitCode(), kExitUsage);
+  EXPECT_THAT(Output(), HasSubstr("timeouts.heartbeat: unknown setting"));
 }
 
 // Open MPI itself: two ranks, ended together.

@@ -104,6 +104,15 @@ TEST(RunViewTest, StatusNamesTheWayOnOnlyWhenThereIsOne) {
   EXPECT_NE(FormatStatus(view, "runs/tiny").find("--run runs/tiny --resume"), std::string::npos);
 }
 
+TEST(RunViewTest, StatusListsTheDomainsOfALiveRun) {
+  RunView view = ViewOf();
+  EXPECT_EQ(FormatStatus(view, "runs/tiny").find("domains:"), std::string::npos);
+  ASSERT_TRUE(ApplyPhasesDocument(
+      R"({"domains":[{"name":"a","state":"leaving"},{"name":"b","state":"working"}]})", view));
+  EXPECT_NE(FormatStatus(view, "runs/tiny").find("  domains: a leaving, b working\n"),
+            std::string::npos);
+}
+
 TEST(ProgressViewTest, LiveLineIsRewrittenAndFinishedPhasesStay) {
   ProgressView progress(true);
   const std::string first = progress.Update(ViewOf(), 0, 200);

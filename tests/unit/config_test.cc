@@ -131,6 +131,34 @@ TEST(Config, RulesBetweenSettings) {
               HasSubstr("stay below 2^32"));
 }
 
+TEST(Config, TimeoutsAreSecondsAndFitTogether) {
+  const Result<RunConfig> config = Parse(kGood, {"timeouts.heartbeat_interval=0.5"});
+  ASSERT_TRUE(config) << config.error().message();
+  EXPECT_EQ(config->timeouts.heartbeat_interval, std::chrono::milliseconds(500));
+  EXPECT_EQ(config->timeouts.stop, Timeouts().stop);
+  EXPECT_THAT(DumpRunConfig(*config), HasSubstr("timeouts:\n  heartbeat_interval: 0.5\n"));
+  EXPECT_EQ(ConfigDigest(*config), ConfigDigest(*Parse(kGood))) << "they do not change the result";
+  EXPECT_THAT(Problems(kGood, {"timeouts.heartbeat_interval=0.1"}),
+              HasSubstr("allowed: from 0.2 to 60"));
+  EXPECT_THAT(Problems(kGood, {"timeouts.heartbeat_expiry=2s"}),
+              HasSubstr("timeouts.heartbeat_expiry: expected a number, got \"2s\""));
+  EXPECT_THAT(DescribeSettings(), HasSubstr("| `timeouts.heartbeat_expiry` | 10 | s |"));
+  // All violations at once, each with both values.
+  const std::string yaml =
+      Replace(kGood, "seed: 7", "timeouts: {heartbeat_interval: 4, collective: 40, unwind: 20}");
+  EXPECT_EQ(Problems(yaml, {"timeouts.stall=50"}),
+            "a/b.yaml:1: timeouts.heartbeat_interval: 5 times timeouts.heartbeat_interval (4 s) "
+            "must be at most timeouts.heartbeat_expiry (10 s): a few late beats are not a lost "
+            "peer\n"
+            "--set: timeouts.stall: timeouts.stall (50 s) must be less than timeouts.collective "
+            "(40 s): the coordinator removes a hanging rank before the others give up\n"
+            "a/b.yaml:1: timeouts.unwind: the time in which ranks meet (20 s) must be less than "
+            "timeouts.unwind (20 s): a rank that waits for another one to meet it must end that "
+            "first");
+}
+
+TEST(Config, TheDefaultTimeoutsFitTogether) { EXPECT_TRUE(CheckTimeouts(Timeouts()).empty()); }
+
 TEST(Config, OrderOfPhases) {
   const auto phases = [](const std::string& list) {
     return Problems("teacher: {path: x}\nphases:\n" + list);

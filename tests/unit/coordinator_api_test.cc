@@ -187,6 +187,21 @@ TEST(CommandReply, CallsTheRunAndReportsItsError) {
   EXPECT_EQ(Parse(refused.body).at("message"), "the run has finished");
 }
 
+TEST(CommandReply, DrainNamesItsDomain) {
+  FakeRun run;
+  const auto drain = [&run](const std::string& query) {
+    const Routed routed = RouteRequest("POST", "/api/v1/run:drain" + query, bearer, "secret");
+    return CommandReply(routed.endpoint.value(), run, "me", routed.argument).status;
+  };
+  EXPECT_EQ(drain("?x=1&domain=local-2"), 202);
+  EXPECT_THAT(run.calls, ElementsAre("drain local-2 me"));
+  for (const char* query : {"", "?", "?domain", "?domain=", "?domains=a", "?&&"}) {
+    EXPECT_EQ(drain(query), 400) << query;
+  }
+  run.answer = Error(Code::kNotFound, "the run has no domain 'x'");
+  EXPECT_EQ(drain("?domain=x"), 404);
+}
+
 TEST(Ready, OnlyWhileTheRunTrainsOrPauses) {
   RunState state = ExampleRunState();
   const std::map<RunWord, int> expected = {{RunWord::kWaiting, 503},    {RunWord::kRunning, 200},

@@ -216,11 +216,14 @@ TEST_F(HttpServerTest, AnswersEveryEndpoint) {
   StartServer();
   for (const Route& route : ApiRoutes()) {
     if (route.endpoint == Endpoint::kEvents) continue;
-    auto response = route.method == "GET" ? Client().Get(route.path) : Client().Post(route.path);
+    std::string path(route.path);
+    if (route.endpoint == Endpoint::kDrain) path += "?domain=local-2";
+    auto response = route.method == "GET" ? Client().Get(path) : Client().Post(path);
     ASSERT_TRUE(response) << response.error().message();
     EXPECT_EQ(response->status, IsCommand(route.endpoint) ? 202 : 200) << route.path;
   }
-  EXPECT_THAT(run_.calls, ElementsAre("pause api", "resume api", "checkpoint api", "cancel api"));
+  EXPECT_THAT(run_.calls, ElementsAre("pause api", "resume api", "checkpoint api", "cancel api",
+                                      "drain local-2 api"));
   const auto run = Client().Get("/api/v1/run");
   EXPECT_EQ(json::parse(run->body).at("run_id"), "r-1");
   EXPECT_EQ(server_->url(), "http://127.0.0.1:" + std::to_string(server_->port()));

@@ -105,13 +105,14 @@ TEST(Membership, SilenceExpiresAndIsForgiven) {
   TimePoint now;
   ASSERT_TRUE(Add(members, 1, Hello(0), 0, now));
   ASSERT_TRUE(Add(members, 2, Hello(1), 0, now));
-  now += timeouts::kHeartbeatExpiry - timeouts::kTick;
+  const std::chrono::milliseconds expiry = std::chrono::seconds(10);
+  now += expiry - timeouts::kTick;
   members.Seen(ConnectionId(2), now);
-  EXPECT_THAT(members.Expired(now), IsEmpty());
+  EXPECT_THAT(members.Expired(now, expiry), IsEmpty());
   now += timeouts::kTick;
-  EXPECT_THAT(members.Expired(now), ElementsAre(ConnectionId(1)));
+  EXPECT_THAT(members.Expired(now, expiry), ElementsAre(ConnectionId(1)));
   members.ForgiveSilence(now);
-  EXPECT_THAT(members.Expired(now), IsEmpty());
+  EXPECT_THAT(members.Expired(now, expiry), IsEmpty());
 }
 
 }  // namespace

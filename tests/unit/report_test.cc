@@ -114,6 +114,20 @@ TEST_F(ReportTest, ForeignTextIsEscaped) {
   EXPECT_THAT(html, Not(HasSubstr("<script")));
 }
 
+TEST_F(ReportTest, TellsTheIncidents) {
+  EXPECT_THAT(Report(), Not(HasSubstr("Incidents</h2>")));
+  Write("incidents.jsonl",
+        R"({"unix_ms":1700000000123,"kind":"lost","domain":"local-2","reason":"<lost>","evidence":)"
+        R"("its <log>","phase":2,"step":12,"generation":3,"formed_seconds":0.18,)"
+        R"("resumed_seconds":null,"steps_lost":4})"
+        "\n{torn");
+  const std::string html = Report();
+  EXPECT_THAT(html, HasSubstr("Incidents</h2>"));
+  EXPECT_THAT(html, HasSubstr("&lt;lost&gt;<details><summary>evidence</summary><pre>its &lt;log"));
+  EXPECT_THAT(html,
+              HasSubstr("<td class=\"n\">180</td><td class=\"n\">–</td><td class=\"n\">4</td>"));
+}
+
 TEST_F(ReportTest, LeavesOutWhatIsMissing) {
   std::filesystem::remove_all(run_ / "samples");
   std::filesystem::remove(run_ / "metrics.jsonl");

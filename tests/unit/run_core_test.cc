@@ -402,7 +402,7 @@ TEST_F(RunCoreTest, ALostDomainIsStartedAgainFromTheNewestCheckpoint) {
   EXPECT_EQ(journal_.back().generation_broken().generation(), 2u);
   SayDomainExited(137, "out of memory");
   EXPECT_THAT(SentTo(kAgent), IsEmpty()) << "not in the same moment";
-  Tick(timeouts::kRestartFirst);
+  Tick(Timeouts().restart_first);
   ASSERT_THAT(SentTo(kAgent), SizeIs(1));
   EXPECT_EQ(SentTo(kAgent)[0].start_domain().attempt(), 2u);
   generation_ = 2;
@@ -418,7 +418,27 @@ TEST_F(RunCoreTest, ALostDomainIsStartedAgainFromTheNewestCheckpoint) {
   ASSERT_THAT(state().incidents, SizeIs(1));
   EXPECT_EQ(state().incidents[0].steps_lost, 2);
   EXPECT_EQ(state().incidents[0].generation, 2u);
+  EXPECT_THAT(state().incidents[0].evidence,
+              HasSubstr("was killed by signal 9. The end of its log:\nout of memory"));
   EXPECT_GE(IndexOf<IncidentAction>(), 0);
+}
+
+TEST_F(RunCoreTest, AnIncidentWaitsForTheLastWordsOfItsDomain) {
+  Form();
+  SayProgress(0, 0, 1, true);
+  Close(kWorkers[1]);
+  EXPECT_THAT(state().open_incidents, SizeIs(1));
+  generation_ = 2;
+  SayWorkerHello(0);
+  SayWorkerHello(1);
+  Advance(std::chrono::seconds(1));
+  SayProgress(0, 0, 1, true);
+  EXPECT_THAT(state().incidents, IsEmpty()) << "how its mpirun ended is not known";
+  EXPECT_EQ(state().open_incidents.at(0).resumed_seconds, 1);
+  Tick(timeouts::kLastWords);
+  ASSERT_THAT(state().incidents, SizeIs(1));
+  EXPECT_EQ(state().incidents[0].exited_seconds, -1);
+  EXPECT_EQ(state().incidents[0].resumed_seconds, 1);
 }
 
 TEST_F(RunCoreTest, ADomainThatCannotEvenStartEndsTheRun) {
@@ -456,7 +476,7 @@ TEST_F(RunCoreTest, TheSameFailureAtTheSameStepThreeTimesEndsTheRun) {
     Say(kWorkers[1], envelope, generation_);
     if (attempt == 3) break;
     SayDomainExited(1, "", attempt);
-    Tick(timeouts::kRestartLast);
+    Tick(Timeouts().restart_last);
     ++generation_;
     SayWorkerHello(0);
     SayWorkerHello(1);
@@ -465,6 +485,11 @@ TEST_F(RunCoreTest, TheSameFailureAtTheSameStepThreeTimesEndsTheRun) {
   EXPECT_EQ(state().word, RunWord::kFailed);
   EXPECT_THAT(state().message, HasSubstr("the same failure 3 times"));
   EXPECT_THAT(state().message, HasSubstr("tensor shapes differ"));
+  ASSERT_THAT(state().incidents, SizeIs(3)) << "those that are not over are told at the end";
+  for (const IncidentState& incident : state().incidents) {
+    EXPECT_EQ(incident.kind, "failed");
+    EXPECT_THAT(incident.reason, HasSubstr("tensor shapes differ"));
+  }
   LetGo();
   for (int i = 0; i < 100 && !Ended(); ++i) Tick(timeouts::kTick);
   EXPECT_EQ(Ended(), kExitDoNotRestart);
@@ -487,7 +512,7 @@ TEST_F(RunCoreTest, ASilentWorkerIsLost) {
 TEST_F(RunCoreTest, NobodyIsBlamedForOurOwnSleep) {
   Form();
   Tick(timeouts::kTick);
-  Tick(timeouts::kHeartbeatExpiry * 3);
+  Tick(Timeouts().heartbeat_expiry * 3);
   EXPECT_EQ(state().word, RunWord::kRunning);
 }
 
@@ -497,7 +522,7 @@ TEST_F(RunCoreTest, WorkersThatDoNotComeEndTheRun) {
   SayWorkerHello(0);
   proto::Envelope beat;
   beat.mutable_heartbeat()->set_phase(-1);
-  for (std::chrono::milliseconds time{0}; time <= timeouts::kWorkersJoin;
+  for (std::chrono::milliseconds time{0}; time <= Timeouts().workers_join;
        time += std::chrono::seconds(1)) {
     Say(kAgent, beat, 0);
     Say(kWorkers[0], beat, 0);
@@ -558,7 +583,7 @@ TEST_F(RunCoreTest, AStopNobodyAnswersEndsAtItsDeadline) {
   Take(*core_->Stop("a test", at_));
   proto::Envelope beat;
   beat.mutable_heartbeat()->set_phase(0);
-  for (std::chrono::milliseconds time{0}; time <= timeouts::kStop;
+  for (std::chrono::milliseconds time{0}; time <= Timeouts().stop;
        time += std::chrono::seconds(1)) {
     for (const ConnectionId from : {kAgent, kWorkers[0], kWorkers[1]}) {
       Say(from, beat, generation_);

@@ -10,6 +10,7 @@
 #include "common/file.h"
 #include "common/limits.h"
 #include "common/log.h"
+#include "common/process.h"
 #include "common/timeouts.h"
 
 namespace dd2 {
@@ -25,11 +26,6 @@ constexpr milliseconds kWatch{50};
 constexpr milliseconds kFlush = seconds(2);
 // SIGKILL takes effect within this, unless a process hangs in the kernel.
 constexpr milliseconds kKillWait = seconds(5);
-
-std::string HostName() {
-  char name[256] = {};
-  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
-}
 
 // kAborted: the agent ends.
 Task<Status> Pause(asio::any_io_executor executor, milliseconds length) {
@@ -159,7 +155,7 @@ Task<void> Agent::WriteLoop(std::shared_ptr<AgentLink> link) {
 
 Task<void> Agent::HeartbeatLoop() {
   while (!exit_code_) {
-    const Status waited = co_await Pause(executor_, timeouts::kHeartbeatInterval);
+    const Status waited = co_await Pause(executor_, options_.beat);
     if (!waited || exit_code_) co_return;
     proto::Envelope envelope;
     envelope.mutable_heartbeat()->set_phase(-1);

@@ -23,8 +23,9 @@ struct AgentOptions {
   DomainPaths paths;
   std::string coordinator_host;
   std::uint16_t coordinator_port = 0;
+  std::chrono::milliseconds beat = Timeouts().heartbeat_interval;
   // A coordinator that was reached and is gone is waited for this long; the domain runs meanwhile.
-  std::chrono::milliseconds away_limit = timeouts::kCoordinatorAway;
+  std::chrono::milliseconds away_limit = Timeouts().coordinator_away;
 };
 
 // One connection to the coordinator. Shared by the coroutines that read and write it.

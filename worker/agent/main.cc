@@ -3,7 +3,6 @@
 
 #include <signal.h>
 
-#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
@@ -14,6 +13,7 @@
 
 #include "common/asio.h"
 #include "common/clock.h"
+#include "common/config.h"
 #include "common/exit_codes.h"
 #include "common/log.h"
 #include "common/process.h"
@@ -24,18 +24,12 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: dd2-agent --run DIR --domain NAME --coordinator HOST:PORT [--worker FILE]\n"
-    "  --run DIR              folder of the run; DIR/secret lets this agent join\n"
+    "  --run DIR              folder of the run: DIR/secret lets this agent join, DIR/config.yaml "
+    "has\n"
+    "                         its time-outs\n"
     "  --domain NAME          name of this failure domain: letters, digits, '-', '_', '.'\n"
     "  --coordinator ADDRESS  IP address and control port of the coordinator\n"
     "  --worker FILE          worker program (default: dd2-worker beside this program)\n";
-
-bool IsDomainName(const std::string& name) {
-  return !name.empty() && name.size() <= 64 && name.front() != '.' &&
-         std::all_of(name.begin(), name.end(), [](char c) {
-           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-                  c == '-' || c == '_' || c == '.';
-         });
-}
 
 // Splits "HOST:PORT" at the last ':'; false when that is not what it is.
 bool ParseAddress(const std::string& text, AgentOptions& options) {
@@ -121,11 +115,18 @@ int Main(const std::vector<std::string>& words) {
     std::fprintf(stderr, "dd2-agent: %s\n", status.error().message().c_str());
     return ExitCodeFor(status.error().code());
   }
+  const Result<RunConfig> config = LoadRunConfig(options->paths.run / "config.yaml");
+  if (!config) {
+    std::fprintf(stderr, "dd2-agent: %s\n", config.error().message().c_str());
+    return ExitCodeFor(config.error().code());
+  }
   LogOptions log;
   log.name = "agent-" + options->paths.domain;
   log.file = options->paths.run / "logs" / (log.name + ".log");
   status = StartLog(log);
   if (!status) LogWarning(status.error().message());
+  options->beat = config->timeouts.heartbeat_interval;
+  options->away_limit = config->timeouts.coordinator_away;
   return RunAgent(std::move(*options));
 }
 

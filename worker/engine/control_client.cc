@@ -53,7 +53,7 @@ Status ControlClient::Connect(bool resumes) {
     const std::lock_guard lock(mutex_);
     *hello.mutable_worker_hello() = options_.hello;
     hello.mutable_worker_hello()->set_resumes(resumes);
-    if (working_ != 0) hello.mutable_worker_hello()->set_rank(rank_);
+    hello.mutable_worker_hello()->set_rank(working_ == 0 || over() ? -1 : rank_.load());
     *hello.mutable_worker_hello()->mutable_held() = held_;
     hello.set_run_id(run_id_);
     hello.set_generation(generation_);
@@ -107,7 +107,7 @@ void ControlClient::CatchUp() {
 
 void ControlClient::ReceiveLoop() {
   while (!stopping_) {
-    Result<std::string> frame = channel_->Receive(timeouts::kHeartbeatInterval);
+    Result<std::string> frame = channel_->Receive(options_.beat);
     proto::Envelope envelope;
     if (frame) {
       if (envelope.ParseFromString(*frame)) Handle(envelope);

@@ -26,8 +26,10 @@ struct ControlOptions {
   std::string host = "127.0.0.1";
   std::uint16_t port = 0;
   proto::WorkerHello hello;  // carries the run secret
-  // How long the coordinator may be away, and the time between two tries to reach it.
-  std::chrono::milliseconds away = timeouts::kCoordinatorAway;
+  // How often to say that we live, how long the coordinator may be away, and the time between two
+  // tries to reach it.
+  std::chrono::milliseconds beat = Timeouts().heartbeat_interval;
+  std::chrono::milliseconds away = Timeouts().coordinator_away;
   std::chrono::milliseconds reconnect = timeouts::kReconnect;
   // Called on the control thread: generations below this number are over.
   std::function<void(std::uint64_t generation)> abort_before;

@@ -38,12 +38,15 @@ std::string NumericMode(const RunConfig& config) {
 }
 
 Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
-                                               const std::string& numeric_mode,
+                                               const Timeouts& timeouts,
+                                               const CheckpointIdentity& identity,
                                                GenerationCollectives& collectives) {
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   ControlOptions control;
   control.host = options.coordinator_host;
   control.port = options.coordinator_port;
+  control.beat = timeouts.heartbeat_interval;
+  control.away = timeouts.coordinator_away;
   control.abort_before = [&](std::uint64_t generation) { collectives.AbortBefore(generation); };
   control.collectives = [&] { return std::pair(collectives.entered(), collectives.waiting()); };
   char host[256] = "";
@@ -54,12 +57,14 @@ Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
   control.hello.set_local_size(options.local_size);
   control.hello.set_pid(getpid());
   control.hello.set_host(host);
-  control.hello.set_numeric_mode(numeric_mode);
+  control.hello.set_numeric_mode(identity.numeric_mode);
+  control.hello.set_teacher_digest(identity.teacher_digest);
+  control.hello.set_code_version(identity.code_version);
   return ControlClient::Join(control);
 }
 
 Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
-                                                  ControlClient& control,
+                                                  const RunConfig& config, ControlClient& control,
                                                   const proto::Assignment& assignment,
                                                   ConnectAbort& abort) {
   if (assignment.world_size() == 1) return NewLocalCollectives();
@@ -74,7 +79,7 @@ Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
   gloo.rank = assignment.rank();
   gloo.world_size = assignment.world_size();
   if (!assignment.host().empty()) gloo.interface_host = assignment.host();
-  gloo.timeout = timeouts::kCollective;
+  gloo.timeout = config.timeouts.collective;
   return ConnectGloo(gloo, abort);
 }
 
@@ -106,7 +111,7 @@ class WorkerLoop {
       control_.SetHeld(steps_.trainer().Held());
       collectives_.Leave();
       // The reason says more than that nobody called us.
-      if (!control_.WaitForRegroup(timeouts::kRegroup)) return outcome;
+      if (!control_.WaitForRegroup(config_.timeouts.regroup)) return outcome;
     }
   }
 
@@ -136,7 +141,7 @@ class WorkerLoop {
 
   Result<WorkerOutcome> RunGeneration(const proto::Assignment& assignment) {
     DD2_TRY(collectives_.Enter(control_.generation(), [&](ConnectAbort& abort) {
-      return ConnectRanks(options_, control_, assignment, abort);
+      return ConnectRanks(options_, config_, control_, assignment, abort);
     }));
     steps_.trainer().Regroup(ranks_);
     last_checkpoint_ = assignment.has_start() ? assignment.committed_checkpoint()
@@ -285,7 +290,7 @@ class WorkerLoop {
                    SaveState(RealFileSystem(), checkpoints_, state_, identity_, ranks_));
     report.set_seconds(SecondsSince(start));
     control_.Send(std::move(report));
-    DD2_TRY(control_.WaitForCommit(id, timeouts::kCheckpointParts));
+    DD2_TRY(control_.WaitForCommit(id, config_.timeouts.checkpoint_parts));
     last_checkpoint_ = id;
     if (collectives_.rank() != 0) return {};
     proto::CheckpointHeld held;
@@ -337,7 +342,7 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   GenerationCollectives collectives;
   PhaseSteps steps(options, config, teacher, collectives, state, numeric_mode);
   DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control,
-                 JoinRun(options, numeric_mode, collectives));
+                 JoinRun(options, config.timeouts, identity, collectives));
   WorkerLoop loop(options, config, *control, collectives, steps, state, std::move(identity));
   Result<WorkerOutcome> outcome = loop.Run();
   if (!outcome) {

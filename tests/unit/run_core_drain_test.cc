@@ -1,0 +1,354 @@
+// Domains that join a running run and leave it, played against the core.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "common/timeouts.h"
+#include "coordinator/core_start.h"
+#include "coordinator/journal_replay.h"
+#include "coordinator/run_core.h"
+
+namespace dd2 {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+PhaseConfig Phase(PhaseKind kind, std::int64_t steps) {
+  PhaseConfig phase;
+  phase.kind = kind;
+  phase.steps = steps;
+  return phase;
+}
+
+// Domains of one rank each, called by a letter.
+class DrainTest : public testing::Test {
+ protected:
+  DrainTest() {
+    options_.config.ranks = 1;
+    options_.config.domains = 2;
+    options_.config.phases = {Phase(PhaseKind::kGts, 20), Phase(PhaseKind::kEval, 1)};
+    options_.run_id = "run-1";
+    options_.run_folder = "runs/x";
+  }
+
+  static ConnectionId Agent(char domain) { return ConnectionId(static_cast<unsigned>(domain)); }
+  static ConnectionId Worker(char domain) {
+    return ConnectionId(1000 + static_cast<unsigned>(domain));
+  }
+  void Begin(CoreStart start = CoreStart()) {
+    core_ = std::make_unique<RunCore>(options_, std::move(start));
+    Take(core_->Start(at_));
+  }
+  void Take(Actions actions) {
+    log_.clear();
+    for (Action& action : actions) log_.push_back(std::move(action));
+    for (const Action& action : log_) {
+      if (const auto* journal = std::get_if<JournalAction>(&action)) {
+        journal_.push_back(journal->record);
+        journal_.back().set_unix_ms(at_.unix_ms);
+      }
+    }
+  }
+  void Say(ConnectionId from, proto::Envelope envelope, std::uint64_t generation) {
+    envelope.set_run_id("run-1");
+    envelope.set_generation(generation);
+    Take(core_->OnMessage(from, "127.0.0.1", envelope, at_));
+  }
+  void Tick(std::chrono::milliseconds time) {
+    at_.now += time;
+    at_.unix_ms += time.count();
+    Take(core_->OnTick(at_));
+  }
+  void SayAgentHello(char domain, bool running = false) {
+    proto::Envelope envelope;
+    envelope.mutable_agent_hello()->set_domain(std::string(1, domain));
+    envelope.mutable_agent_hello()->set_running(running);
+    Say(Agent(domain), envelope, 0);
+  }
+  void SayWorkerHello(char domain, const std::string& teacher = "t") {
+    proto::Envelope envelope;
+    envelope.mutable_worker_hello()->set_domain(std::string(1, domain));
+    envelope.mutable_worker_hello()->set_local_size(1);
+    envelope.mutable_worker_hello()->set_numeric_mode("cpu");
+    envelope.mutable_worker_hello()->set_teacher_digest(teacher);
+    Say(Worker(domain), envelope, 0);
+  }
+  void Join(char domain) {
+    SayAgentHello(domain);
+    SayWorkerHello(domain);
+  }
+  void SayRegrouped(char domain, std::int64_t step, bool has_state = true) {
+    proto::Envelope envelope;
+    proto::HeldState& held = *envelope.mutable_regrouped()->mutable_held();
+    held.set_has_state(has_state);
+    held.mutable_position()->set_step(step);
+    Say(Worker(domain), envelope, Gathered());
+  }
+  // By the worker that has rank 0.
+  void SayProgress(char domain, std::int64_t step) {
+    proto::Envelope envelope;
+    envelope.mutable_progress()->set_step(step);
+    Say(Worker(domain), envelope, state().generation);
+  }
+  void SayExited(char domain, std::int32_t status, std::uint64_t attempt) {
+    proto::Envelope envelope;
+    envelope.mutable_domain_exited()->set_domain(std::string(1, domain));
+    envelope.mutable_domain_exited()->set_exit_status(status);
+    envelope.mutable_domain_exited()->set_attempt(attempt);
+    Say(Agent(domain), envelope, 0);
+  }
+  std::vector<proto::Envelope> SentTo(ConnectionId to) const {
+    std::vector<proto::Envelope> sent;
+    for (const Action& action : log_) {
+      const auto* send = std::get_if<SendAction>(&action);
+      if (send != nullptr && send->to == to) sent.push_back(send->envelope);
+    }
+    return sent;
+  }
+  bool Regroups(char domain) const {
+    const auto sent = SentTo(Worker(domain));
+    return std::any_of(sent.begin(), sent.end(), [](const auto& e) { return e.has_regroup(); });
+  }
+  // The generation that is being gathered.
+  std::uint64_t Gathered() const { return ReplayJournal(journal_).last_generation.value(); }
+  // Names of the domains of the newest generation.
+  std::string Formed() const {
+    std::string names;
+    for (const proto::GenerationMember& member : ReplayJournal(journal_).formed) {
+      names += member.domain();
+    }
+    return names;
+  }
+  const RunState& state() const { return core_->state(); }
+  Status Drain(char domain) {
+    Result<Actions> actions = core_->Drain(std::string(1, domain), "a test", at_);
+    if (!actions) return actions.error();
+    Take(std::move(*actions));
+    return {};
+  }
+
+  CoreOptions options_;
+  std::unique_ptr<RunCore> core_;
+  Moment at_;
+  std::vector<Action> log_;
+  std::vector<proto::JournalRecord> journal_;
+};
+
+TEST_F(DrainTest, LeavesAtTheEndOfAStepWithoutLoss) {
+  Begin();
+  Join('a');
+  Join('b');
+  ASSERT_EQ(Formed(), "ab");
+  SayProgress('a', 1);
+  ASSERT_TRUE(Drain('a'));
+  EXPECT_EQ(journal_.back().domain_drained().domain(), "a");
+  EXPECT_FALSE(Regroups('b')) << "not in the middle of a step";
+  SayProgress('a', 2);
+  EXPECT_TRUE(Regroups('a'));
+  EXPECT_TRUE(Regroups('b'));
+  SayRegrouped('b', 2);
+  SayRegrouped('a', 2);
+  EXPECT_EQ(Formed(), "b");
+  EXPECT_TRUE(SentTo(Agent('a')).at(0).has_stop_domain());
+  EXPECT_EQ(SentTo(Worker('a')).at(0).run_finished().outcome(), "drained");
+  const proto::Assignment assignment = SentTo(Worker('b')).at(0).assignment();
+  EXPECT_EQ(assignment.world_size(), 1);
+  EXPECT_EQ(assignment.start().step(), 2);
+  SayProgress('b', 3);
+  ASSERT_THAT(state().incidents, SizeIs(1));
+  EXPECT_EQ(state().incidents[0].kind, "drained");
+  EXPECT_EQ(state().incidents[0].steps_lost, 0);
+
+  SayExited('a', 143, 1);
+  Tick(Timeouts().restart_first * 10);
+  EXPECT_THAT(SentTo(Agent('a')), IsEmpty()) << "it is not started again";
+  Take(core_->OnClosed(Agent('a'), "closed", at_));
+  EXPECT_EQ(state().word, RunWord::kRunning);
+  // An agent that is started again after all, by mistake.
+  SayAgentHello('a');
+  EXPECT_TRUE(SentTo(Agent('a')).at(0).has_stop_domain());
+  SayWorkerHello('a');
+  EXPECT_TRUE(SentTo(Worker('a')).at(0).has_refused());
+  EXPECT_EQ(Formed(), "b");
+}
+
+TEST_F(DrainTest, TheLastDomainAndStrangersAreRefused) {
+  Begin();
+  Join('a');
+  Join('b');
+  const Status unknown = Drain('x');
+  EXPECT_EQ(unknown.error().code(), Code::kNotFound);
+  EXPECT_THAT(unknown.error().message(), HasSubstr("no domain 'x'; it has a, b"));
+  ASSERT_TRUE(Drain('a'));
+  EXPECT_TRUE(Drain('a')) << "again is no error";
+  const Status last = Drain('b');
+  EXPECT_EQ(last.error().code(), Code::kFailedPrecondition);
+  EXPECT_THAT(last.error().message(), HasSubstr("it is the last one of the run"));
+  EXPECT_THAT(last.error().message(), HasSubstr("dd2 agent join runs/x"));
+}
+
+// Somebody joins, and the only one that holds the state is drained at the same time.
+TEST_F(DrainTest, ANewcomerGetsTheStateBeforeItsOnlyHolderLeaves) {
+  options_.config.domains = 1;
+  Begin();
+  Join('a');
+  SayProgress('a', 5);
+  Join('b');
+  EXPECT_TRUE(Regroups('a'));
+  ASSERT_TRUE(Drain('a'));
+  SayRegrouped('a', 5);
+  EXPECT_EQ(Formed(), "ab") << "b holds nothing yet";
+  EXPECT_THAT(SentTo(Agent('a')), IsEmpty());
+  SayProgress('a', 6);
+  EXPECT_TRUE(Regroups('b'));
+  SayRegrouped('a', 6);
+  SayRegrouped('b', 6);
+  EXPECT_EQ(Formed(), "b");
+  EXPECT_EQ(SentTo(Worker('b')).at(0).assignment().start().step(), 6);
+  EXPECT_TRUE(SentTo(Agent('a')).at(0).has_stop_domain());
+}
+
+TEST_F(DrainTest, BeforeTheRunHasBegunItIsNotWaitedFor) {
+  Begin();
+  SayAgentHello('a');
+  SayAgentHello('b');
+  ASSERT_TRUE(Drain('b'));
+  EXPECT_TRUE(SentTo(Agent('b')).at(0).has_stop_domain());
+  SayExited('b', 1, 2);
+  EXPECT_EQ(state().word, RunWord::kWaiting) << "that its start failed does not matter";
+  SayWorkerHello('a');
+  EXPECT_EQ(Formed(), "a");
+}
+
+TEST_F(DrainTest, APausedRunDoesNotWaitForTheEndOfAStep) {
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 1);
+  Take(*core_->Pause("a test", at_));
+  ASSERT_TRUE(Drain('b'));
+  EXPECT_TRUE(Regroups('a'));
+  SayRegrouped('a', 1);
+  SayRegrouped('b', 1);
+  EXPECT_EQ(Formed(), "a");
+  EXPECT_EQ(state().word, RunWord::kPaused);
+}
+
+TEST_F(DrainTest, OneThatDiesOnItsWayOutIsNotStartedAgain) {
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 1);
+  ASSERT_TRUE(Drain('b'));
+  Take(core_->OnClosed(Worker('b'), "closed", at_));
+  SayExited('b', 137, 2);
+  EXPECT_TRUE(SentTo(Agent('b')).at(0).has_stop_domain());
+  Tick(Timeouts().restart_last);
+  EXPECT_THAT(SentTo(Agent('b')), IsEmpty());
+}
+
+TEST_F(DrainTest, ARestartedCoordinatorKnowsWhoWasToLeave) {
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 1);
+  ASSERT_TRUE(Drain('a'));
+  CoreStart start;
+  StartTakingOver(ReplayJournal(journal_), options_.config.phases, RunPosition{0, 1}, at_.unix_ms,
+                  start);
+  Begin(std::move(start));
+  SayAgentHello('a', true);
+  SayAgentHello('b', true);
+  EXPECT_THAT(SentTo(Agent('a')), IsEmpty()) << "it is still needed";
+  for (const char domain : {'a', 'b'}) {
+    proto::Envelope envelope;
+    proto::WorkerHello& hello = *envelope.mutable_worker_hello();
+    hello.set_domain(std::string(1, domain));
+    hello.set_local_size(1);
+    hello.set_resumes(true);
+    hello.set_rank(domain - 'a');
+    Say(Worker(domain), envelope, 1);
+  }
+  SayProgress('a', 2);
+  EXPECT_TRUE(Regroups('b'));
+  SayRegrouped('a', 2);
+  SayRegrouped('b', 2);
+  EXPECT_EQ(Formed(), "b");
+}
+
+TEST_F(DrainTest, OneThatWasLeftOutDoesNotTakeAnothersRank) {
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 1);
+  ASSERT_TRUE(Drain('a'));
+  SayProgress('a', 2);
+  SayRegrouped('a', 2);
+  SayRegrouped('b', 2);
+  ASSERT_EQ(Formed(), "b");
+  // The coordinator dies before it has told anybody; both name the rank that they had.
+  CoreStart start;
+  StartTakingOver(ReplayJournal(journal_), options_.config.phases, RunPosition{0, 2}, at_.unix_ms,
+                  start);
+  Begin(std::move(start));
+  proto::Envelope envelope;
+  envelope.mutable_worker_hello()->set_domain("a");
+  envelope.mutable_worker_hello()->set_local_size(1);
+  envelope.mutable_worker_hello()->set_resumes(true);
+  envelope.mutable_worker_hello()->set_rank(0);
+  Say(Worker('a'), envelope, 2);
+  EXPECT_TRUE(SentTo(Worker('a')).at(0).has_refused());
+}
+
+TEST_F(DrainTest, NobodyJoinsWithoutAShardToWorkOn) {
+  options_.config.batch.shards = 2;
+  Begin();
+  Join('a');
+  Join('b');
+  SayAgentHello('c');
+  ASSERT_TRUE(SentTo(Agent('c')).at(0).has_refused());
+  EXPECT_THAT(SentTo(Agent('c'))[0].refused().message(),
+              HasSubstr("3 domains of 1 ranks for 2 shards (batch.shards)"));
+  SayProgress('a', 1);
+  ASSERT_TRUE(Drain('a'));
+  SayProgress('a', 2);
+  SayRegrouped('a', 2);
+  SayRegrouped('b', 2);
+  ASSERT_EQ(Formed(), "b");
+  SayAgentHello('c');
+  EXPECT_TRUE(SentTo(Agent('c')).at(0).has_start_domain());
+}
+
+TEST_F(DrainTest, OneThatCannotJoinDoesNotEndTheRun) {
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 1);
+  SayAgentHello('c');
+  SayWorkerHello('c', "another");
+  EXPECT_THAT(SentTo(Worker('c')).at(0).refused().message(), HasSubstr("has another teacher"));
+  for (std::uint64_t attempt = 3; attempt < 3 + kDomainFailuresMax; ++attempt) {
+    SayExited('c', 4, attempt);
+    for (int i = 0; i < 4; ++i) {
+      proto::Envelope beat;
+      beat.mutable_heartbeat()->set_phase(0);
+      for (const ConnectionId from :
+           {Agent('a'), Agent('b'), Agent('c'), Worker('a'), Worker('b')}) {
+        Say(from, beat, state().generation);
+      }
+      Tick(Timeouts().restart_last / 3);
+    }
+  }
+  EXPECT_EQ(state().word, RunWord::kRunning);
+  ASSERT_THAT(state().domains, SizeIs(3));
+  EXPECT_EQ(state().domains[2].word, "given up");
+  EXPECT_EQ(state().domains[0].word, "working");
+}
+
+}  // namespace
+}  // namespace dd2
