@@ -50,6 +50,10 @@ inline RunState ExampleRunState() {
   state.checkpoints[0].bytes = 4096;
   state.checkpoints[0].committed_unix_ms = 1'700'000'001'000;
   state.checkpoints[1].id = "p001-s000000120";
+  state.checkpoint_interval.setting = "auto";
+  state.checkpoint_interval.seconds = 600.5;
+  state.checkpoint_interval.stall_seconds = 0.25;
+  state.checkpoint_interval.failure_seconds = 28800;
   state.counters.guidance_updates = 120;
   state.metrics = {{"gts/loss", 0.25}, {"gts/norm", std::numeric_limits<double>::quiet_NaN()}};
   state.steps_per_second = 9.5;

@@ -39,6 +39,7 @@ std::string NumericMode(const RunConfig& config) {
 
 Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
                                                const std::string& numeric_mode,
+                                               std::int64_t checkpoint_bytes,
                                                GenerationCollectives& collectives) {
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   ControlOptions control;
@@ -55,6 +56,7 @@ Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
   control.hello.set_pid(getpid());
   control.hello.set_host(host);
   control.hello.set_numeric_mode(numeric_mode);
+  control.hello.set_checkpoint_bytes(checkpoint_bytes);
   return ControlClient::Join(control);
 }
 
@@ -337,7 +339,7 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   GenerationCollectives collectives;
   PhaseSteps steps(options, config, teacher, collectives, state, numeric_mode);
   DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control,
-                 JoinRun(options, numeric_mode, collectives));
+                 JoinRun(options, numeric_mode, CheckpointBytes(layout), collectives));
   WorkerLoop loop(options, config, *control, collectives, steps, state, std::move(identity));
   Result<WorkerOutcome> outcome = loop.Run();
   if (!outcome) {
