@@ -1,8 +1,8 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <ctime>
 #include <memory>
 
+#include "cli/checkpoint_files.h"
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "common/exit_codes.h"
@@ -21,81 +21,70 @@ struct CheckpointArguments {
   bool json = false;
 };
 
-std::filesystem::path CheckpointsOf(const CheckpointArguments& arguments) {
-  return std::filesystem::path(arguments.run) / "checkpoints";
+void PrintRow(const char* id, const std::string& what) {
+  std::printf("%-18s  %s\n", id, what.c_str());
 }
 
-// The ids of a run, oldest first. kNotFound says which of the two is missing: run or checkpoint.
-Result<std::vector<std::string>> Ids(const CheckpointArguments& arguments) {
-  std::error_code ignored;
-  if (!std::filesystem::is_directory(arguments.run, ignored)) {
-    return Error(Code::kNotFound, arguments.run + ": no such run folder");
-  }
-  auto ids = ListCheckpoints(RealFileSystem(), CheckpointsOf(arguments));
-  if (!ids && ids.error().code() == Code::kNotFound) return std::vector<std::string>();
-  return ids;
-}
-
-// The id that was asked for, else the newest.
-Result<std::string> ChosenId(const CheckpointArguments& arguments) {
-  DD2_TRY_ASSIGN(const auto ids, Ids(arguments));
-  if (ids.empty()) {
-    return Error(Code::kNotFound, arguments.run + " has no committed checkpoint yet");
-  }
-  if (arguments.id.empty()) return ids.back();
-  for (const auto& id : ids) {
-    if (id == arguments.id) return id;
-  }
-  return Error(Code::kNotFound, arguments.run + " has no checkpoint '" + arguments.id +
-                                    "'; `dd2 checkpoint ls " + arguments.run + "` lists them");
-}
-
-std::string TimeText(std::int64_t unix_ms) {
-  const auto seconds = static_cast<std::time_t>(unix_ms / 1000);
-  std::tm parts{};
-  localtime_r(&seconds, &parts);
-  char buffer[32];
-  std::strftime(buffer, sizeof(buffer), "%Y-%m-%d %H:%M:%S", &parts);
-  return buffer;
-}
-
-std::int64_t TotalBytes(const proto::CheckpointManifest& manifest) {
-  std::int64_t bytes = 0;
-  for (const auto& part : manifest.parts()) bytes += part.size_bytes();
-  return bytes;
-}
-
-Status PrintOne(const CheckpointArguments& arguments, const std::string& id, json::array& rows) {
-  DD2_TRY_ASSIGN(const auto manifest, ReadManifest(RealFileSystem(), CheckpointsOf(arguments), id));
-  const auto& header = manifest.header();
-  if (arguments.json) {
-    json::object row;
-    row["id"] = id;
-    row["phase"] = header.phase();
-    row["step"] = header.step();
-    row["parts"] = manifest.parts_size();
-    row["bytes"] = TotalBytes(manifest);
-    row["committed_unix_ms"] = manifest.committed_unix_ms();
+Status ListOne(const CheckpointArguments& arguments, const std::string& id, json::array& rows) {
+  json::object row;
+  row["id"] = id;
+  const auto manifest = ReadManifest(RealFileSystem(), CheckpointsOf(arguments.run), id);
+  if (!manifest) {
+    row["state"] = "damaged";
+    row["reason"] = manifest.error().message();
     rows.push_back(std::move(row));
-    return {};
+    if (!arguments.json) PrintRow(id.c_str(), "damaged: " + manifest.error().message());
+    return manifest.error();
   }
+  const auto& header = manifest->header();
+  std::int64_t bytes = 0;
+  for (const auto& part : manifest->parts()) bytes += part.size_bytes();
+  row["state"] = "committed";
+  row["phase"] = header.phase();
+  row["step"] = header.step();
+  row["parts"] = manifest->parts_size();
+  row["bytes"] = bytes;
+  row["committed_unix_ms"] = manifest->committed_unix_ms();
+  rows.push_back(std::move(row));
+  if (arguments.json) return {};
   std::printf("%-18s  phase %d step %-6lld  %2d parts  %9s  %s\n", id.c_str(), header.phase(),
-              static_cast<long long>(header.step()), manifest.parts_size(),
-              FormatBytes(TotalBytes(manifest)).c_str(),
-              TimeText(manifest.committed_unix_ms()).c_str());
+              static_cast<long long>(header.step()), manifest->parts_size(),
+              FormatBytes(bytes).c_str(), FormatTime(manifest->committed_unix_ms()).c_str());
   return {};
 }
 
+Status ListQuarantined(const CheckpointArguments& arguments, json::array& rows) {
+  DD2_TRY_ASSIGN(const auto quarantined, QuarantinedCheckpoints(arguments.run));
+  for (const QuarantinedCheckpoint& one : quarantined) {
+    json::object row;
+    row["id"] = one.id;
+    row["state"] = "quarantined";
+    row["reason"] = one.reason;
+    row["folder"] = one.folder.string();
+    row["quarantined_unix_ms"] = one.unix_ms;
+    rows.push_back(std::move(row));
+    if (arguments.json) continue;
+    PrintRow(one.id.c_str(), "quarantined " + FormatTime(one.unix_ms) + ": " + one.reason);
+  }
+  return {};
+}
+
+// A damaged manifest decides the exit code, but all are listed.
 Status List(const CheckpointArguments& arguments) {
-  DD2_TRY_ASSIGN(const auto ids, Ids(arguments));
+  DD2_TRY_ASSIGN(const auto ids, CheckpointIds(arguments.run));
   json::array rows;
-  for (const auto& id : ids) DD2_TRY(PrintOne(arguments, id, rows));
+  Status result;
+  for (const auto& id : ids) {
+    const Status listed = ListOne(arguments, id, rows);
+    if (!listed && result) result = listed;
+  }
+  DD2_TRY(ListQuarantined(arguments, rows));
   if (arguments.json) {
     std::printf("%s\n", json::serialize(rows).c_str());
   } else if (ids.empty()) {
     std::printf("no committed checkpoint in %s\n", arguments.run.c_str());
   }
-  return {};
+  return result;
 }
 
 // Reads and hashes every byte of every checkpoint (or of the one asked for). The first damaged one
@@ -103,15 +92,15 @@ Status List(const CheckpointArguments& arguments) {
 Status Verify(const CheckpointArguments& arguments) {
   std::vector<std::string> ids;
   if (arguments.id.empty()) {
-    DD2_TRY_ASSIGN(ids, Ids(arguments));
+    DD2_TRY_ASSIGN(ids, CheckpointIds(arguments.run));
   } else {
-    DD2_TRY_ASSIGN(const auto id, ChosenId(arguments));
+    DD2_TRY_ASSIGN(const auto id, ChooseCheckpoint(arguments.run, arguments.id));
     ids.push_back(id);
   }
   Status result;
   json::array rows;
   for (const auto& id : ids) {
-    const Status status = VerifyCheckpoint(RealFileSystem(), CheckpointsOf(arguments), id);
+    const Status status = VerifyCheckpoint(RealFileSystem(), CheckpointsOf(arguments.run), id);
     if (!status && result) result = Error(status.error()).Wrap(id);
     if (arguments.json) {
       json::object row;
@@ -132,9 +121,9 @@ Status Verify(const CheckpointArguments& arguments) {
 
 // One line per group, independent of the sharding, so that two runs can be compared with diff.
 Status Digest(const CheckpointArguments& arguments) {
-  DD2_TRY_ASSIGN(const auto id, ChosenId(arguments));
+  DD2_TRY_ASSIGN(const auto id, ChooseCheckpoint(arguments.run, arguments.id));
   DD2_TRY_ASSIGN(const auto reader,
-                 CheckpointReader::Open(RealFileSystem(), CheckpointsOf(arguments), id));
+                 CheckpointReader::Open(RealFileSystem(), CheckpointsOf(arguments.run), id));
   DD2_TRY_ASSIGN(const auto digests, DigestByGroup(reader));
   if (!arguments.json) {
     for (const auto& [group, digest] : digests) {
@@ -176,13 +165,15 @@ void AddCheckpointCommands(CLI::App& app, int& exit_code) {
   command->add_option("run", arguments->run, "Folder of a live run: make a checkpoint now")
       ->type_name("RUN");
   command->add_flag("--json", arguments->json, "Print JSON");
-  AddOne(*command, exit_code, "ls", "List the committed checkpoints of a run", List);
+  AddOne(*command, exit_code, "ls",
+         "List the checkpoints of a run, and those in quarantine with the reason", List);
   AddOne(*command, exit_code, "verify",
          "Read every byte of the checkpoints of a run and compare the hashes", Verify);
   AddOne(*command, exit_code, "digest",
          "One hash per network, EMA and optimiser state of the newest checkpoint; it does not\n"
          "depend on the number of ranks, so two runs can be compared with diff",
          Digest);
+  AddCheckpointTools(*command, exit_code);
   command->callback([command, arguments, &exit_code] {
     if (!command->get_subcommands().empty()) return;
     if (arguments->run.empty()) throw CLI::RequiredError("run");

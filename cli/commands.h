@@ -16,13 +16,15 @@ namespace dd2 {
 void AddRunCommand(CLI::App& app, const std::vector<std::string>& words, int& exit_code);
 void AddStatusCommands(CLI::App& app, int& exit_code);      // status, watch
 void AddControlCommands(CLI::App& app, int& exit_code);     // pause, resume, cancel
-void AddCheckpointCommands(CLI::App& app, int& exit_code);  // checkpoint [ls|verify|digest]
-void AddConfigCommands(CLI::App& app, int& exit_code);      // config check|show
-void AddCacheCommands(CLI::App& app, int& exit_code);       // cache stats
-void AddWorkerCommands(CLI::App& app, int& exit_code);      // teacher, sample, eval, export
-void AddAgentCommands(CLI::App& app, int& exit_code);       // agent join, drain
-void AddIncidentsCommand(CLI::App& app, int& exit_code);    // incidents
-void AddReportCommands(CLI::App& app, int& exit_code);      // report, version
+void AddCheckpointCommands(CLI::App& app, int& exit_code);  // checkpoint [ls|verify|digest|...]
+// checkpoint show|reshard|export|prune; `app` is the command `checkpoint`.
+void AddCheckpointTools(CLI::App& app, int& exit_code);
+void AddConfigCommands(CLI::App& app, int& exit_code);    // config check|show
+void AddCacheCommands(CLI::App& app, int& exit_code);     // cache stats
+void AddWorkerCommands(CLI::App& app, int& exit_code);    // teacher, sample, eval, export
+void AddAgentCommands(CLI::App& app, int& exit_code);     // agent join, drain
+void AddIncidentsCommand(CLI::App& app, int& exit_code);  // incidents
+void AddReportCommands(CLI::App& app, int& exit_code);    // report, version
 
 // Whether `word` is neither an option nor a command of `app`; if so, says it and names the nearest.
 bool IsUnknownCommand(const CLI::App& app, const std::string& word);

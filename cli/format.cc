@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <ctime>
 
 namespace dd2 {
 namespace {
@@ -37,6 +38,16 @@ std::string FormatBytes(std::int64_t bytes) {
   if (value < 1e6) return Printed("%.1f kB", value / 1e3);
   if (value < 1e9) return Printed("%.1f MB", value / 1e6);
   return Printed("%.1f GB", value / 1e9);
+}
+
+std::string FormatTime(std::int64_t unix_ms) {
+  if (unix_ms == 0) return "-";
+  const auto seconds = static_cast<std::time_t>(unix_ms / 1000);
+  std::tm parts{};
+  localtime_r(&seconds, &parts);
+  char buffer[32];
+  std::strftime(buffer, sizeof(buffer), "%Y-%m-%d %H:%M:%S", &parts);
+  return buffer;
 }
 
 std::string FormatSpeed(double seconds_per_unit, std::string_view unit) {

@@ -15,6 +15,8 @@ std::string FormatDuration(double seconds);
 std::string FormatValue(double value);
 // "12.3 MB" (powers of 1000).
 std::string FormatBytes(std::int64_t bytes);
+// "2026-11-24 09:30:00", local time; "-" when it is 0.
+std::string FormatTime(std::int64_t unix_ms);
 // Speed of `unit`s ("step") that take `seconds_per_unit` each: "9.3 step/s", or "1.6 s/step" when
 // slower than one a second; empty when not known.
 std::string FormatSpeed(double seconds_per_unit, std::string_view unit);

@@ -110,6 +110,12 @@ Status ApplyDocument(const json::object& document, RunView& view) {
                                 FindText(domain.get_object(), "state").value_or(""));
     }
   }
+  if (const json::object* interval = FindObject(document, "checkpoint_interval")) {
+    TakeText(*interval, "setting", view.interval_setting);
+    view.interval_seconds = FindNumber(*interval, "seconds").value_or(-1);
+    view.stall_seconds = FindNumber(*interval, "stall_seconds").value_or(0);
+    view.failure_seconds = FindNumber(*interval, "failure_seconds").value_or(0);
+  }
   if (const json::object* metrics = FindObject(document, "metrics")) {
     view.metrics.clear();
     for (const auto& [name, value] : *metrics) {
@@ -179,6 +185,14 @@ std::string FormatStatus(const RunView& view, std::string_view folder) {
     } else {
       out += "  " + FormatPendingLine(progress) + "\n";
     }
+  }
+  if (view.interval_seconds >= 0 && !IsOver(view)) {
+    out += "  a checkpoint at least every " + FormatDuration(view.interval_seconds);
+    if (view.interval_setting == "auto") {
+      out += " (auto: one costs " + FormatValue(view.stall_seconds) + " s, a failure every " +
+             FormatDuration(view.failure_seconds) + ")";
+    }
+    out += "\n";
   }
   if (view.state == "stopped" || view.state == "failed" || view.state == "interrupted") {
     out += "Continue it with: dd2 run CONFIG --run " + std::string(folder) + " --resume\n";

@@ -38,6 +38,11 @@ struct RunView {
   std::vector<std::pair<std::string, double>> metrics;       // newest value of each name
   double steps_per_second = 0;                               // of the current phase; 0: not known
   double remaining_seconds = -1;  // of the current phase; negative: not known
+  // Between checkpoints that the phases do not set; negative: none, or not known.
+  double interval_seconds = -1;
+  std::string interval_setting;
+  double stall_seconds = 0;    // what one costs
+  double failure_seconds = 0;  // mean time to a failure
 };
 
 // Takes what is in a document over into `view` and leaves the rest. kCorruption: it is not one.

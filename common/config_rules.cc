@@ -51,6 +51,11 @@ class RunRules {
       Add("model.time_features", {},
           std::to_string(config_.model.time_features) + " is odd; sines and cosines come in pairs");
     }
+    if (!ParseCheckpointInterval(config_.checkpoint.interval)) {
+      Add("checkpoint.interval", {},
+          "\"" + config_.checkpoint.interval.substr(0, 60) +
+              "\" is neither auto, off, nor seconds from 1 to 1e9");
+    }
     const std::string& name = config_.name;
     const bool plain = std::all_of(name.begin(), name.end(), [](char c) {
       return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||

@@ -179,6 +179,13 @@ Status WriteTemporary(FileSystem& files, const fs::path& temporary, std::string_
 
 }  // namespace
 
+Result<std::uint64_t> FreeBytes(const fs::path& path) {
+  std::error_code code;
+  const fs::space_info space = fs::space(path, code);
+  if (code) return FromErrno(code.value(), "cannot ask for the free space of", path);
+  return std::uint64_t{space.available};
+}
+
 FileSystem& RealFileSystem() {
   static PosixFileSystem instance;
   return instance;

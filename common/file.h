@@ -44,6 +44,9 @@ class FileSystem {
   virtual Result<std::vector<std::string>> List(const std::filesystem::path& directory) = 0;
 };
 
+// Bytes that this user may still write on the disk that holds `path`. kNotFound, kUnavailable.
+Result<std::uint64_t> FreeBytes(const std::filesystem::path& path);
+
 // The process's real file system.
 FileSystem& RealFileSystem();
 

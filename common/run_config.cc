@@ -1,6 +1,9 @@
 #include "common/run_config.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <system_error>
 
 #include "common/check.h"
 
@@ -50,6 +53,21 @@ PhaseConfig DefaultSample() {
 }
 
 }  // namespace
+
+std::optional<CheckpointInterval> ParseCheckpointInterval(std::string_view text) {
+  CheckpointInterval interval;
+  if (text == "auto") return interval;
+  if (text == "off") {
+    interval.kind = CheckpointInterval::Kind::kOff;
+    return interval;
+  }
+  interval.kind = CheckpointInterval::Kind::kFixed;
+  const char* end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data(), end, interval.seconds);
+  const bool number = parsed.ec == std::errc() && parsed.ptr == end;
+  if (!number || !(interval.seconds >= 1) || !(interval.seconds <= 1e9)) return std::nullopt;
+  return interval;
+}
 
 const char* PhaseKindName(PhaseKind kind) {
   switch (kind) {

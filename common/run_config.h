@@ -59,8 +59,19 @@ struct CacheConfig {
 };
 
 struct CheckpointConfig {
-  int keep_last = 3;  // committed checkpoints kept; older ones are deleted
+  int keep_last = 3;              // the newest ones are kept
+  int keep_every = 0;             // and every k-th that was ever committed, for good; 0: none
+  int keep_best = 0;              // and the n with the best FDr; 0: none. Others are deleted
+  std::string interval = "auto";  // ParseCheckpointInterval
 };
+// When checkpoints are made besides those at the borders that phases set.
+struct CheckpointInterval {
+  enum class Kind : std::uint8_t { kOff, kAuto, kFixed };
+  Kind kind = Kind::kAuto;
+  double seconds = 0;  // kFixed
+};
+// "auto", "off" or seconds, from 1 to 1e9. Nothing when it is none of them.
+std::optional<CheckpointInterval> ParseCheckpointInterval(std::string_view text);
 
 struct EvalConfig {
   int samples = 5000;            // of the final evaluation, stratified over classes

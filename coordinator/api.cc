@@ -351,6 +351,13 @@ std::string RunDocument(const RunState& state) {
   desired["stop"] = state.desired_stop;
   desired["checkpoint_requests"] = state.checkpoint_requests;
   document["desired"] = std::move(desired);
+  const CheckpointIntervalState& every = state.checkpoint_interval;
+  json::object interval;
+  interval["setting"] = every.setting;
+  interval["seconds"] = every.seconds >= 0 ? Number(every.seconds) : json::value(nullptr);
+  interval["stall_seconds"] = Number(every.stall_seconds);
+  interval["failure_seconds"] = Number(every.failure_seconds);
+  document["checkpoint_interval"] = std::move(interval);
   return json::serialize(document);
 }
 

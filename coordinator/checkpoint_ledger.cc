@@ -1,6 +1,7 @@
 #include "coordinator/checkpoint_ledger.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "common/check.h"
@@ -53,14 +54,21 @@ std::string Difference(const proto::CheckpointHeader& a, const proto::Checkpoint
 
 }  // namespace
 
-CheckpointLedger::CheckpointLedger(std::string run_id, std::int32_t keep_last)
-    : run_id_(std::move(run_id)), keep_last_(keep_last) {
-  DD2_CHECK(keep_last >= 1);
-}
+CheckpointLedger::CheckpointLedger(std::string run_id, CheckpointConfig rule,
+                                   std::int64_t ever_committed)
+    : run_id_(std::move(run_id)), rule_(std::move(rule)), ever_committed_(ever_committed) {}
 
 void CheckpointLedger::Restore(const proto::CheckpointManifest& manifest) {
   const Position at{manifest.header().phase(), manifest.header().step()};
-  committed_[at] = manifest.checkpoint_id();
+  committed_[at] = CandidateOf(manifest);
+}
+
+void CheckpointLedger::OnEvaluation(const proto::Evaluation& evaluation) {
+  evaluations_[Position{evaluation.phase(), evaluation.step()}] = evaluation;
+}
+
+void CheckpointLedger::GoBack(std::int32_t phase, std::int64_t step) {
+  evaluations_.erase(evaluations_.upper_bound(Position{phase, step}), evaluations_.end());
 }
 
 void CheckpointLedger::StartGeneration(std::int32_t world_size) {
@@ -110,6 +118,10 @@ Result<CheckpointLedger::Outcome> CheckpointLedger::OnPart(const proto::PartRepo
   *manifest.mutable_header() = pending.header;
   for (auto& [rank, reported] : pending.parts) *manifest.add_parts() = std::move(reported);
   manifest.set_committed_unix_ms(unix_ms);
+  manifest.set_ordinal(++ever_committed_);
+  const Position at{pending.header.phase(), pending.header.step()};
+  const auto behind = evaluations_.upper_bound(at);
+  if (behind != evaluations_.begin()) *manifest.mutable_evaluation() = std::prev(behind)->second;
   pending_.erase(entry);
   Restore(manifest);
   outcome.commit = std::move(manifest);
@@ -117,16 +129,15 @@ Result<CheckpointLedger::Outcome> CheckpointLedger::OnPart(const proto::PartRepo
 }
 
 std::vector<std::string> CheckpointLedger::TakeExpired() {
-  std::vector<std::string> expired;
-  while (committed_.size() > static_cast<std::size_t>(keep_last_)) {
-    expired.push_back(committed_.begin()->second);
-    committed_.erase(committed_.begin());
-  }
+  std::vector<RetentionCandidate> candidates;
+  for (const auto& [position, candidate] : committed_) candidates.push_back(candidate);
+  std::vector<std::string> expired = ExpiredCheckpoints(rule_, candidates);
+  for (const std::string& id : expired) Forget(id);
   return expired;
 }
 
 void CheckpointLedger::Forget(const std::string& id) {
-  std::erase_if(committed_, [&id](const auto& entry) { return entry.second == id; });
+  std::erase_if(committed_, [&id](const auto& entry) { return entry.second.id == id; });
 }
 
 std::int32_t CheckpointLedger::PartsOf(const std::string& id) const {
@@ -136,17 +147,17 @@ std::int32_t CheckpointLedger::PartsOf(const std::string& id) const {
 
 std::vector<std::string> CheckpointLedger::committed() const {
   std::vector<std::string> ids;
-  for (const auto& [position, id] : committed_) ids.push_back(id);
+  for (const auto& [position, candidate] : committed_) ids.push_back(candidate.id);
   return ids;
 }
 
 std::string CheckpointLedger::newest() const {
-  return committed_.empty() ? std::string() : committed_.rbegin()->second;
+  return committed_.empty() ? std::string() : committed_.rbegin()->second.id;
 }
 
 bool CheckpointLedger::IsCommitted(const std::string& id) const {
   return std::any_of(committed_.begin(), committed_.end(),
-                     [&id](const auto& entry) { return entry.second == id; });
+                     [&id](const auto& entry) { return entry.second.id == id; });
 }
 
 }  // namespace dd2

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "common/result.h"
+#include "common/run_config.h"
 #include "proto/control.pb.h"
+#include "proto/retention.h"
 
 namespace dd2 {
 
@@ -18,11 +20,16 @@ namespace dd2 {
 // then publishes it, then tells the ranks.
 class CheckpointLedger {
  public:
-  // keep_last >= 1.
-  CheckpointLedger(std::string run_id, std::int32_t keep_last);
+  // `ever_committed`: in the run's earlier lives, deleted ones included.
+  CheckpointLedger(std::string run_id, CheckpointConfig rule, std::int64_t ever_committed);
 
   // A checkpoint of the journal.
   void Restore(const proto::CheckpointManifest& manifest);
+  // The generator was evaluated while it is trained. Checkpoints at that position and behind it
+  // carry the result, until the next one.
+  void OnEvaluation(const proto::Evaluation& evaluation);
+  // Evaluations after this position are void.
+  void GoBack(std::int32_t phase, std::int64_t step);
   // Ranks of the generation that reports from now on; parts of an older one are void.
   void StartGeneration(std::int32_t world_size);
 
@@ -34,7 +41,8 @@ class CheckpointLedger {
   // headers that differ: the message names the field).
   Result<Outcome> OnPart(const proto::PartReport& report, std::int64_t unix_ms);
 
-  // Committed checkpoints that retention gives up, oldest first; they are forgotten here.
+  // Committed checkpoints that the rule does not keep (proto/retention.h), oldest first; they are
+  // forgotten here. The newest is never among them.
   std::vector<std::string> TakeExpired();
 
   // A committed checkpoint turned out to be bad, or was taken away.
@@ -61,10 +69,12 @@ class CheckpointLedger {
   bool IsCommitted(const std::string& id) const;
 
   const std::string run_id_;
-  const std::int32_t keep_last_;
+  const CheckpointConfig rule_;
+  std::int64_t ever_committed_;
   std::int32_t world_size_ = 0;
   std::map<std::string, Pending> pending_;
-  std::map<Position, std::string> committed_;
+  std::map<Position, RetentionCandidate> committed_;
+  std::map<Position, proto::Evaluation> evaluations_;
 };
 
 }  // namespace dd2

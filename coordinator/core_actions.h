@@ -96,6 +96,9 @@ struct CoreStart {
   std::vector<proto::CheckpointManifest> checkpoints;
   std::map<std::string, double> checkpoint_seconds;  // that its phase had taken there
   CheckpointTotals checkpoint_totals;
+  std::vector<proto::Evaluation> evaluations;
+  std::int64_t failures = 0;                 // losses so far, and lives that ended by a failure
+  std::optional<std::uint64_t> free_bytes;   // on the run folder's disk; nothing: not known
   std::vector<CheckpointState> quarantined;  // to be shown
   std::uint64_t desired_version = 0;
   std::string command;  // of the life that began the run

@@ -12,6 +12,8 @@ void Fill(const JournalView& view, CoreStart& start) {
   start.checkpoints = view.checkpoints;
   start.checkpoint_seconds = view.seconds_at;
   start.checkpoint_totals = view.checkpoint_totals;
+  start.evaluations = view.evaluations;
+  start.failures = view.failures;
   start.command = view.command;
   start.desired_version = view.desired.version();
   if (!view.checkpoints.empty()) {
@@ -24,6 +26,7 @@ void Fill(const JournalView& view, CoreStart& start) {
 void StartFromCheckpoint(const JournalView& view, CoreStart& start) {
   Fill(view, start);
   start.resumed = view.started;
+  start.failures += EndedByFailure(view) ? 1 : 0;
   start.generation = Generation(view.last_generation.value() + 1);
   if (view.checkpoints.empty()) return;
   const proto::CheckpointHeader& header = view.checkpoints.back().header();

@@ -42,7 +42,20 @@ void Finish(JournalView& view, const proto::PhaseFinished& record) {
   view.finished.push_back(std::move(finished));
 }
 
+void GoBack(JournalView& view, const proto::RolledBack& back) {
+  const RunPosition to{back.phase(), back.step()};
+  std::erase_if(view.finished, [&to](const auto& other) { return other.phase > to.phase; });
+  std::erase_if(view.evaluations, [&to](const auto& evaluation) {
+    return to < RunPosition{evaluation.phase(), evaluation.step()};
+  });
+  view.granted = to;
+}
+
 }  // namespace
+
+bool EndedByFailure(const JournalView& view) {
+  return view.started && (view.outcome.empty() || view.outcome == RunWordName(RunWord::kFailed));
+}
 
 JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
   JournalView view;
@@ -53,6 +66,7 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
   for (const proto::JournalRecord& record : records) {
     switch (record.event_case()) {
       case proto::JournalRecord::kRunStarted:
+        if (EndedByFailure(view)) ++view.failures;
         view.run_id = record.run_started().run_id();
         view.config_digest = record.run_started().config_digest();
         if (!record.run_started().resumed()) view.command = record.run_started().command();
@@ -68,6 +82,7 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
       case proto::JournalRecord::kGenerationBroken:
         saw_generation(record.generation_broken().generation());
         view.formed.clear();
+        view.failures += record.generation_broken().failure() ? 1 : 0;
         break;
       case proto::JournalRecord::kLeaseGranted:
         view.started = true;
@@ -102,12 +117,8 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
         view.drained.insert(record.domain_drained().domain());
         break;
       case proto::JournalRecord::kRunEnded: view.outcome = record.run_ended().outcome(); break;
-      case proto::JournalRecord::kRolledBack: {
-        const std::int32_t phase = record.rolled_back().phase();
-        std::erase_if(view.finished, [phase](const auto& other) { return other.phase > phase; });
-        view.granted = RunPosition{phase, record.rolled_back().step()};
-        break;
-      }
+      case proto::JournalRecord::kRolledBack: GoBack(view, record.rolled_back()); break;
+      case proto::JournalRecord::kEvaluated: view.evaluations.push_back(record.evaluated()); break;
       case proto::JournalRecord::EVENT_NOT_SET: break;
     }
   }

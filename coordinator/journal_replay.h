@@ -28,8 +28,10 @@ struct JournalView {
   std::map<std::string, std::string> dropped;  // id -> reason, unless committed again
   std::vector<FinishedPhase> finished;         // after all rollbacks
   std::set<std::string> drained;               // domains that were to leave this life
+  std::vector<proto::Evaluation> evaluations;  // the same, in the order in which they were made
   proto::Desired desired;                      // the newest wish; version 0: none
   Generation last_formed;                      // 0: none
+  std::int64_t failures = 0;                   // losses, and lives that ended by a failure
   // For a coordinator that takes a living run over:
   std::vector<proto::GenerationMember> formed;  // of last_generation, by rank; empty: not formed
   RunPosition granted;                          // end of the newest lease
@@ -39,6 +41,9 @@ struct JournalView {
     double seconds_before = 0;
   } phase_begin;  // the newest start of a phase
 };
+
+// Whether the last life, which is over, began to work and was not stopped or finished.
+bool EndedByFailure(const JournalView& view);
 
 JournalView ReplayJournal(std::span<const proto::JournalRecord> records);
 

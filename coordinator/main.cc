@@ -251,6 +251,8 @@ class Program {
   OrFailure<ExitCode> Run() {
     Result<CoreStart> start = FindStart();
     if (!start) return Fail(kExitCannotStart, start.error().message());
+    // Not to know it is no reason not to start.
+    if (const auto free = FreeBytes(run_)) start->free_bytes = *free;
     const Status built = BuildLoop(std::move(*start));
     if (!built) return Fail(kExitCannotStart, built.error().message());
     const Result<std::uint16_t> control_port = loop_->Listen();

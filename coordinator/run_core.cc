@@ -177,6 +177,7 @@ void RunCore::OnProgress(WorkerMember& member, const proto::Progress& progress, 
     SetMetric(step.metrics, metric.name(), metric.value());
     SetMetric(state_.metrics, metric.name(), metric.value());
     state_.metrics_unix_ms = at.unix_ms;
+    if (metric.name() == "eval/fdr") OnEvaluation(reported, metric.value(), out);
   }
   if (!step.metrics.empty()) out.emplace_back(RecordAction{std::move(step)});
   strikes_.clear();
@@ -257,6 +258,7 @@ void RunCore::Commit(const proto::CheckpointManifest& manifest, Moment at, Actio
   CheckpointState& view = CheckpointView(id);
   view.word = CheckpointWord::kCommitted;
   view.committed_unix_ms = manifest.committed_unix_ms();
+  timer_.Restart(at.now);
   state_.checkpoint_totals.count += 1;
   state_.checkpoint_totals.bytes += view.bytes;
   Event(at, "checkpoint",
@@ -277,8 +279,7 @@ void RunCore::OnCheckpointHeld(const WorkerMember& member, const proto::Checkpoi
 
 void RunCore::Expire(Moment at, Actions& out) {
   for (const std::string& id : ledger_.TakeExpired()) {
-    const std::string reason =
-        "keep_last = " + std::to_string(options_.config.checkpoint.keep_last);
+    const std::string reason = RetentionText(options_.config.checkpoint);
     proto::JournalRecord record;
     record.mutable_checkpoint_dropped()->set_checkpoint_id(id);
     record.mutable_checkpoint_dropped()->set_reason(reason);

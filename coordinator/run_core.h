@@ -12,6 +12,7 @@
 #include "common/ids.h"
 #include "common/result.h"
 #include "common/run_config.h"
+#include "coordinator/checkpoint_interval.h"
 #include "coordinator/checkpoint_ledger.h"
 #include "coordinator/core_actions.h"
 #include "coordinator/membership.h"
@@ -71,6 +72,14 @@ class RunCore {
   void Commit(const proto::CheckpointManifest& manifest, Moment at, Actions& out);
   void Expire(Moment at, Actions& out);
 
+  // Checkpoints beside the messages about them (run_core_checkpoint.cc).
+  void OnEvaluation(RunPosition position, double fdr, Actions& out);
+  // Why the disk cannot hold the next checkpoints; empty: it can, or nobody knows.
+  std::string LackOfSpace() const;
+  void RequestDueCheckpoint(Moment at, Actions& out);
+  IntervalEvidence Evidence(TimePoint now) const;
+  void UpdateInterval(Moment at);
+
   // Generations (run_core_generation.cc).
   void OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Moment at, Actions& out);
   void OnWorkerHello(ConnectionId from, const std::string& address, const proto::Envelope& envelope,
@@ -86,7 +95,8 @@ class RunCore {
   void LoseDomain(DomainMember& domain, const std::string& reason, const std::string& kind,
                   Moment at, Actions& out);
   void QuarantineNewest(const std::string& reason, Moment at, Actions& out);
-  void BreakGeneration(const std::string& reason, Moment at, Actions& out);
+  // `failure`: not because somebody joined.
+  void BreakGeneration(const std::string& reason, bool failure, Moment at, Actions& out);
   void TryForm(Moment at, Actions& out);
   void Form(Moment at, Actions& out);
   void GoBack(RunPosition to, double seconds, const std::string& checkpoint, Moment at,
@@ -160,6 +170,8 @@ class RunCore {
   const CoreStart start_;
   PhaseScheduler scheduler_;
   CheckpointLedger ledger_;
+  CheckpointTimer timer_;
+  std::int64_t failures_ = 0;
   Membership members_;
   proto::Desired desired_;
   Stage stage_ = Stage::kActive;

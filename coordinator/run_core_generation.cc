@@ -119,7 +119,7 @@ void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
   if (!members_.Whole(domain) || stage_ != Stage::kActive) return;
   if (members_.formed() && awaited_.empty()) {
     OpenIncident("joined", domain.name, "domain '" + domain.name + "' joined", at);
-    BreakGeneration("domain '" + domain.name + "' joined", at, out);
+    BreakGeneration("domain '" + domain.name + "' joined", false, at, out);
   }
   TryForm(at, out);
 }
@@ -294,12 +294,13 @@ void RunCore::LoseDomain(DomainMember& domain, const std::string& reason, const 
   }
   if (!was_member) return;
   OpenIncident(kind, domain.name, reason, at);
-  if (members_.formed()) BreakGeneration(reason, at, out);
+  if (members_.formed()) BreakGeneration(reason, true, at, out);
   TryForm(at, out);
   UpdateMembers(at);
 }
 
-void RunCore::BreakGeneration(const std::string& reason, Moment at, Actions& out) {
+void RunCore::BreakGeneration(const std::string& reason, bool failure, Moment at, Actions& out) {
+  failures_ += failure ? 1 : 0;
   const std::vector<ConnectionId> survivors = members_.Break();
   awaited_.clear();
   trouble_deadline_.reset();
@@ -308,6 +309,7 @@ void RunCore::BreakGeneration(const std::string& reason, Moment at, Actions& out
   proto::JournalRecord record;
   record.mutable_generation_broken()->set_generation(members_.generation().value());
   record.mutable_generation_broken()->set_reason(reason);
+  record.mutable_generation_broken()->set_failure(failure);
   Journal(std::move(record), out);
   for (const ConnectionId survivor : survivors) {
     proto::Envelope envelope = NewEnvelope();
@@ -340,6 +342,11 @@ void RunCore::TryForm(Moment at, Actions& out) {
 }
 
 void RunCore::Form(Moment at, Actions& out) {
+  // Only at the start: a run that trains is not ended because the disk might become full.
+  if (const std::string lack = ever_formed_ ? std::string() : LackOfSpace(); !lack.empty()) {
+    Fail(lack, at, out);
+    return;
+  }
   std::vector<CandidateDomain> candidates;
   for (const auto& [name, domain] : members_.domains()) {
     if (!members_.Whole(domain)) continue;
@@ -390,6 +397,7 @@ void RunCore::Form(Moment at, Actions& out) {
   Journal(std::move(record), out);
   out.emplace_back(GenerationAction{members_.generation()});
   ever_formed_ = true;
+  timer_.Restart(at.now);
   last_formed_ = members_.generation();
   for (IncidentState& incident : state_.open_incidents) {
     incident.generation = state_.generation;
@@ -463,6 +471,7 @@ void RunCore::GoBack(RunPosition to, double seconds, const std::string& checkpoi
   back.mutable_rolled_back()->set_checkpoint_id(checkpoint);
   Journal(std::move(back), out);
   scheduler_.GoBackTo(to, seconds);
+  ledger_.GoBack(to.phase, to.step);
   PositionAction position;
   position.position = scheduler_.position();
   out.emplace_back(position);

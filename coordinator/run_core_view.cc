@@ -46,7 +46,10 @@ RunCore::RunCore(CoreOptions options, CoreStart start)
     : options_(std::move(options)),
       start_(std::move(start)),
       scheduler_(options_.config.phases, start_.position, start_.seconds_before, start_.finished),
-      ledger_(options_.run_id, std::max(1, options_.config.checkpoint.keep_last)),
+      ledger_(options_.run_id, options_.config.checkpoint, start_.checkpoint_totals.count),
+      timer_(ParseCheckpointInterval(options_.config.checkpoint.interval)
+                 .value_or(CheckpointInterval())),
+      failures_(start_.failures),
       members_(options_.config.ranks, start_.generation) {
   state_.run_id = options_.run_id;
   state_.name = options_.config.name;
@@ -69,6 +72,8 @@ RunCore::RunCore(CoreOptions options, CoreStart start)
     state_.checkpoints.push_back(ViewOf(manifest));
   }
   for (const CheckpointState& bad : start_.quarantined) state_.checkpoints.push_back(bad);
+  for (const proto::Evaluation& evaluation : start_.evaluations) ledger_.OnEvaluation(evaluation);
+  ledger_.GoBack(start_.position.phase, start_.position.step);
 }
 
 Actions RunCore::Start(Moment at) {
@@ -85,6 +90,7 @@ Actions RunCore::Start(Moment at) {
   }
   Expire(at, out);
   UpdatePhases(at);
+  UpdateInterval(at);
   UpdateWord();
   ++state_.version;
   // It died between its last step and its end: nothing is left to compute.
@@ -155,6 +161,7 @@ void RunCore::TakeOver(Moment at, Actions& out) {
     awaited_.insert(static_cast<std::int32_t>(rank));
   }
   scheduler_.Continue(start_.orphan->granted_end, at.now);
+  timer_.Restart(at.now);
   scheduler_.SetPaused(desired_.paused(), at.now);
   Event(at, "run",
         "taken over by a new coordinator; waiting for the " + std::to_string(members.size()) +

@@ -70,9 +70,11 @@ Actions RunCore::OnTick(Moment at) {
   if (stage_ == Stage::kActive || stage_ == Stage::kStopping) CheckGenerations(at, out);
   CloseIncidents(false, at, out);
   CheckDeadlines(at, out);
+  RequestDueCheckpoint(at, out);
   if (!view_updated_ || at.now - *view_updated_ >= std::chrono::seconds(1)) {
     view_updated_ = at.now;
     UpdatePhases(at);
+    UpdateInterval(at);
     ++state_.version;
   }
   return out;
@@ -95,7 +97,7 @@ void RunCore::CheckGenerations(Moment at, Actions& out) {
     trouble_deadline_.reset();
     if (members_.formed()) {
       OpenIncident("communication", "", trouble_, at);
-      BreakGeneration(trouble_, at, out);
+      BreakGeneration(trouble_, true, at, out);
     }
   }
   if (gather_deadline_ && at.now >= *gather_deadline_) DropAbsent(at, out);
@@ -114,7 +116,7 @@ void RunCore::DropAbsent(Moment at, Actions& out) {
                                " ranks did not come back to the restarted coordinator within " +
                                FormatSeconds(times().reattach);
     Event(at, "incident", reason);
-    BreakGeneration(reason, at, out);
+    BreakGeneration(reason, true, at, out);
     for (auto& [name, domain] : members_.domains()) {
       if (!members_.Whole(domain) && domain.running) {
         LoseDomain(domain, reason, "lost", at, out);

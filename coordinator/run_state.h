@@ -103,6 +103,14 @@ struct CheckpointTotals {
   double stall_seconds = 0;  // time that training stood still for them
 };
 
+// How often checkpoints are made besides those that the phases set (checkpoint_interval.h).
+struct CheckpointIntervalState {
+  std::string setting;         // checkpoint.interval
+  double seconds = -1;         // now; -1: none are asked for
+  double stall_seconds = 0;    // what one costs, on average
+  double failure_seconds = 0;  // mean time to a failure
+};
+
 struct MetricValue {
   std::string name;  // "gts/loss", "csd/sid", "eval/fdr"
   double value = 0;
@@ -169,6 +177,7 @@ struct RunState {
   std::vector<DomainState> domains;          // that are connected, by name
   std::vector<CheckpointState> checkpoints;  // by position; deleted ones stay listed
   CheckpointTotals checkpoint_totals;
+  CheckpointIntervalState checkpoint_interval;
   RunCounters counters;
   std::vector<MetricValue> metrics;  // newest value of each name, in order of first appearance
   std::int64_t metrics_unix_ms = 0;

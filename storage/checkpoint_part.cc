@@ -33,24 +33,21 @@ std::string SliceText(const PieceToWrite& piece) {
 
 Status CheckPiece(const PieceToWrite& piece) {
   const std::int64_t count = CountElements(piece.shape);
-  if (piece.begin < 0 || piece.begin > piece.end || piece.end > count ||
-      static_cast<std::int64_t>(piece.data.size()) != piece.end - piece.begin) {
-    return Error(Code::kInvalidArgument,
-                 "piece " + RangeText(piece.begin, piece.end) + " of " + piece.tensor + " with " +
-                     std::to_string(piece.data.size()) + " elements does not fit a tensor of " +
-                     std::to_string(count));
-  }
-  return {};
+  if (piece.begin >= 0 && piece.begin <= piece.end && piece.end <= count) return {};
+  return Error(Code::kInvalidArgument, "piece " + RangeText(piece.begin, piece.end) + " of " +
+                                           piece.tensor + " does not fit a tensor of " +
+                                           std::to_string(count));
 }
 
-}  // namespace
-
-std::string RangeText(std::int64_t begin, std::int64_t end) {
-  return "[" + std::to_string(begin) + ", " + std::to_string(end) + ")";
+Status CheckData(const PieceToWrite& piece) {
+  if (static_cast<std::int64_t>(piece.data.size()) == piece.end - piece.begin) return {};
+  return Error(Code::kInvalidArgument, "piece " + RangeText(piece.begin, piece.end) + " of " +
+                                           piece.tensor + " with " +
+                                           std::to_string(piece.data.size()) + " elements");
 }
 
-Result<PlannedPart> PlanPart(std::int32_t rank, std::int32_t world_size,
-                             std::span<const PieceToWrite> pieces) {
+Result<PlannedPart> PlanRanges(std::int32_t rank, std::int32_t world_size,
+                               std::span<const PieceToWrite> pieces) {
   PlannedPart planned;
   planned.part.set_file("rank-" + std::to_string(rank) + "-of-" + std::to_string(world_size) +
                         ".safetensors");
@@ -71,6 +68,19 @@ Result<PlannedPart> PlanPart(std::int32_t rank, std::int32_t world_size,
     listed.set_end(piece.end);
     planned.tensors.push_back(std::move(tensor));
   }
+  return planned;
+}
+
+}  // namespace
+
+std::string RangeText(std::int64_t begin, std::int64_t end) {
+  return "[" + std::to_string(begin) + ", " + std::to_string(end) + ")";
+}
+
+Result<PlannedPart> PlanPart(std::int32_t rank, std::int32_t world_size,
+                             std::span<const PieceToWrite> pieces) {
+  DD2_TRY_ASSIGN(PlannedPart planned, PlanRanges(rank, world_size, pieces));
+  for (const PieceToWrite& piece : pieces) DD2_TRY(CheckData(piece));
   return planned;
 }
 
@@ -101,6 +111,19 @@ Result<proto::CheckpointPart> WriteCheckpointPart(FileSystem& files,
   DD2_TRY_ASSIGN(const WrittenFile written,
                  WriteSafetensors(files, checkpoint_folder / planned.part.file(), planned.tensors,
                                   planned.metadata));
+  return FinishPart(files, checkpoint_folder, std::move(planned.part), written);
+}
+
+Result<proto::CheckpointPart> WriteCheckpointPartFrom(FileSystem& files,
+                                                      const fs::path& checkpoint_folder,
+                                                      std::int32_t rank, std::int32_t world_size,
+                                                      std::span<const PieceToWrite> pieces,
+                                                      const ReadElements& read) {
+  DD2_TRY_ASSIGN(PlannedPart planned, PlanRanges(rank, world_size, pieces));
+  DD2_TRY(OpenForParts(files, checkpoint_folder));
+  DD2_TRY_ASSIGN(const WrittenFile written,
+                 WriteSafetensorsFrom(files, checkpoint_folder / planned.part.file(),
+                                      planned.tensors, planned.metadata, read));
   return FinishPart(files, checkpoint_folder, std::move(planned.part), written);
 }
 

@@ -43,9 +43,14 @@ struct PlannedPart {
   std::vector<TensorToWrite> tensors;
   std::map<std::string, std::string> metadata;
 };
-// kInvalidArgument: a piece that does not fit its tensor.
+// kInvalidArgument: a piece that does not fit its tensor, or data that does not fit the piece.
 Result<PlannedPart> PlanPart(std::int32_t rank, std::int32_t world_size,
                              std::span<const PieceToWrite> pieces);
+// Writes a part as WriteCheckpointPart does, of pieces without data: `read` gives elements of piece
+// `index`, counted from its begin, a few MiB at a time.
+Result<proto::CheckpointPart> WriteCheckpointPartFrom(
+    FileSystem& files, const std::filesystem::path& checkpoint_folder, std::int32_t rank,
+    std::int32_t world_size, std::span<const PieceToWrite> pieces, const ReadElements& read);
 
 // Makes the folder of a checkpoint ready for a part. kFailedPrecondition: it is committed, so
 // nothing in it may change any more.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <limits>
 #include <system_error>
 #include <utility>
@@ -125,9 +124,11 @@ Result<SafetensorsFile> OpenPart(const fs::path& folder, const proto::Checkpoint
     }
     return file.error();
   }
-  if (const std::string hash = file->FileHash().Hex(); hash != part.hash()) {
-    return Error(Code::kCorruption, path.string() + " has hash " + hash + ", the manifest says " +
-                                        part.hash() + ": its bytes changed on the disk");
+  DD2_TRY_ASSIGN(const Digest128 hash, file->FileHash());
+  if (hash.Hex() != part.hash()) {
+    return Error(Code::kCorruption, path.string() + " has hash " + hash.Hex() +
+                                        ", the manifest says " + part.hash() +
+                                        ": its bytes changed on the disk");
   }
   for (const proto::TensorPiece& piece : part.pieces()) {
     const auto found = file->tensors().find(piece.stored_as());
@@ -251,11 +252,6 @@ struct CheckpointReader::State {
   std::vector<SafetensorsFile> parts;  // in the manifest's order
   Layout layout;                       // points into manifest
   std::map<std::string, const proto::LogicalTensor*> tensors;
-
-  std::span<const std::byte> BytesOf(const Located& piece) const {
-    // OpenPart has checked that it is there.
-    return *parts[static_cast<std::size_t>(piece.part)].Bytes(piece.piece->stored_as());
-  }
 };
 
 CheckpointReader::CheckpointReader(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -300,10 +296,11 @@ Status CheckpointReader::Read(const std::string& tensor, std::int64_t begin,
     const std::int64_t from = std::max(begin, piece.begin);
     const std::int64_t to = std::min(begin + size, piece.end);
     if (from >= to) continue;
-    std::memcpy(out.data() + (from - begin),
-                state_->BytesOf(piece).data() +
-                    static_cast<std::size_t>(from - piece.begin) * sizeof(float),
-                static_cast<std::size_t>(to - from) * sizeof(float));
+    const SafetensorsFile& part = state_->parts[static_cast<std::size_t>(piece.part)];
+    DD2_TRY(part.ReadBytes(
+        piece.piece->stored_as(), static_cast<std::uint64_t>(from - piece.begin) * sizeof(float),
+        std::as_writable_bytes(out.subspan(static_cast<std::size_t>(from - begin),
+                                           static_cast<std::size_t>(to - from)))));
   }
   return {};
 }
@@ -319,6 +316,7 @@ Result<std::map<std::string, Digest128>> DigestByGroup(const CheckpointReader& r
     tensors.emplace(tensor.name(), &tensor);
   }
   std::map<std::string, Hasher128> hashers;
+  std::vector<float> buffer(std::size_t{1} << 20);
   for (const auto& [name, tensor] : tensors) {
     Hasher128& hasher = hashers[name.substr(0, name.find('/'))];
     hasher.UpdateField(name);
@@ -326,9 +324,14 @@ Result<std::map<std::string, Digest128>> DigestByGroup(const CheckpointReader& r
     for (const std::int64_t size : tensor->shape()) {
       hasher.UpdateInt(static_cast<std::uint64_t>(size));
     }
-    std::vector<float> values(static_cast<std::size_t>(CountElements(tensor->shape())));
-    DD2_TRY(reader.Read(name, 0, values));
-    hasher.Update(std::as_bytes(std::span(values)));
+    const std::int64_t count = CountElements(tensor->shape());
+    const auto most = static_cast<std::int64_t>(buffer.size());
+    for (std::int64_t at = 0; at < count; at += most) {
+      const auto values =
+          std::span(buffer).first(static_cast<std::size_t>(std::min(most, count - at)));
+      DD2_TRY(reader.Read(name, at, values));
+      hasher.Update(std::as_bytes(values));
+    }
   }
   std::map<std::string, Digest128> digests;
   for (const auto& [group, hasher] : hashers) digests.emplace(group, hasher.Finish());

@@ -68,7 +68,8 @@ Result<proto::CheckpointManifest> ReadManifest(FileSystem& files,
 Status VerifyCheckpoint(FileSystem& files, const std::filesystem::path& checkpoints,
                         const std::string& id);
 
-// Copies elements [begin, end) of a logical tensor of a verified checkpoint.
+// Copies elements [begin, end) of a logical tensor of a verified checkpoint. The bytes stay on the
+// disk: they are hashed and copied piece by piece.
 class CheckpointReader {
  public:
   // Verifies every byte first. kNotFound, kCorruption.
@@ -78,7 +79,8 @@ class CheckpointReader {
   CheckpointReader& operator=(CheckpointReader&&) noexcept;
   ~CheckpointReader();
   const proto::CheckpointManifest& manifest() const;
-  // kNotFound: no such tensor in the manifest; kInvalidArgument: range outside it.
+  // kNotFound: no such tensor in the manifest; kInvalidArgument: range outside it; kUnavailable:
+  // the disk failed.
   Status Read(const std::string& tensor, std::int64_t begin, std::span<float> out) const;
 
  private:

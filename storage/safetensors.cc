@@ -1,7 +1,6 @@
 #include "storage/safetensors.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -102,8 +101,10 @@ std::vector<Placed> PlaceTensors(std::span<const TensorToWrite> tensors) {
       placed.push_back({"__pad__." + std::to_string(placed.size()), at, aligned, nullptr});
       at = aligned;
     }
-    placed.push_back({tensor.name, at, at + tensor.data.size_bytes(), &tensor});
-    at += tensor.data.size_bytes();
+    // CheckTensors has counted them.
+    const std::uint64_t bytes = *CountElements(tensor.shape) * sizeof(float);
+    placed.push_back({tensor.name, at, at + bytes, &tensor});
+    at += bytes;
   }
   return placed;
 }
@@ -143,10 +144,9 @@ Status CheckTensors(std::span<const TensorToWrite> tensors) {
                    "tensor name '" + tensor.name + "' is empty, reserved or given twice");
     }
     const auto count = CountElements(tensor.shape);
-    if (!count || *count != tensor.data.size()) {
-      return Error(Code::kInvalidArgument, "tensor " + tensor.name + " has shape " +
-                                               ShapeText(tensor.shape) + " but " +
-                                               std::to_string(tensor.data.size()) + " elements");
+    if (!count || *count > std::numeric_limits<std::int64_t>::max() / sizeof(float)) {
+      return Error(Code::kInvalidArgument,
+                   "tensor " + tensor.name + " has an impossible shape " + ShapeText(tensor.shape));
     }
   }
   return {};
@@ -225,19 +225,15 @@ struct Header {
   std::map<std::string, std::string> metadata;
 };
 
-Result<Header> ParseHeader(std::span<const std::byte> file) {
-  if (file.size() < kLengthBytes) {
-    return Error(Code::kCorruption, "only " + std::to_string(file.size()) +
-                                        " bytes, too short for a safetensors file");
-  }
-  std::uint64_t length = 0;
-  std::memcpy(&length, file.data(), sizeof(length));
-  if (length > kMaxHeaderBytes || length > file.size() - kLengthBytes) {
-    return Error(Code::kCorruption, "header length " + std::to_string(length) +
-                                        " but the file has " + std::to_string(file.size()) +
-                                        " bytes: truncated, or not a safetensors file");
-  }
-  const std::string_view text(reinterpret_cast<const char*>(file.data()) + kLengthBytes, length);
+// The length that a file of `file_bytes` begins with.
+Status CheckHeaderLength(std::uint64_t length, std::uint64_t file_bytes) {
+  if (length <= kMaxHeaderBytes && length <= file_bytes - kLengthBytes) return {};
+  return Error(Code::kCorruption, "header length " + std::to_string(length) + " but the file has " +
+                                      std::to_string(file_bytes) +
+                                      " bytes: truncated, or not a safetensors file");
+}
+
+Result<Header> ParseHeader(std::string_view text, std::uint64_t file_bytes) {
   if (!text.starts_with('{')) return Error(Code::kCorruption, "the header is not a JSON object");
   boost::system::error_code code;
   const json::value parsed = json::parse(text, code);
@@ -261,8 +257,8 @@ Result<Header> ParseHeader(std::span<const std::byte> file) {
     if (!info) return Error(Code::kCorruption, "tensor " + name + " " + info.error().message());
     header.tensors.emplace(name, *std::move(info));
   }
-  const std::uint64_t data_begin = kLengthBytes + length;
-  DD2_TRY(CheckCoverage(header.tensors, file.size() - data_begin));
+  const std::uint64_t data_begin = kLengthBytes + text.size();
+  DD2_TRY(CheckCoverage(header.tensors, file_bytes - data_begin));
   for (auto& [name, info] : header.tensors) info.offset += data_begin;
   std::erase_if(header.tensors, [](const auto& each) { return IsPadding(each.first); });
   return header;
@@ -328,9 +324,14 @@ Result<SafetensorsLayout> LayOutSafetensors(std::span<const TensorToWrite> tenso
   return layout;
 }
 
-Result<WrittenFile> WriteSafetensors(FileSystem& files, const std::filesystem::path& path,
-                                     std::span<const TensorToWrite> tensors,
-                                     const std::map<std::string, std::string>& metadata) {
+namespace {
+
+// `append(index, file)` appends the data of a tensor.
+template <class AppendData>
+Result<WrittenFile> WriteTensors(FileSystem& files, const std::filesystem::path& path,
+                                 std::span<const TensorToWrite> tensors,
+                                 const std::map<std::string, std::string>& metadata,
+                                 const AppendData& append) {
   auto layout = LayOutSafetensors(tensors, metadata);
   if (!layout) return layout.error().Wrap(path.string());
   return WriteHashed(files, path, [&](HashedFile& file) -> Status {
@@ -339,10 +340,45 @@ Result<WrittenFile> WriteSafetensors(FileSystem& files, const std::filesystem::p
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       const std::uint64_t gap = layout->offsets[i] - file.size_bytes();
       if (gap > 0) DD2_TRY(file.Append(std::span(kZeros).first(gap)));
-      DD2_TRY(file.Append(std::as_bytes(tensors[i].data)));
+      DD2_TRY(append(i, file));
     }
     return {};
   });
+}
+
+}  // namespace
+
+Result<WrittenFile> WriteSafetensors(FileSystem& files, const std::filesystem::path& path,
+                                     std::span<const TensorToWrite> tensors,
+                                     const std::map<std::string, std::string>& metadata) {
+  for (const TensorToWrite& tensor : tensors) {
+    if (CountElements(tensor.shape) == tensor.data.size()) continue;
+    return Error(Code::kInvalidArgument, path.string() + ": tensor " + tensor.name + " has shape " +
+                                             ShapeText(tensor.shape) + " but " +
+                                             std::to_string(tensor.data.size()) + " elements");
+  }
+  return WriteTensors(files, path, tensors, metadata, [&](std::size_t i, HashedFile& file) {
+    return file.Append(std::as_bytes(tensors[i].data));
+  });
+}
+
+Result<WrittenFile> WriteSafetensorsFrom(FileSystem& files, const std::filesystem::path& path,
+                                         std::span<const TensorToWrite> tensors,
+                                         const std::map<std::string, std::string>& metadata,
+                                         const ReadElements& read) {
+  std::vector<float> buffer(kWriteBytes / sizeof(float));
+  const auto append = [&](std::size_t i, HashedFile& file) -> Status {
+    const auto count = static_cast<std::int64_t>(*CountElements(tensors[i].shape));
+    const auto most = static_cast<std::int64_t>(buffer.size());
+    for (std::int64_t at = 0; at < count; at += most) {
+      const auto out =
+          std::span(buffer).first(static_cast<std::size_t>(std::min(most, count - at)));
+      DD2_TRY(read(i, at, out));
+      DD2_TRY(file.Append(std::as_bytes(out)));
+    }
+    return {};
+  };
+  return WriteTensors(files, path, tensors, metadata, append);
 }
 
 Result<WrittenFile> WriteSafetensorsImage(FileSystem& files, const std::filesystem::path& path,
@@ -370,17 +406,20 @@ Result<SafetensorsFile> SafetensorsFile::Open(const std::filesystem::path& path)
   }
   SafetensorsFile file;
   file.path_ = path;
+  file.descriptor_ = descriptor;
   file.size_ = static_cast<std::uint64_t>(status.st_size);
-  if (file.size_ > 0) {
-    void* mapping = ::mmap(nullptr, file.size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    const int number = errno;
-    ::close(descriptor);
-    if (mapping == MAP_FAILED) return failed("cannot map", number);
-    file.data_ = static_cast<const std::byte*>(mapping);
-  } else {
-    ::close(descriptor);
+  if (file.size_ < kLengthBytes) {
+    return Error(Code::kCorruption, path.string() + ": only " + std::to_string(file.size_) +
+                                        " bytes, too short for a safetensors file");
   }
-  auto header = ParseHeader({file.data_, file.size_});
+  std::uint64_t length = 0;
+  DD2_TRY(file.ReadAt(0, std::as_writable_bytes(std::span(&length, 1))));
+  if (const Status fits = CheckHeaderLength(length, file.size_); !fits) {
+    return fits.error().Wrap(path.string());
+  }
+  std::string text(length, '\0');
+  DD2_TRY(file.ReadAt(kLengthBytes, std::as_writable_bytes(std::span(text))));
+  auto header = ParseHeader(text, file.size_);
   if (!header) return header.error().Wrap(path.string());
   file.tensors_ = std::move(header->tensors);
   file.metadata_ = std::move(header->metadata);
@@ -391,7 +430,7 @@ SafetensorsFile::SafetensorsFile(SafetensorsFile&& other) noexcept { *this = std
 
 SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&& other) noexcept {
   std::swap(path_, other.path_);
-  std::swap(data_, other.data_);
+  std::swap(descriptor_, other.descriptor_);
   std::swap(size_, other.size_);
   std::swap(tensors_, other.tensors_);
   std::swap(metadata_, other.metadata_);
@@ -399,7 +438,26 @@ SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&& other) noexcept {
 }
 
 SafetensorsFile::~SafetensorsFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+Status SafetensorsFile::ReadAt(std::uint64_t offset, std::span<std::byte> out) const {
+  while (!out.empty()) {
+    const ssize_t got = ::pread(descriptor_, out.data(), out.size(), static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      return Error(Code::kUnavailable,
+                   "cannot read " + path_.string() + ": " + std::generic_category().message(errno));
+    }
+    if (got == 0) {
+      return Error(Code::kCorruption, path_.string() + " ends at byte " + std::to_string(offset) +
+                                          ", it had " + std::to_string(size_) +
+                                          " when it was opened");
+    }
+    offset += static_cast<std::uint64_t>(got);
+    out = out.subspan(static_cast<std::size_t>(got));
+  }
+  return {};
 }
 
 Result<std::vector<float>> SafetensorsFile::ReadF32(std::string_view name,
@@ -417,20 +475,35 @@ Result<std::vector<float>> SafetensorsFile::ReadF32(std::string_view name,
                                              ShapeText(shape));
   }
   std::vector<float> values(info.bytes / sizeof(float));
-  if (!values.empty()) std::memcpy(values.data(), data_ + info.offset, info.bytes);
+  DD2_TRY(ReadAt(info.offset, std::as_writable_bytes(std::span(values))));
   return values;
 }
 
-Result<std::span<const std::byte>> SafetensorsFile::Bytes(std::string_view name) const {
+Status SafetensorsFile::ReadBytes(std::string_view name, std::uint64_t begin,
+                                  std::span<std::byte> out) const {
   const auto found = tensors_.find(std::string(name));
   if (found == tensors_.end()) {
     return Error(Code::kNotFound, path_.string() + " has no tensor " + std::string(name));
   }
-  return std::span<const std::byte>(data_ + found->second.offset, found->second.bytes);
+  const TensorInfo& info = found->second;
+  if (begin > info.bytes || out.size() > info.bytes - begin) {
+    return Error(Code::kInvalidArgument, path_.string() + ": " + std::to_string(out.size()) +
+                                             " bytes from byte " + std::to_string(begin) + " of " +
+                                             std::string(name) + ", which has " +
+                                             std::to_string(info.bytes));
+  }
+  return ReadAt(info.offset + begin, out);
 }
 
-Digest128 SafetensorsFile::FileHash() const {
-  return Hash128(std::span<const std::byte>(data_, size_));
+Result<Digest128> SafetensorsFile::FileHash() const {
+  std::vector<std::byte> buffer(std::min<std::uint64_t>(size_, kWriteBytes));
+  Hasher128 hasher;
+  for (std::uint64_t at = 0; at < size_; at += buffer.size()) {
+    const auto piece = std::span(buffer).first(std::min<std::uint64_t>(buffer.size(), size_ - at));
+    DD2_TRY(ReadAt(at, piece));
+    hasher.Update(std::span<const std::byte>(piece));
+  }
+  return hasher.Finish();
 }
 
 }  // namespace dd2

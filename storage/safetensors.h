@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -47,25 +48,36 @@ struct SafetensorsLayout {
   std::vector<std::uint64_t> offsets;  // of each tensor's first byte, from the start of the file
   std::uint64_t file_bytes = 0;        // bytes that are neither head nor tensor are 0
 };
-// Data of each tensor starts at a multiple of 64 bytes. Tensors keep the order given; of their data
-// only the size is looked at. `metadata` becomes __metadata__. kInvalidArgument: a name that is
-// empty, reserved or given twice, or a shape that does not fit the data.
+// Data of each tensor starts at a multiple of 64 bytes. Tensors keep the order given; their data is
+// not looked at. `metadata` becomes __metadata__. kInvalidArgument: a name that is empty, reserved
+// or given twice, or an impossible shape.
 Result<SafetensorsLayout> LayOutSafetensors(std::span<const TensorToWrite> tensors,
                                             const std::map<std::string, std::string>& metadata);
 
 // Writes and syncs `path` (not atomically: a partial file has no manifest), as LayOutSafetensors
-// says. After an error nothing is left of it, if the disk allows.
+// says. After an error nothing is left of it, if the disk allows. kInvalidArgument also: a shape
+// that does not fit the data.
 Result<WrittenFile> WriteSafetensors(FileSystem& files, const std::filesystem::path& path,
                                      std::span<const TensorToWrite> tensors,
                                      const std::map<std::string, std::string>& metadata);
+
+// Gives elements [begin, begin + out.size()) of tensor `index`.
+using ReadElements =
+    std::function<Status(std::size_t index, std::int64_t begin, std::span<float> out)>;
+// The same file from a source that gives the data in pieces of a few MiB; the tensors carry none.
+Result<WrittenFile> WriteSafetensorsFrom(FileSystem& files, const std::filesystem::path& path,
+                                         std::span<const TensorToWrite> tensors,
+                                         const std::map<std::string, std::string>& metadata,
+                                         const ReadElements& read);
 
 // The same for a file that lies in memory as it will lie on the disk: one pass of hashing and
 // writing, in pieces of several MiB, without a copy.
 Result<WrittenFile> WriteSafetensorsImage(FileSystem& files, const std::filesystem::path& path,
                                           std::span<const std::byte> image);
 
-// A parsed file, held in memory (files of a run are at most a few GB per shard; mapped read-only).
-// Immutable after Open, so safe to read from several threads.
+// A parsed file. Its header is in memory, its data stays on the disk and is read piece by piece.
+// Immutable after Open, so safe to read from several threads. A read that fails is kUnavailable,
+// one that finds the file shorter than it was kCorruption.
 class SafetensorsFile {
  public:
   // kNotFound: no such file. kCorruption: truncated, malformed or overlapping header; the message
@@ -81,16 +93,17 @@ class SafetensorsFile {
   // `shape` (message with both).
   Result<std::vector<float>> ReadF32(std::string_view name,
                                      std::span<const std::int64_t> shape) const;
-  // The raw bytes of a tensor, valid while this object lives.
-  Result<std::span<const std::byte>> Bytes(std::string_view name) const;
+  // Copies raw bytes of a tensor, from byte `begin` of it. kNotFound; kInvalidArgument: outside it.
+  Status ReadBytes(std::string_view name, std::uint64_t begin, std::span<std::byte> out) const;
   // Hash of the whole file as it is on disk now.
-  Digest128 FileHash() const;
+  Result<Digest128> FileHash() const;
   std::uint64_t size_bytes() const { return size_; }
 
  private:
   SafetensorsFile() = default;
+  Status ReadAt(std::uint64_t offset, std::span<std::byte> out) const;
   std::filesystem::path path_;
-  const std::byte* data_ = nullptr;  // mapping
+  int descriptor_ = -1;
   std::uint64_t size_ = 0;
   std::map<std::string, TensorInfo> tensors_;
   std::map<std::string, std::string> metadata_;

@@ -53,6 +53,8 @@ def check_configuration(work):
     expect_fails(run(work, broken), 2, rf"broken\.yaml:{seed_line}: .*sed.*seed", "curve_samples", "extra")
     expect_fails(dd2("config", "check", broken), 2, rf"broken\.yaml:{seed_line}:")
     expect_fails(run(work, config(work, "fine.yaml"), "--set", "phases.99.steps=1"), 2, "phases.99")
+    expect_fails(run(work, config(work, "fine.yaml"), "--set", "checkpoint.interval=often"), 2,
+                 r"checkpoint\.interval.*neither auto, off")
     expect_fails(run(work, work.path / "none.yaml"), 7, r"none\.yaml")
     shown = dd2("config", "show", config(work, "fine.yaml"))
     expect(shown.returncode == 0 and "curve_samples: 50" in shown.stdout, "config show", shown)
@@ -125,7 +127,8 @@ def check_folder(work):
 def check_no_run(work):
     nowhere = work.path / "nowhere"
     for words in (["status"], ["watch"], ["pause"], ["resume"], ["cancel"], ["checkpoint"], ["checkpoint", "ls"],
-                  ["checkpoint", "verify"], ["checkpoint", "digest"], ["report"]):
+                  ["checkpoint", "verify"], ["checkpoint", "digest"], ["checkpoint", "show"],
+                  ["checkpoint", "prune"], ["report"]):
         expect_fails(dd2(*words, nowhere), 7, "nowhere")
     held = work.path / "held"  # it holds a configuration, but nothing ever ran
     status = dd2("status", held, "--json")

@@ -20,6 +20,9 @@ if(DD2_WITH_TORCH)
   add_test(NAME functional.control
     COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/control_test.py)
   list(APPEND dd2_functional functional.control)
+  add_test(NAME functional.checkpoint_tools
+    COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/checkpoint_tools_test.py)
+  list(APPEND dd2_functional functional.checkpoint_tools)
   add_test(NAME functional.supervise
     COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/supervise_test.py)
   list(APPEND dd2_functional functional.supervise)

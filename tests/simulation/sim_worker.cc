@@ -399,6 +399,11 @@ void SimWorker::FinishStep() {
   progress.set_phase(position_.phase());
   progress.set_step(position_.step());
   progress.set_phase_finished(position_.step() == phase().steps);
+  if (phase().kind == PhaseKind::kCsd && position_.step() % 7 == 0) {
+    proto::Metric& fdr = *progress.add_metrics();
+    fdr.set_name("eval/fdr");
+    fdr.set_value(static_cast<double>(position_.step() * 5 % 11));
+  }
   proto::Metric& metric = *progress.add_metrics();
   metric.set_name("value");
   metric.set_value(static_cast<double>(value_ >> 16));

@@ -62,6 +62,10 @@ inline RunState ExampleRunState() {
   state.incidents[0].resumed_seconds = 0.25;
   state.open_incidents.resize(1);
   state.open_incidents[0].kind = "joined";
+  state.checkpoint_interval.setting = "auto";
+  state.checkpoint_interval.seconds = 600.5;
+  state.checkpoint_interval.stall_seconds = 0.25;
+  state.checkpoint_interval.failure_seconds = 28800;
   state.counters.guidance_updates = 120;
   state.metrics = {{"gts/loss", 0.25}, {"gts/norm", std::numeric_limits<double>::quiet_NaN()}};
   state.steps_per_second = 9.5;

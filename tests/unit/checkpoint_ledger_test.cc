@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <map>
+
 namespace dd2 {
 namespace {
 
@@ -23,8 +26,13 @@ proto::PartReport Report(const std::string& id, std::int32_t phase, std::int64_t
   return report;
 }
 
-CheckpointLedger NewLedger(std::int32_t keep_last) {
-  CheckpointLedger ledger("run-1", keep_last);
+CheckpointLedger NewLedger(int keep_last, int keep_every = 0, int keep_best = 0,
+                           std::int64_t ever_committed = 0) {
+  CheckpointConfig rule;
+  rule.keep_last = keep_last;
+  rule.keep_every = keep_every;
+  rule.keep_best = keep_best;
+  CheckpointLedger ledger("run-1", rule, ever_committed);
   ledger.StartGeneration(2);
   return ledger;
 }
@@ -108,6 +116,127 @@ TEST(CheckpointLedger, KeepsTheNewestByPosition) {
   EXPECT_THAT(ledger.TakeExpired(), ElementsAre("a"));
   EXPECT_THAT(ledger.TakeExpired(), IsEmpty());
   EXPECT_THAT(ledger.committed(), ElementsAre("b", "c"));
+}
+
+proto::Evaluation Evaluated(std::int32_t phase, std::int64_t step, double fdr) {
+  proto::Evaluation evaluation;
+  evaluation.set_phase(phase);
+  evaluation.set_step(step);
+  evaluation.set_fdr(fdr);
+  return evaluation;
+}
+
+// The manifest of a checkpoint that both ranks report.
+proto::CheckpointManifest Manifest(CheckpointLedger& ledger, const std::string& id,
+                                   std::int32_t phase, std::int64_t step) {
+  EXPECT_TRUE(ledger.OnPart(Report(id, phase, step, 1), 5));
+  auto second = ledger.OnPart(Report(id, phase, step, 0), 6);
+  if (!second || !second->commit) {
+    ADD_FAILURE() << id << " was not committed";
+    return {};
+  }
+  return *std::move(second->commit);
+}
+
+TEST(CheckpointLedger, KeepsEveryKthThatWasEverCommitted) {
+  CheckpointLedger ledger = NewLedger(1, 3);
+  std::vector<std::string> gone;
+  for (int step = 1; step <= 8; ++step) {
+    EXPECT_EQ(Manifest(ledger, "s" + std::to_string(step), 0, step).ordinal(), step);
+    for (const std::string& id : ledger.TakeExpired()) gone.push_back(id);
+  }
+  EXPECT_THAT(ledger.committed(), ElementsAre("s3", "s6", "s8"));
+  EXPECT_THAT(gone, ElementsAre("s1", "s2", "s4", "s5", "s7"));
+  // The count goes on in the next life: the ninth.
+  CheckpointLedger next = NewLedger(1, 3, 0, 8);
+  const proto::CheckpointManifest ninth = Manifest(next, "s9", 0, 9);
+  EXPECT_EQ(ninth.ordinal(), 9);
+  ASSERT_TRUE(Commit(next, "s10", 0, 10));
+  EXPECT_THAT(next.TakeExpired(), IsEmpty());
+  EXPECT_THAT(next.committed(), ElementsAre("s9", "s10"));
+}
+
+TEST(CheckpointLedger, TiesACheckpointToTheEvaluationNearestBefore) {
+  CheckpointLedger ledger = NewLedger(9);
+  EXPECT_FALSE(Manifest(ledger, "a", 4, 5).has_evaluation());
+  ledger.OnEvaluation(Evaluated(4, 10, 30));
+  EXPECT_FALSE(Manifest(ledger, "b", 4, 9).has_evaluation()) << "it is of a later state";
+  EXPECT_EQ(Manifest(ledger, "c", 4, 10).evaluation().fdr(), 30);
+  ledger.OnEvaluation(Evaluated(4, 20, 25));
+  EXPECT_EQ(Manifest(ledger, "d", 4, 19).evaluation().step(), 10);
+  const proto::CheckpointManifest behind = Manifest(ledger, "e", 5, 1);
+  EXPECT_EQ(behind.evaluation().phase(), 4);
+  EXPECT_EQ(behind.evaluation().step(), 20);
+  // Back before it: as if it had never been.
+  ledger.GoBack(4, 19);
+  EXPECT_EQ(Manifest(ledger, "f", 4, 22).evaluation().step(), 10);
+  ledger.GoBack(4, 10);
+  EXPECT_EQ(Manifest(ledger, "g", 4, 23).evaluation().step(), 10);
+}
+
+TEST(CheckpointLedger, KeepsTheBestByFdr) {
+  CheckpointLedger ledger = NewLedger(1, 0, 2);
+  const double fdr[] = {50, 20, 30, 40, 10, 60};
+  for (int i = 0; i < 6; ++i) {
+    ledger.OnEvaluation(Evaluated(2, 10 * i, fdr[i]));
+    ASSERT_TRUE(Commit(ledger, "s" + std::to_string(i), 2, 10 * i));
+    static_cast<void>(ledger.TakeExpired());
+  }
+  EXPECT_THAT(ledger.committed(), ElementsAre("s1", "s4", "s5"));
+  // No evaluation, or one that is no number, is no reason to keep it.
+  CheckpointLedger without = NewLedger(1, 0, 2);
+  ASSERT_TRUE(Commit(without, "a", 0, 1));
+  without.OnEvaluation(Evaluated(0, 2, std::nan("")));
+  ASSERT_TRUE(Commit(without, "b", 0, 2));
+  ASSERT_TRUE(Commit(without, "c", 0, 3));
+  EXPECT_THAT(without.TakeExpired(), ElementsAre("a", "b"));
+}
+
+TEST(CheckpointLedger, OneCheckpointStandsForAnEvaluation) {
+  CheckpointLedger ledger = NewLedger(2, 0, 2);
+  ledger.OnEvaluation(Evaluated(2, 0, 10));
+  for (const int step : {1, 4, 8, 9}) {
+    ASSERT_TRUE(Commit(ledger, "s" + std::to_string(step), 2, step));
+    static_cast<void>(ledger.TakeExpired());
+  }
+  // s4 has the same FDr in its manifest, but has trained on since.
+  EXPECT_THAT(ledger.committed(), ElementsAre("s1", "s8", "s9"));
+  // The newer of two that are equally good.
+  ledger.OnEvaluation(Evaluated(2, 10, 10));
+  ledger.OnEvaluation(Evaluated(2, 11, 10));
+  ASSERT_TRUE(Commit(ledger, "s10", 2, 10));
+  ASSERT_TRUE(Commit(ledger, "s11", 2, 11));
+  EXPECT_THAT(ledger.TakeExpired(), ElementsAre("s1", "s8", "s9"));
+}
+
+// Whatever the rule: a ledger that is restored from the manifests decides as the one that made
+// them, and the newest stays.
+TEST(CheckpointLedger, ARestoredLedgerDecidesTheSame) {
+  for (int rule = 0; rule < 36; ++rule) {
+    SCOPED_TRACE(rule);
+    const int last = 1 + rule % 3;
+    const int every = rule / 3 % 4;
+    const int best = rule / 12;
+    CheckpointLedger whole = NewLedger(last, every, best);
+    std::map<std::string, proto::CheckpointManifest> disk;
+    std::vector<proto::Evaluation> evaluations;
+    for (int step = 1; step <= 30; ++step) {
+      CheckpointLedger restored = NewLedger(last, every, best, step - 1);
+      for (const auto& [id, manifest] : disk) restored.Restore(manifest);
+      if (step % 4 == 0) evaluations.push_back(Evaluated(1, step, step * 37 % 11));
+      for (const auto& evaluation : evaluations) restored.OnEvaluation(evaluation);
+      if (step % 4 == 0) whole.OnEvaluation(evaluations.back());
+      const std::string id = "s" + std::to_string(100 + step);
+      const proto::CheckpointManifest made = Manifest(whole, id, 1, step);
+      EXPECT_EQ(Manifest(restored, id, 1, step).SerializeAsString(), made.SerializeAsString());
+      disk[id] = made;
+      const std::vector<std::string> expired = whole.TakeExpired();
+      EXPECT_EQ(restored.TakeExpired(), expired);
+      for (const std::string& gone : expired) disk.erase(gone);
+      EXPECT_EQ(whole.newest(), id);
+      EXPECT_TRUE(disk.contains(id));
+    }
+  }
 }
 
 }  // namespace

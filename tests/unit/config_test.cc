@@ -256,9 +256,10 @@ TEST(Config, DumpLoadsBackToTheSame) {
 
 TEST(Config, DigestCoversWhatChangesTheBitsAndNothingElse) {
   const Digest128 base = ConfigDigest(*Parse(kGood));
-  for (const char* same : {"ranks=1", "name=other", "teacher.path=/x", "cache.path=/y",
-                           "checkpoint.keep_last=9", "api.port=80", "eval.samples=100",
-                           "phases.1.checkpoint_every=5", "phases.2.eval_every=5"}) {
+  for (const char* same :
+       {"ranks=1", "name=other", "teacher.path=/x", "cache.path=/y", "checkpoint.keep_last=9",
+        "checkpoint.keep_best=2", "checkpoint.interval=60", "api.port=80", "eval.samples=100",
+        "phases.1.checkpoint_every=5", "phases.2.eval_every=5"}) {
     EXPECT_EQ(ConfigDigest(*Parse(kGood, {same})), base) << same;
   }
   for (const char* other :

@@ -89,6 +89,10 @@ TEST(Documents, SayWhatTheStateSays) {
   EXPECT_EQ(run.at("metrics").at("gts/loss"), 0.25);
   EXPECT_TRUE(run.at("metrics").at("gts/norm").is_null());  // NaN
   EXPECT_EQ(run.at("desired").at("paused"), false);
+  EXPECT_EQ(run.at("checkpoint_interval").at("setting"), "auto");
+  EXPECT_EQ(run.at("checkpoint_interval").at("seconds"), 600.5);
+  EXPECT_EQ(run.at("checkpoint_interval").at("stall_seconds"), 0.25);
+  EXPECT_EQ(run.at("checkpoint_interval").at("failure_seconds"), 28800.0);
 
   const json::object phases = Parse(PhasesDocument(state));
   ASSERT_EQ(phases.at("phases").as_array().size(), 3U);
@@ -111,6 +115,8 @@ TEST(Documents, AFinishedRunHasNoPhase) {
   RunState state = ExampleRunState();
   state.phase = 3;
   EXPECT_TRUE(Parse(RunDocument(state)).at("phase").is_null());
+  state.checkpoint_interval.seconds = -1;  // off
+  EXPECT_TRUE(Parse(RunDocument(state)).at("checkpoint_interval").at("seconds").is_null());
   EXPECT_TRUE(Parse(RunDocument(RunState())).at("phase").is_null());
 }
 

@@ -154,7 +154,7 @@ TEST_F(ExportTest, SampleCommandDraws) {
   EXPECT_EQ(file->tensors().at("codes").shape, (std::vector<std::int64_t>{20, 49, 4}));
   EXPECT_EQ(file->tensors().at("images").shape, (std::vector<std::int64_t>{20, 1, 28, 28}));
   // The same seed gives the same file, another seed another one.
-  const Digest128 first = file->FileHash();
+  const Digest128 first = *file->FileHash();
   ASSERT_EQ(SampleCommand({"--model", model, "--count", "2", "--seed", "3", "--out", tensors}),
             kExitOk);
   EXPECT_EQ(SafetensorsFile::Open(tensors)->FileHash(), first);

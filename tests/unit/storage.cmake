@@ -1,6 +1,7 @@
 # Unit tests of storage, and of common/file.h which it stands on.
 dd2_library(test_crash SRCS support/crashing_file_system.cc DEPS dd2_common)
 dd2_test(unit/checkpoint_crash_test.cc DEPS dd2_storage dd2_test_crash LABELS unit)
+dd2_test(unit/checkpoint_tools_test.cc DEPS dd2_storage dd2_test_crash LABELS unit)
 dd2_test(unit/checkpoint_writer_test.cc DEPS dd2_storage dd2_test_crash LABELS unit)
 dd2_test(unit/common_file_test.cc DEPS dd2_common LABELS unit)
 dd2_test(unit/storage_checkpoint_test.cc DEPS dd2_storage dd2_test_crash LABELS unit)

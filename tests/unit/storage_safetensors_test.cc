@@ -66,7 +66,9 @@ TEST_F(SafetensorsTest, RoundTripKeepsValuesShapesMetadataAndHash) {
   EXPECT_EQ(file->size_bytes(), written.size_bytes);
   EXPECT_EQ(std::filesystem::file_size(path_), written.size_bytes);
   SafetensorsFile moved = std::move(*file);
-  EXPECT_EQ(moved.Bytes("a.second")->size(), 20U);
+  std::vector<float> two(2);
+  ASSERT_TRUE(moved.ReadBytes("a.second", 8, std::as_writable_bytes(std::span(two))));
+  EXPECT_EQ(two, std::vector<float>(b_.begin() + 2, b_.begin() + 4));
 }
 
 TEST_F(SafetensorsTest, DataIsAlignedAndTheHeaderIsPaddedWithSpaces) {
@@ -131,7 +133,8 @@ TEST_F(SafetensorsTest, WrongDtypeShapeOrNameSaysBoth) {
   EXPECT_EQ(shape.error().code(), Code::kInvalidArgument);
   EXPECT_THAT(shape.error().message(), HasSubstr("F32 [2, 3], expected F32 [3, 2]"));
   EXPECT_EQ(file->ReadF32("none", {}).error().code(), Code::kNotFound);
-  EXPECT_EQ(file->Bytes("none").error().code(), Code::kNotFound);
+  std::byte bytes[9];
+  EXPECT_EQ(file->ReadBytes("none", 0, bytes).error().code(), Code::kNotFound);
   WriteAll(path_, FileOf(R"({"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}})",
                          std::string(8, '\1')));
   auto other = SafetensorsFile::Open(path_);
@@ -139,7 +142,15 @@ TEST_F(SafetensorsTest, WrongDtypeShapeOrNameSaysBoth) {
   const auto dtype = other->ReadF32("a", std::vector<std::int64_t>{1});
   ASSERT_FALSE(dtype);
   EXPECT_THAT(dtype.error().message(), HasSubstr("I64 [1], expected F32 [1]"));
-  EXPECT_EQ(other->Bytes("a")->size(), 8U);
+  EXPECT_TRUE(other->ReadBytes("a", 0, std::span(bytes).first(8)));
+  EXPECT_TRUE(other->ReadBytes("a", 8, std::span(bytes).first(0)));
+  EXPECT_EQ(other->ReadBytes("a", 0, bytes).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(other->ReadBytes("a", 9, std::span(bytes).first(0)).error().code(),
+            Code::kInvalidArgument);
+  // What is gone since it was opened is told, not made up.
+  std::filesystem::resize_file(path_, std::filesystem::file_size(path_) - 1);
+  EXPECT_EQ(other->ReadBytes("a", 0, std::span(bytes).first(8)).error().code(), Code::kCorruption);
+  EXPECT_EQ(other->FileHash().error().code(), Code::kCorruption);
 }
 
 TEST_F(SafetensorsTest, BadTensorsAreNotWritten) {

@@ -242,10 +242,11 @@ Result<ExportedModel> LoadExport(const std::filesystem::path& path) {
   const std::filesystem::path weights_path =
       model.folder / std::filesystem::path(weights_name).filename();
   DD2_TRY_ASSIGN(const SafetensorsFile weights, SafetensorsFile::Open(weights_path));
-  if (weights.FileHash().Hex() != hash) {
+  DD2_TRY_ASSIGN(const Digest128 actual, weights.FileHash());
+  if (actual.Hex() != hash) {
     return Error(Code::kCorruption, weights_path.string() + " is not the file that " + file +
-                                        " was written with (hash " + weights.FileHash().Hex() +
-                                        ", expected " + hash + "): export the model again");
+                                        " was written with (hash " + actual.Hex() + ", expected " +
+                                        hash + "): export the model again");
   }
   Result<ParamBuffer> params = ReadTensors(weights, "", Network::Layout(spec));
   if (!params) return params.error().Wrap(weights_path.string());

@@ -142,6 +142,14 @@ TrainingState MakeTrainingState(const ParamLayout& layout, int local_rank, int l
   return state;
 }
 
+std::int64_t CheckpointBytes(const ParamLayout& layout) {
+  // Parameters, two moments and the moving average of two networks.
+  constexpr std::int64_t kTensorsPerParameter = 8;
+  std::int64_t elements = 0;
+  for (const ParamSpec& spec : layout.specs()) elements += spec.numel;
+  return elements * kTensorsPerParameter * static_cast<std::int64_t>(sizeof(float));
+}
+
 void AdvanceSteps(TrainingState& state, std::int64_t steps) {
   state.step += steps;
   state.updates = 0;

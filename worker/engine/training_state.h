@@ -54,6 +54,8 @@ struct TrainingState {
 
 // `local_rank` of `local_size`: the place in the failure domain, over which the state is cut.
 TrainingState MakeTrainingState(const ParamLayout& layout, int local_rank, int local_size);
+// What a checkpoint of such a state takes on the disk, all parts together, but for a little more.
+std::int64_t CheckpointBytes(const ParamLayout& layout);
 // The step in progress is finished, or a number of steps that have no updates.
 void AdvanceSteps(TrainingState& state, std::int64_t steps);
 

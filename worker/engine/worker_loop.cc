@@ -40,6 +40,7 @@ std::string NumericMode(const RunConfig& config) {
 Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
                                                const Timeouts& timeouts,
                                                const CheckpointIdentity& identity,
+                                               std::int64_t checkpoint_bytes,
                                                GenerationCollectives& collectives) {
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   ControlOptions control;
@@ -60,6 +61,7 @@ Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
   control.hello.set_numeric_mode(identity.numeric_mode);
   control.hello.set_teacher_digest(identity.teacher_digest);
   control.hello.set_code_version(identity.code_version);
+  control.hello.set_checkpoint_bytes(checkpoint_bytes);
   return ControlClient::Join(control);
 }
 
@@ -342,7 +344,7 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   GenerationCollectives collectives;
   PhaseSteps steps(options, config, teacher, collectives, state, numeric_mode);
   DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control,
-                 JoinRun(options, config.timeouts, identity, collectives));
+                 JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), collectives));
   WorkerLoop loop(options, config, *control, collectives, steps, state, std::move(identity));
   Result<WorkerOutcome> outcome = loop.Run();
   if (!outcome) {

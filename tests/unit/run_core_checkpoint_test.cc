@@ -1,0 +1,309 @@
+// What the core decides about checkpoints: which to keep, when to ask for one, whether there is
+// room for them.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "coordinator/core_start.h"
+#include "coordinator/journal_replay.h"
+#include "coordinator/run_core.h"
+
+namespace dd2 {
+namespace {
+
+using std::chrono::seconds;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+constexpr ConnectionId kAgent{1};
+constexpr ConnectionId kWorker{10};
+constexpr std::int64_t kCheckpointBytes = 1'000'000'000;
+
+PhaseConfig Phase(PhaseKind kind, std::int64_t steps) {
+  PhaseConfig phase;
+  phase.kind = kind;
+  phase.steps = steps;
+  return phase;
+}
+
+// A run of one rank.
+class RunCoreCheckpointTest : public testing::Test {
+ protected:
+  RunCoreCheckpointTest() {
+    options_.config.ranks = 1;
+    options_.config.phases = {Phase(PhaseKind::kTeacherCheck, 1), Phase(PhaseKind::kCsd, 1000),
+                              Phase(PhaseKind::kEval, 1)};
+    options_.run_id = "run-1";
+    options_.run_folder = "runs/x";
+  }
+
+  void Take(const Actions& actions) {
+    for (const Action& action : actions) {
+      if (const auto* journal = std::get_if<JournalAction>(&action)) {
+        journal_.push_back(journal->record);
+        journal_.back().set_unix_ms(at_.unix_ms);
+      } else if (const auto* removal = std::get_if<DeleteAction>(&action)) {
+        deleted_.push_back(removal->checkpoint_id);
+      } else if (const auto* send = std::get_if<SendAction>(&action)) {
+        if (send->envelope.has_desired()) wish_ = send->envelope.desired();
+      } else if (const auto* end = std::get_if<EndAction>(&action)) {
+        ended_ = end->exit_code;
+      }
+    }
+  }
+  void Say(ConnectionId from, proto::Envelope envelope, std::uint64_t generation) {
+    envelope.set_run_id("run-1");
+    envelope.set_generation(generation);
+    Take(core_->OnMessage(from, "127.0.0.1", envelope, at_));
+  }
+  void SayHellos() {
+    proto::Envelope agent;
+    agent.mutable_agent_hello()->set_domain("node");
+    Say(kAgent, agent, 0);
+    proto::Envelope worker;
+    worker.mutable_worker_hello()->set_domain("node");
+    worker.mutable_worker_hello()->set_local_size(1);
+    worker.mutable_worker_hello()->set_checkpoint_bytes(kCheckpointBytes);
+    Say(kWorker, worker, 0);
+  }
+  void Begin(CoreStart start) {
+    core_ = std::make_unique<RunCore>(options_, std::move(start));
+    Take(core_->Start(at_));
+    SayHellos();
+  }
+  // At the first step of csd.
+  void BeginCsd(CoreStart start = CoreStart()) {
+    Begin(std::move(start));
+    SayStep(0, 1, true);
+  }
+  // A new life from the newest checkpoint.
+  CoreStart Resumed() const {
+    CoreStart start;
+    StartFromCheckpoint(ReplayJournal(journal_), start);
+    return start;
+  }
+  void SayStep(std::int32_t phase, std::int64_t step, bool finished = false,
+               std::optional<double> fdr = std::nullopt) {
+    proto::Envelope envelope;
+    proto::Progress& progress = *envelope.mutable_progress();
+    progress.set_phase(phase);
+    progress.set_step(step);
+    progress.set_phase_finished(finished);
+    if (fdr) {
+      proto::Metric& metric = *progress.add_metrics();
+      metric.set_name("eval/fdr");
+      metric.set_value(*fdr);
+    }
+    Say(kWorker, envelope, core_->state().generation);
+  }
+  void SayCheckpoint(std::int64_t step, double stall = 1) {
+    proto::Envelope envelope;
+    proto::PartReport& report = *envelope.mutable_part_report();
+    report.set_checkpoint_id("p1-s" + std::to_string(step));
+    report.mutable_header()->set_phase(1);
+    report.mutable_header()->set_step(step);
+    report.mutable_header()->set_world_size(1);
+    Say(kWorker, envelope, core_->state().generation);
+    proto::Envelope held;
+    held.mutable_checkpoint_held()->set_checkpoint_id(report.checkpoint_id());
+    held.mutable_checkpoint_held()->set_seconds(stall);
+    Say(kWorker, held, core_->state().generation);
+  }
+  // Heart-beats once a second, so that nobody is lost.
+  void Pass(std::int64_t time) {
+    for (std::int64_t i = 0; i < time; ++i) {
+      at_.now += seconds(1);
+      at_.unix_ms += 1000;
+      proto::Envelope beat;
+      beat.mutable_heartbeat()->set_phase(core_->state().phase);
+      Say(kAgent, beat, core_->state().generation);
+      Say(kWorker, beat, core_->state().generation);
+      Take(core_->OnTick(at_));
+    }
+  }
+  std::uint64_t requests() const { return core_->state().checkpoint_requests; }
+
+  CoreOptions options_;
+  std::unique_ptr<RunCore> core_;
+  Moment at_;
+  std::vector<proto::JournalRecord> journal_;
+  std::vector<std::string> deleted_;
+  proto::Desired wish_;  // the last one that was sent
+  std::optional<ExitCode> ended_;
+};
+
+TEST_F(RunCoreCheckpointTest, ACheckpointIsAskedForWhenTheLastIsTooOld) {
+  options_.config.checkpoint.interval = "100";
+  BeginCsd();
+  SayStep(1, 1);
+  Pass(99);
+  EXPECT_EQ(requests(), 0u);
+  Pass(1);
+  EXPECT_EQ(requests(), 1u);
+  EXPECT_EQ(wish_.checkpoint_requests(), 1u);
+  EXPECT_EQ(journal_.back().desired_changed().by(), "checkpoint.interval");
+  // The answer may take long: a step can.
+  Pass(50);
+  EXPECT_EQ(requests(), 1u);
+  SayStep(1, 2);
+  SayCheckpoint(2);
+  SayStep(1, 3);
+  Pass(99);
+  EXPECT_EQ(requests(), 1u);
+  Pass(1);
+  EXPECT_EQ(requests(), 2u);
+  // One that was not answered at all is asked for again.
+  Pass(100);
+  EXPECT_EQ(requests(), 3u);
+  EXPECT_EQ(core_->state().checkpoint_interval.seconds, 100);
+}
+
+TEST_F(RunCoreCheckpointTest, NothingIsAskedForWhereNothingWouldBeGained) {
+  options_.config.checkpoint.interval = "100";
+  Begin(CoreStart());
+  Pass(300);
+  EXPECT_EQ(requests(), 0u) << "the teacher check changes nothing";
+  SayStep(0, 1, true);
+  SayStep(1, 1);
+  SayCheckpoint(1);
+  Pass(300);
+  EXPECT_EQ(requests(), 0u) << "no step since the checkpoint";
+  SayStep(1, 2);
+  Take(*core_->Pause("a test", at_));
+  Pass(300);
+  EXPECT_EQ(requests(), 0u) << "paused";
+  Take(*core_->Resume("a test", at_));
+  Pass(1);
+  EXPECT_EQ(requests(), 1u);
+
+  options_.config.checkpoint.interval = "off";
+  BeginCsd();
+  SayStep(1, 1);
+  Pass(10'000);
+  EXPECT_EQ(requests(), 0u);
+  EXPECT_EQ(core_->state().checkpoint_interval.seconds, -1);
+}
+
+TEST_F(RunCoreCheckpointTest, TheIntervalFollowsWhatTheRunHasShown) {
+  BeginCsd();
+  SayStep(1, 1);
+  Pass(2);
+  EXPECT_EQ(core_->state().checkpoint_interval.setting, "auto");
+  EXPECT_EQ(core_->state().checkpoint_interval.seconds, 300);
+  SayCheckpoint(1, 8);
+  Pass(1);
+  const CheckpointIntervalState& view = core_->state().checkpoint_interval;
+  EXPECT_EQ(view.stall_seconds, 8);
+  EXPECT_EQ(view.failure_seconds, 28'803);  // 8 hours and what was trained
+  EXPECT_NEAR(view.seconds, 678.86, 0.01);  // sqrt(2 * 8 * 28,803)
+  // The worker is lost: twice as many failures as before, in the next life as well.
+  Take(core_->OnClosed(kWorker, "the peer closed the connection", at_));
+  Pass(1);
+  EXPECT_NEAR(core_->state().checkpoint_interval.failure_seconds, 14'401.5, 1);
+  CoreStart next = Resumed();
+  EXPECT_EQ(next.failures, 2) << "the loss, and a life that did not say how it ended";
+  EXPECT_EQ(next.checkpoint_totals.stall_seconds, 8);
+}
+
+TEST_F(RunCoreCheckpointTest, TheBestByFdrStaysAlsoWithANewCoordinator) {
+  options_.config.checkpoint.keep_last = 1;
+  options_.config.checkpoint.keep_best = 1;
+  BeginCsd();
+  SayStep(1, 2, false, 30.0);
+  SayCheckpoint(2);
+  SayStep(1, 4, false, 20.0);
+  SayStep(1, 5);
+  SayCheckpoint(5);  // of the evaluation at 4
+  EXPECT_THAT(deleted_, ElementsAre("p1-s2"));
+  SayStep(1, 6, false, 25.0);
+  // The coordinator dies between the evaluation and the checkpoint behind it.
+  CoreStart start;
+  StartTakingOver(ReplayJournal(journal_), options_.config.phases, RunPosition{1, 6}, at_.unix_ms,
+                  start);
+  ASSERT_THAT(start.evaluations, SizeIs(3));
+  core_ = std::make_unique<RunCore>(options_, std::move(start));
+  Take(core_->Start(at_));
+  proto::Envelope back;
+  back.mutable_worker_hello()->set_domain("node");
+  back.mutable_worker_hello()->set_local_size(1);
+  back.mutable_worker_hello()->set_resumes(true);
+  Say(kWorker, back, core_->state().generation);
+  SayStep(1, 7);
+  SayCheckpoint(7);
+  SayStep(1, 8);
+  SayCheckpoint(8);
+  EXPECT_THAT(deleted_, ElementsAre("p1-s2", "p1-s7"));
+  const JournalView view = ReplayJournal(journal_);
+  ASSERT_THAT(view.checkpoints, SizeIs(2));
+  EXPECT_EQ(view.checkpoints[0].evaluation().fdr(), 20);
+  EXPECT_EQ(view.checkpoints[1].evaluation().fdr(), 25);
+  EXPECT_EQ(view.checkpoints[1].ordinal(), 4);
+  EXPECT_THAT(view.dropped.at("p1-s7"), HasSubstr("keep_best = 1"));
+}
+
+TEST_F(RunCoreCheckpointTest, EvaluationsBehindARollbackAreForgotten) {
+  BeginCsd();
+  SayStep(1, 2, false, 30.0);
+  SayCheckpoint(2);
+  SayStep(1, 3, false, 10.0);
+  EXPECT_THAT(ReplayJournal(journal_).evaluations, SizeIs(2));
+  Begin(Resumed());
+  ASSERT_THAT(ReplayJournal(journal_).evaluations, SizeIs(1));
+  SayStep(1, 3);
+  SayCheckpoint(3);
+  EXPECT_EQ(ReplayJournal(journal_).checkpoints.back().evaluation().fdr(), 30);
+  // The final evaluation has other samples: it is not compared with those of the curve.
+  SayStep(1, 1000, true);
+  SayStep(2, 1, true, 1.0);
+  EXPECT_THAT(ReplayJournal(journal_).evaluations, SizeIs(1));
+}
+
+TEST_F(RunCoreCheckpointTest, ARunThatTheDiskCannotHoldDoesNotStart) {
+  options_.config.checkpoint.keep_last = 3;
+  CoreStart start;
+  start.free_bytes = 3'999'999'999;
+  Begin(std::move(start));
+  EXPECT_EQ(core_->state().word, RunWord::kFailed);
+  EXPECT_THAT(core_->state().message, HasSubstr("4.0 GB are needed in runs/x (4 of 1.0 GB each; "
+                                                "keep_last = 3, and the one being written)"));
+  EXPECT_THAT(core_->state().message, HasSubstr("4.0 GB are free"));
+  EXPECT_THAT(core_->state().message, HasSubstr("lower checkpoint.keep_last"));
+  EXPECT_EQ(core_->state().generation, 0u);
+  Take(core_->OnClosed(kWorker, "it left", at_));
+  Take(core_->OnClosed(kAgent, "it left", at_));
+  Pass(60);
+  EXPECT_EQ(ended_, kExitCannotStart);
+
+  CoreStart enough;
+  enough.free_bytes = 4'000'000'000;
+  Begin(std::move(enough));
+  EXPECT_EQ(core_->state().word, RunWord::kRunning);
+  Begin(CoreStart());
+  EXPECT_EQ(core_->state().word, RunWord::kRunning) << "what is not known is no reason";
+}
+
+TEST_F(RunCoreCheckpointTest, CheckpointsThatAreThereNeedNoMoreSpace) {
+  options_.config.checkpoint.keep_last = 3;
+  options_.config.checkpoint.keep_best = 1;
+  BeginCsd();
+  for (const std::int64_t step : {1, 2}) {
+    SayStep(1, step);
+    SayCheckpoint(step);
+  }
+  CoreStart start = Resumed();
+  start.free_bytes = 2'900'000'000;
+  Begin(std::move(start));
+  EXPECT_THAT(core_->state().message, HasSubstr("3.0 GB are needed"));
+  start = Resumed();
+  start.free_bytes = 3'000'000'000;
+  Begin(std::move(start));
+  EXPECT_EQ(core_->state().word, RunWord::kRunning);
+  // The disk fills up while the run works; a loss then does not end it.
+  Take(core_->OnClosed(kWorker, "the peer closed the connection", at_));
+  EXPECT_NE(core_->state().word, RunWord::kFailed);
+}
+
+}  // namespace
+}  // namespace dd2
