@@ -9,6 +9,7 @@
 #include "cli/control_file.h"
 #include "cli/http_client.h"
 #include "cli/join_session.h"
+#include "common/config.h"
 #include "common/exit_codes.h"
 #include "common/process.h"
 #include "common/run_config.h"
@@ -75,8 +76,12 @@ int Join(const JoinArguments& arguments) {
   if (!coordinator) return Fail(coordinator.error());
   const auto agent = FindAgent();
   if (!agent) return Fail(agent.error());
+  const Result<RunConfig> config = LoadRunConfig(run / "config.yaml");
+  if (!config) return Fail(config.error());
   const SystemClock clock;
-  return JoinSession(run, domain, *agent, coordinator->Address(), clock).Run();
+  return JoinSession(run, domain, *agent, coordinator->Address(), clock,
+                     config->timeouts.restart_forgotten)
+      .Run();
 }
 
 int Drain(const DrainArguments& arguments) {

@@ -30,12 +30,14 @@ void Say(const std::string& line) {
 }  // namespace
 
 JoinSession::JoinSession(std::filesystem::path run, std::string domain, std::filesystem::path agent,
-                         std::string address, const Clock& clock)
+                         std::string address, const Clock& clock,
+                         std::chrono::milliseconds long_life)
     : run_(std::move(run)),
       domain_(std::move(domain)),
       address_(std::move(address)),
       clock_(clock),
-      agents_(std::move(agent), run_, {domain_}, clock, RunAgents::Restarts::kKilledOnly) {}
+      agents_(std::move(agent), run_, {domain_}, clock, long_life,
+              RunAgents::Restarts::kKilledOnly) {}
 
 Result<std::string> JoinSession::AskState() const {
   DD2_TRY_ASSIGN(HttpClient client, HttpClient::ForRun(run_));

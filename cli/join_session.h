@@ -17,7 +17,7 @@ class JoinSession {
  public:
   // `address`: the coordinator's control address, HOST:PORT.
   JoinSession(std::filesystem::path run, std::string domain, std::filesystem::path agent,
-              std::string address, const Clock& clock);
+              std::string address, const Clock& clock, std::chrono::milliseconds long_life);
 
   // The exit code (common/exit_codes.h). Everything worth saying has been printed.
   int Run();

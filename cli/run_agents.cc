@@ -14,9 +14,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr RestartLimits agent_limits{
-    .first_delay = milliseconds(500), .longest_delay = seconds(10), .in_a_row = 5};
-
 }  // namespace
 
 std::vector<std::string> DomainNames(int domains) {
@@ -33,10 +30,15 @@ std::string DescribeStatus(int status) {
 }
 
 RunAgents::RunAgents(std::filesystem::path program, std::filesystem::path run,
-                     const std::vector<std::string>& domains, const Clock& clock, Restarts restarts)
+                     const std::vector<std::string>& domains, const Clock& clock,
+                     milliseconds long_life, Restarts restarts)
     : program_(std::move(program)), run_(std::move(run)), clock_(clock), restarts_(restarts) {
+  const RestartLimits limits{.first_delay = milliseconds(500),
+                             .longest_delay = seconds(10),
+                             .in_a_row = 5,
+                             .long_life = long_life};
   for (const std::string& name : domains) {
-    agents_.push_back(Agent{name, RestartPolicy(agent_limits), {}, {}, {}});
+    agents_.push_back(Agent{name, RestartPolicy(limits), {}, {}, {}});
   }
 }
 

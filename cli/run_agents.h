@@ -27,9 +27,10 @@ class RunAgents {
   // Which ends are followed by a new start: all but those on the coordinator's word, or those by a
   // signal, as an agent that ended by itself had a reason.
   enum class Restarts : std::uint8_t { kAll, kKilledOnly };
+  // `long_life`: earlier ends of an agent that has lived for this long are forgotten.
   RunAgents(std::filesystem::path program, std::filesystem::path run,
             const std::vector<std::string>& domains, const Clock& clock,
-            Restarts restarts = Restarts::kAll);
+            std::chrono::milliseconds long_life, Restarts restarts = Restarts::kAll);
 
   // Starts all of them; `address` is the coordinator's control address, HOST:PORT.
   Status Start(std::string address);

@@ -22,11 +22,12 @@ std::optional<std::string> ControlAddress(const fs::path& folder, pid_t pid) {
 }  // namespace
 
 RunCoordinator::RunCoordinator(fs::path program, fs::path run, std::string command,
-                               const Clock& clock)
+                               const Clock& clock, std::chrono::milliseconds long_life)
     : program_(std::move(program)),
       run_(std::move(run)),
       command_(std::move(command)),
-      clock_(clock) {}
+      clock_(clock),
+      policy_(RestartLimits{.long_life = long_life}) {}
 
 Status RunCoordinator::Spawn(const std::vector<std::string>& more) {
   SpawnOptions options;

@@ -21,9 +21,10 @@ namespace dd2 {
 // kills it.
 class RunCoordinator {
  public:
-  // `command`: the line as typed, for the record.
+  // `command`: the line as typed, for the record. `long_life`: earlier ends of one that has lived
+  // for this long are forgotten.
   RunCoordinator(std::filesystem::path program, std::filesystem::path run, std::string command,
-                 const Clock& clock);
+                 const Clock& clock, std::chrono::milliseconds long_life);
 
   // Starts it; Watch() says when it is up.
   Status Start(bool resume);
@@ -52,7 +53,7 @@ class RunCoordinator {
   const std::filesystem::path run_;
   const std::string command_;
   const Clock& clock_;
-  RestartPolicy policy_{RestartLimits{}};  // at once: whoever waits for it waits for a short time
+  RestartPolicy policy_;  // at once: whoever waits for it waits for a short time
   std::optional<ChildProcess> process_;
   TimePoint started_;
   std::optional<std::string> address_;

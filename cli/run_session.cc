@@ -42,8 +42,10 @@ RunSession::RunSession(PreparedRun run, RunPrograms programs, std::string comman
       command_(std::move(command)),
       clock_(clock),
       live_(live),
-      coordinator_(programs_.coordinator, run_.folder, command_, clock),
-      agents_(programs_.agent, run_.folder, DomainNames(run_.config.domains), clock) {}
+      coordinator_(programs_.coordinator, run_.folder, command_, clock,
+                   run_.config.timeouts.restart_forgotten),
+      agents_(programs_.agent, run_.folder, DomainNames(run_.config.domains), clock,
+              run_.config.timeouts.restart_forgotten) {}
 
 int RunSession::Tell(int exit_code, const std::string& message) const {
   std::fflush(stdout);

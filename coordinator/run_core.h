@@ -190,6 +190,7 @@ class RunCore {
   std::set<std::string> drained_;                // domains that are to leave, or have left
   std::set<std::int32_t> awaited_;               // ranks of an orphan generation that are not back
   std::optional<TimePoint> gather_deadline_;     // of the generation that is being gathered
+  TimePoint broken_at_{};                        // when the last generation ended
   std::optional<TimePoint> trouble_deadline_;    // a rank's collective failed
   std::string trouble_;
   std::optional<TimePoint> deadline_;  // of the stage

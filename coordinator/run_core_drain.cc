@@ -113,7 +113,7 @@ void RunCore::LetDrainedGo(Moment at, Actions& out) {
     leaving = name;
   }
   DismissLeftOut(at, out);
-  if (!leaving.empty()) BreakGeneration("domain '" + leaving + "' leaves the run", at, out);
+  if (!leaving.empty()) BreakGeneration("domain '" + leaving + "' leaves the run", false, at, out);
 }
 
 // All of `candidates`, or those that stay where they lose nothing without the others.

@@ -305,6 +305,7 @@ void RunCore::BreakGeneration(const std::string& reason, bool failure, Moment at
   awaited_.clear();
   trouble_deadline_.reset();
   gather_deadline_ = at.now + times().unwind;
+  broken_at_ = at.now;
   deadline_ = at.now + times().workers_join;
   proto::JournalRecord record;
   record.mutable_generation_broken()->set_generation(members_.generation().value());
@@ -324,10 +325,13 @@ void RunCore::TryForm(Moment at, Actions& out) {
   std::int32_t whole = 0;  // those that stay
   bool any = false;
   bool survivors = false;
+  bool coming = false;
   for (const auto& [name, domain] : members_.domains()) {
     if (members_.Whole(domain)) {
       any = true;
       if (!drained_.contains(name)) ++whole;
+    } else if (domain.agent && (domain.running || domain.start_at)) {
+      coming = true;
     }
     for (const auto& [local_rank, member] : domain.workers) {
       if (!member.ready) return;
@@ -335,9 +339,11 @@ void RunCore::TryForm(Moment at, Actions& out) {
     }
   }
   // Survivors do not wait for anybody; where all is lost, or nothing has begun, everybody is
-  // waited for until the deadline.
+  // waited for until the deadline. In a run that has worked before, an agent that stays away is not
+  // waited for as long as one that is about to bring its domain.
   const bool late = deadline_ && at.now >= *deadline_;
-  if (!any || (!survivors && whole < WantedDomains() && !late)) return;
+  const bool abandoned = ever_formed_ && !coming && at.now - broken_at_ >= times().reattach;
+  if (!any || (!survivors && whole < WantedDomains() && !late && !abandoned)) return;
   Form(at, out);
 }
 

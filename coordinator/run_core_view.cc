@@ -149,6 +149,7 @@ void RunCore::TakeOver(Moment at, Actions& out) {
   last_formed_ = start_.last_formed;
   deadline_ = at.now + times().workers_join;
   gather_deadline_ = at.now + times().reattach;
+  broken_at_ = at.now;
   if (!start_.orphan) {
     Event(at, "run", "taken over by a new coordinator; no generation had been formed");
     return;

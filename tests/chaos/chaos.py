@@ -9,6 +9,7 @@ Standard library only; see faults.py for the faults, ../functional/dd2.py for th
 
 import argparse
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -68,6 +69,8 @@ class Chaos:
             self.run.start(resume=True)
 
     def one(self):
+        for domain in getattr(self.run, "far", []):
+            domain.keep()
         kind = self.deck.next()
         moment = self.rng.choice(("any", "any", "border", "commit"))
         if not kinds.wait_for_moment(self.run, moment, self.rng):
@@ -140,6 +143,13 @@ def main():
     options = arguments()
     rng = random.Random(options.seed)
     names = [name for name in kinds.ALL if not options.kinds or name in options.kinds.split(",")]
+    isolated = os.environ.get("DD2_CHAOS_ISOLATED") == "1"
+    if isolated:
+        kinds.make_network()
+    else:
+        for name in set(names) & set(kinds.NEED_NAMESPACES):
+            kinds.NOT_POSSIBLE.append(f"{name}: this machine gives no mount and network namespace of our own")
+        names = [name for name in names if name not in kinds.NEED_NAMESPACES]
     expect(names, f"--kinds: choose from {', '.join(kinds.ALL)}")
     deck = Deck(names, rng)
     figures = {"faults": [], "runs": []}
@@ -150,8 +160,13 @@ def main():
         while len(figures["faults"]) < options.faults:
             name = f"run-{len(figures['runs']) + 1}"
             left = options.faults - len(figures["faults"])
-            victim = work.start(CONFIG, name, seed=options.seed, ranks=options.ranks, domains=options.domains,
-                                cache=work.path / f"cache-{name}")
+            victim = work.new_run(CONFIG, name, seed=options.seed, ranks=options.ranks, domains=options.domains,
+                                  cache=work.path / f"cache-{name}",
+                                  set=[f"api.host={kinds.HERE}"] if isolated else [])
+            if isolated:
+                kinds.give_disk(victim)
+                victim.far = [kinds.FarDomain(victim, 1)]
+            victim.start()
             print(f"{name}:", flush=True)
             chaos = Chaos(victim, rng, deck)
             begun = time.time()
@@ -176,6 +191,8 @@ def main():
                   f"({busy / seconds:.0%} of it in steps that count); state and record are those of the "
                   "undisturbed run", flush=True)
             expect(chaos.done, "no fault met the run")
+            if isolated:
+                kinds.take_disk(victim)
     table(figures["faults"])
     for skipped in kinds.NOT_POSSIBLE:
         print(f"NOT DONE: {skipped}")

@@ -5,7 +5,9 @@ was nothing to hit. Processes are hit by their own pid."""
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import threading
 import time
 import urllib.request
@@ -109,9 +111,9 @@ def wait_for_progress(run, since, rng):
 
 def heal(run):
     """Takes back what lasts: before the run is resumed."""
-    filler = getattr(run, "filler", None)
-    if filler is not None and filler.exists():
-        filler.unlink()
+    (run.folder / FILLER).unlink(missing_ok=True)
+    for domain in getattr(run, "far", []):
+        domain.link("up")
 
 
 def pick(rng, values):
@@ -226,6 +228,110 @@ def flip_cache(run, rng):
     return f"bytes {places} of {path.parent.name}/{path.name}"
 
 
+# ---- the disk: the run folder is a small file system of its own -------------------------------
+
+FILLER = "filler"
+DISK_BYTES = 500 << 20
+
+
+def give_disk(run):
+    """Before the run starts. Needs a mount namespace of our own: scripts/chaos."""
+    run.folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "chaos", str(run.folder)], check=True)
+
+
+def take_disk(run):
+    subprocess.run(["umount", str(run.folder)], check=True)
+
+
+def disk_full(run, rng):
+    """All but a little is taken for some seconds."""
+    left = rng.choice((0, 4096, 100_000, 20_000_000))
+    seconds = rng.uniform(0.5, 4)
+    free = shutil.disk_usage(run.folder).free - left
+    path = run.folder / FILLER
+    if free <= 0 or path.exists():
+        return None
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, free)
+        except OSError:
+            pass  # somebody was faster: it is full
+    later(seconds, lambda: path.unlink(missing_ok=True))
+    return f"{left} bytes left for {seconds:.1f} s"
+
+
+# ---- the network: a domain behind a link of its own -------------------------------------------
+
+BRIDGE, HERE, PREFIX = "chaos0", "10.97.0.1", "10.97.0."
+
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True)
+
+
+def make_network():
+    """A bridge in the network namespace that scripts/chaos made for us."""
+    ip("link", "set", "lo", "up")
+    ip("link", "add", BRIDGE, "type", "bridge")
+    ip("addr", "add", f"{HERE}/24", "dev", BRIDGE)
+    ip("link", "set", BRIDGE, "up")
+    os.makedirs("/run/netns", exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "chaos", "/run/netns"], check=True)
+
+
+class FarDomain:
+    """A domain as on another machine: in a network namespace that sees the coordinator over a link which
+    can be cut. `dd2 agent join` starts it; where that ended, it is started again by keep()."""
+
+    def __init__(self, run, number):
+        self.run, self.name, self.veth = run, f"far-{number}", f"chaos-far{number}"
+        if not os.path.exists(f"/run/netns/{self.name}"):
+            ip("netns", "add", self.name)
+            ip("link", "add", self.veth, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+            ip("link", "set", self.veth, "master", BRIDGE, "up")
+            ip("-n", self.name, "link", "set", "lo", "up")
+            ip("-n", self.name, "addr", "add", f"{PREFIX}{number + 1}/24", "dev", "eth0")
+            ip("-n", self.name, "link", "set", "eth0", "up")
+        self.process = None
+
+    def link(self, state):
+        ip("link", "set", self.veth, state)
+
+    def keep(self):
+        from dd2 import binary
+        if self.process is not None and self.process.poll() is None:
+            return
+        if over(self.run) or members(self.run) is None:
+            return
+        with open(f"{self.run.folder}.{self.name}.out", "ab") as sink:
+            self.process = subprocess.Popen(["ip", "netns", "exec", self.name, binary(), "agent", "join",
+                                             str(self.run.folder), "--domain", self.name],
+                                            stdout=sink, stderr=subprocess.STDOUT)
+
+
+def cut_network(run, rng):
+    """Shorter or longer than anybody may be silent."""
+    far = rng.choice(run.far) if getattr(run, "far", None) else None
+    if far is None or not run.workers(far.name):
+        return None
+    seconds = rng.choice((rng.uniform(0.3, 3), rng.uniform(6, 9)))
+    far.link("down")
+    later(seconds, lambda: far.link("up"))
+    return f"{far.name} for {seconds:.1f} s"
+
+
+def drop_connections(run, rng):
+    """All connections to the coordinator's control port break."""
+    try:
+        port = json.loads((run.folder / "coordinator.json").read_text())["control_port"]
+    except (OSError, ValueError):
+        return None
+    done = subprocess.run(["ss", "-K", "-t", "-H", f"sport = :{port}"], capture_output=True, text=True, check=False)
+    count = len(done.stdout.splitlines())
+    return f"{count} connections" if count else None
+
+
 ALL = {
     "kill worker": kill_worker,
     "hang worker": hang_worker,
@@ -237,4 +343,8 @@ ALL = {
     "kill everything": kill_everything,
     "flip checkpoint": flip_checkpoint,
     "flip cache": flip_cache,
+    "disk full": disk_full,
+    "cut network": cut_network,
+    "drop connections": drop_connections,
 }
+NEED_NAMESPACES = ("disk full", "cut network")

@@ -350,5 +350,34 @@ TEST_F(DrainTest, OneThatCannotJoinDoesNotEndTheRun) {
   EXPECT_EQ(state().domains[0].word, "working");
 }
 
+TEST_F(DrainTest, WhereAllIsLostAnAgentThatStaysAwayIsNotWaitedForLong) {
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 3);
+  for (const char domain : {'a', 'b'}) {
+    Take(core_->OnClosed(Agent(domain), "gone", at_));
+    Take(core_->OnClosed(Worker(domain), "gone", at_));
+  }
+  Join('a');
+  const auto assigned = [this] {
+    const auto sent = SentTo(Worker('a'));
+    return std::ranges::any_of(sent, [](const auto& e) { return e.has_assignment(); });
+  };
+  EXPECT_FALSE(assigned());
+  for (std::chrono::milliseconds waited{0};
+       waited + std::chrono::seconds(1) < options_.config.timeouts.reattach;
+       waited += std::chrono::seconds(1)) {
+    proto::Envelope beat;
+    beat.mutable_heartbeat()->set_phase(-1);
+    Say(Worker('a'), beat, 0);
+    Say(Agent('a'), beat, 0);
+    Tick(std::chrono::seconds(1));
+    EXPECT_FALSE(assigned());
+  }
+  Tick(std::chrono::seconds(1));
+  EXPECT_TRUE(assigned());
+}
+
 }  // namespace
 }  // namespace dd2
