@@ -29,10 +29,16 @@ class CheckpointLedger {
   struct Outcome {
     std::optional<proto::CheckpointManifest> commit;  // journal it, publish it, tell every rank
     bool already_committed = false;                   // tell the sender again
+    // Some rank could not write its part, and every rank has reported (so nobody writes there any
+    // more): remove what was written, tell every rank. Or it was so before: tell the sender again.
+    std::optional<proto::CheckpointFailed> failed;
+    bool already_failed = false;
   };
   // One rank's part, or an error: kInvalidArgument (rank out of range, a second, different part,
   // headers that differ: the message names the field).
   Result<Outcome> OnPart(const proto::PartReport& report, std::int64_t unix_ms);
+  // One rank has no part to report.
+  Result<Outcome> OnPartFailed(const proto::PartFailed& failed);
 
   // Committed checkpoints that retention gives up, oldest first; they are forgotten here.
   std::vector<std::string> TakeExpired();
@@ -54,16 +60,24 @@ class CheckpointLedger {
     std::int64_t step = 0;
     auto operator<=>(const Position&) const = default;
   };
+  // One try of one checkpoint.
   struct Pending {
-    proto::CheckpointHeader header;
+    std::int32_t attempt = 0;
+    std::optional<proto::CheckpointHeader> header;  // of the first part
     std::map<std::int32_t, proto::CheckpointPart> parts;
+    std::map<std::int32_t, std::string> failures;  // by rank: why
   };
   bool IsCommitted(const std::string& id) const;
+  Status CheckSender(const std::string& id, std::int32_t rank) const;
+  // The try that a report belongs to; null when it is decided, as `outcome` says.
+  Pending* Find(const std::string& id, std::int32_t attempt, Outcome& outcome);
+  void DecideFailed(const std::string& id, Outcome& outcome);
 
   const std::string run_id_;
   const std::int32_t keep_last_;
   std::int32_t world_size_ = 0;
   std::map<std::string, Pending> pending_;
+  std::map<std::string, proto::CheckpointFailed> failed_;  // of this generation: the newest try
   std::map<Position, std::string> committed_;
 };
 

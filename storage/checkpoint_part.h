@@ -43,8 +43,9 @@ struct PlannedPart {
   std::vector<TensorToWrite> tensors;
   std::map<std::string, std::string> metadata;
 };
-// kInvalidArgument: a piece that does not fit its tensor.
-Result<PlannedPart> PlanPart(std::int32_t rank, std::int32_t world_size,
+// `generation` 0: the file's name does not say one. kInvalidArgument: a piece that does not fit its
+// tensor.
+Result<PlannedPart> PlanPart(std::int32_t rank, std::int32_t world_size, std::uint64_t generation,
                              std::span<const PieceToWrite> pieces);
 
 // Makes the folder of a checkpoint ready for a part. kFailedPrecondition: it is committed, so

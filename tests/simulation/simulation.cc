@@ -135,7 +135,7 @@ void History::Fault() {
   SimWorker* worker = AnyWorker();
   if (agents.empty()) return;
   SimAgent* agent = agents[world_.Below(agents.size())];
-  switch (world_.Below(10)) {
+  switch (world_.Below(11)) {
     case 0:
     case 1:
       if (worker == nullptr) return;
@@ -178,6 +178,12 @@ void History::Fault() {
       Count("coordinator frozen", "");
       coordinator_.Freeze(world_.Between(100, 50'000));
       break;
+    case 9: {
+      const milliseconds time = world_.Between(100, 20'000);
+      Count("disk full", "for " + std::to_string(time.count()) + " ms");
+      disk_.full_until = std::max(disk_.full_until, world_.now() + time);
+      break;
+    }
     default:
       Count("wish", "");
       coordinator_.Wish(static_cast<int>(world_.Below(3)));
@@ -211,10 +217,14 @@ void History::Judge() {
   }
   // Of the last checkpoint, at the end of the last phase that changes the networks.
   const std::uint64_t value = UndisturbedValue(config_.phases);
-  const auto last = disk_.find("p005-s000000030");
-  if (last == disk_.end()) return world_.Violate("there is no last checkpoint");
-  for (const auto& [rank, part] : last->second) {
-    if (part.value != value) {
+  const std::string last = "p005-s000000030";
+  const auto manifest = disk_.manifests.find(last);
+  if (manifest == disk_.manifests.end()) {
+    if (!disk_.failed.contains(last)) world_.Violate("there is no last checkpoint");
+    return;
+  }
+  for (const std::string& file : manifest->second) {
+    if (disk_.parts.at(last).at(file) != value) {
       return world_.Violate("the final state differs from that of the undisturbed run");
     }
   }
