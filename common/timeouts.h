@@ -51,6 +51,8 @@ inline constexpr milliseconds kRestartForgotten = seconds(60);
 // or after kStallSteps average steps when that is longer.
 inline constexpr milliseconds kStall = seconds(60);
 inline constexpr int kStallSteps = 20;
+// The same for a rank that waits for its disk before it can save again.
+inline constexpr milliseconds kDiskStall = seconds(240);
 // The ranks of a new generation meet: all of them were told at the same time. Also the longest time
 // that a connection to a rank that hangs can hold up the next regrouping.
 inline constexpr milliseconds kConnectRanks = seconds(20);
@@ -93,6 +95,7 @@ static_assert(kTrouble < kRegroup);
 static_assert(kReattach < kCoordinatorAway, "workers still try when a coordinator waits for them");
 static_assert(kReconnect * 10 < kReattach);
 static_assert(kStall < kCollective, "the coordinator removes a hanging rank before others give up");
+static_assert(kStall < kDiskStall && kDiskStall < kCollective);
 static_assert(kRestartFirst < kRestartLast);
 static_assert(kCollective < kStop);
 static_assert(kWrite <= kHeartbeatExpiry);

@@ -96,7 +96,10 @@ CheckpointLedger::Pending* CheckpointLedger::Find(const std::string& id, std::in
   }
   Pending& pending = pending_[id];
   // Nobody tries again before it was told that the try before failed: by a coordinator that died.
-  if (attempt > pending.attempt) pending = Pending{.attempt = attempt};
+  if (attempt > pending.attempt) {
+    pending = Pending();
+    pending.attempt = attempt;
+  }
   return attempt == pending.attempt ? &pending : nullptr;
 }
 

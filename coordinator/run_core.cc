@@ -101,6 +101,7 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
     member.step = beat.step();
     member.collectives = beat.collectives();
     member.waiting = beat.waiting();
+    member.on_disk = beat.on_disk();
     UpdateMembers(at);
     return;
   }

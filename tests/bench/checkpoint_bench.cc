@@ -55,6 +55,7 @@ class Listener final : public CommitChannel {
     part_.set_value(std::move(envelope));
   }
   void Send(proto::CheckpointHeld) override {}
+  void SetWaitsForDisk(bool) override {}
   Result<bool> WaitForCheckpoint(const std::string&, std::int32_t,
                                  std::chrono::milliseconds) override {
     return true;

@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <future>
 #include <mutex>
@@ -37,6 +38,7 @@ class PlayedCoordinator final : public CommitChannel {
     changed_.notify_all();
   }
   void Send(proto::CheckpointHeld stall) override { held.push_back(std::move(stall)); }
+  void SetWaitsForDisk(bool waits) override { waits_for_disk = waits; }
   Result<bool> WaitForCheckpoint(const std::string& id, std::int32_t attempt,
                                  std::chrono::milliseconds) override {
     waits.push_back(id + " " + std::to_string(attempt));
@@ -62,6 +64,7 @@ class PlayedCoordinator final : public CommitChannel {
   std::vector<proto::CheckpointHeld> held;
   std::vector<std::string> waits;
   std::vector<bool> decisions;
+  std::atomic<bool> waits_for_disk{false};
 
  private:
   std::mutex mutex_;
@@ -163,8 +166,10 @@ TEST_F(CheckpointSaverTest, TrainingGoesOnWhileThePartIsWritten) {
   // One is in flight: the next waits for it.
   auto next = std::async(std::launch::async, [&] { return saver->Save(false); });
   EXPECT_EQ(next.wait_for(std::chrono::milliseconds(100)), std::future_status::timeout);
+  EXPECT_TRUE(coordinator_.waits_for_disk);
   coordinator_.HoldUp(false);
   ASSERT_TRUE(next.get());
+  EXPECT_FALSE(coordinator_.waits_for_disk);
   EXPECT_GE(coordinator_.held.at(1).waited_seconds(), 0.05);
   EXPECT_GE(coordinator_.held[1].seconds(), coordinator_.held[1].waited_seconds());
   const proto::PartReport first = coordinator_.Said(1).part_report();

@@ -134,7 +134,12 @@ Status CheckpointSaver::Begin(const std::string& id) {
     }
     channel.SendPart(generation, std::move(envelope));
   };
-  DD2_TRY_ASSIGN(stall_, writer_.Begin(NameOf(id), PiecesOf(state_, ranks_), std::move(done)));
+  channel_.SetWaitsForDisk(true);
+  const Result<SaveStall> stall =
+      writer_.Begin(NameOf(id), PiecesOf(state_, ranks_), std::move(done));
+  channel_.SetWaitsForDisk(false);
+  if (!stall) return stall.error();
+  stall_ = *stall;
   return {};
 }
 

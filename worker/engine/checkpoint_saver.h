@@ -22,6 +22,8 @@ class CommitChannel {
   // lasts; not sent at all when it is over.
   virtual void SendPart(std::uint64_t generation, proto::Envelope envelope) = 0;
   virtual void Send(proto::CheckpointHeld held) = 0;
+  // Training waits for the disk: who is behind the others for that reason does not hang.
+  virtual void SetWaitsForDisk(bool waits) = 0;
   // Blocks until the coordinator has decided: true when the checkpoint is committed, false when
   // this try of it failed. kAborted: the generation is over; kDeadlineExceeded.
   virtual Result<bool> WaitForCheckpoint(const std::string& id, std::int32_t attempt,

@@ -130,6 +130,7 @@ void ControlClient::SendHeartbeat() {
     beat.mutable_heartbeat()->set_step(held_.position().step());
     generation = generation_;
   }
+  beat.mutable_heartbeat()->set_on_disk(waits_for_disk_);
   if (options_.collectives) {
     const auto [entered, waiting] = options_.collectives();
     beat.mutable_heartbeat()->set_collectives(entered);

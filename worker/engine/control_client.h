@@ -76,6 +76,7 @@ class ControlClient final : public CommitChannel {
   void TakeOverUnrecorded(std::vector<proto::Progress> progress);
   void SendPart(std::uint64_t generation, proto::Envelope envelope) override;
   void Send(proto::CheckpointHeld held) override;
+  void SetWaitsForDisk(bool waits) override { waits_for_disk_ = waits; }
   // Sent again after the coordinator was away, as long as the generation lasts.
   void Send(proto::WorkerFailed failed);
   // Blocks until it is sent.
@@ -129,6 +130,7 @@ class ControlClient final : public CommitChannel {
   std::deque<proto::Progress> unrecorded_;  // as many as leases allow
   std::vector<proto::Envelope> kept_;       // messages of working_ to be sent again
 
+  std::atomic<bool> waits_for_disk_{false};
   std::atomic<bool> stopping_{false};
   std::thread receiver_;
 };
