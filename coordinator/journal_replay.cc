@@ -100,7 +100,8 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
       case proto::JournalRecord::kRunEnded: view.outcome = record.run_ended().outcome(); break;
       case proto::JournalRecord::kRolledBack: {
         const std::int32_t phase = record.rolled_back().phase();
-        std::erase_if(view.finished, [phase](const auto& other) { return other.phase > phase; });
+        const std::int32_t kept = record.rolled_back().at_end() ? phase : phase - 1;
+        std::erase_if(view.finished, [kept](const auto& other) { return other.phase > kept; });
         view.granted = RunPosition{phase, record.rolled_back().step()};
         break;
       }

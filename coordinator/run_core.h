@@ -137,6 +137,7 @@ class RunCore {
   void UpdateWord();
   CheckpointState& CheckpointView(const std::string& id);
   std::string PhaseLabel(std::int32_t phase) const;
+  bool IsAtEnd(RunPosition position) const;  // of its phase
 
   const CoreOptions options_;
   const CoreStart start_;

@@ -34,6 +34,7 @@ class SimCoordinator final : public Server {
   std::optional<ExitCode> exit_code() const { return exit_code_; }
   bool over() const;
   const std::vector<std::pair<std::int32_t, std::int64_t>>& record() const { return record_; }
+  bool formed() const { return newest_generation_ > 0; }
   std::string message() const { return message_; }
   std::int64_t steps_lost() const { return steps_lost_; }
 

@@ -200,6 +200,12 @@ void History::Judge() {
     report_.given_up = 1;
     return;
   }
+  // A worker that hangs before it has joined: the run says that it cannot start.
+  if (coordinator_.exit_code() == kExitCannotStart && !coordinator_.formed() &&
+      report_.faults.contains("worker stopped")) {
+    ++report_.faults["(a run that did not begin for that)"];
+    return;
+  }
   if (coordinator_.exit_code() != kExitOk) {
     return world_.Violate("the run ended with exit code " +
                           std::to_string(*coordinator_.exit_code()) + ": " +
