@@ -124,7 +124,9 @@ Task<void> ControlService::Session(std::shared_ptr<Connection> connection) {
     }
     if (connection->closing) continue;  // read on, so that it gets our last message
     proto::Envelope envelope;
-    if (!envelope.ParseFromString(*frame) || envelope.run_id() != run_id_) {
+    // A fresh worker, known by the secret, hears with its Assignment which run this is.
+    if (!envelope.ParseFromString(*frame) ||
+        (!envelope.run_id().empty() && envelope.run_id() != run_id_)) {
       reason = "it sent a message that does not parse or belongs to another run";
       break;
     }

@@ -79,6 +79,10 @@ class FakeWorker {
     hello.set_local_size(settings_.config.ranks);
     hello.set_numeric_mode("fake");
     Send(envelope);
+    // As a real one does when it has to wait for the others.
+    envelope.Clear();
+    envelope.mutable_heartbeat()->set_phase(-1);
+    Send(envelope);
   }
   void Send(proto::Envelope envelope) {
     envelope.set_run_id(run_id_);

@@ -190,6 +190,7 @@ void ControlClient::HandleGeneration(const proto::Envelope& envelope) {
   const bool regroup = envelope.has_regroup() && envelope.generation() > working_;
   if (!regroup && !envelope.has_assignment()) return;
   generation_ = envelope.generation();
+  run_id_ = envelope.run_id();
   leases_.clear();
   leased_phase_ = -1;
   leased_end_ = 0;
@@ -197,7 +198,6 @@ void ControlClient::HandleGeneration(const proto::Envelope& envelope) {
   assignment_.reset();
   to_answer_ = regroup;
   if (regroup) return;
-  run_id_ = envelope.run_id();
   assignment_ = envelope.assignment();
   if (assignment_->has_recorded()) SetRecorded(assignment_->recorded());
   if (assignment_->has_start()) {
