@@ -82,6 +82,8 @@ inline constexpr milliseconds kTrouble = seconds(1);
 inline constexpr int kStallSteps = 20;
 // An incident stays open this long for the end of the domain's mpirun with its log.
 inline constexpr milliseconds kLastWords = seconds(5);
+// What stall is for a rank that waits for its disk before it can save again.
+inline constexpr milliseconds kDiskStall = seconds(240);
 // The ranks of a new generation meet: all of them were told at the same time. Also the longest time
 // that a connection to a rank that hangs can hold up the next regrouping.
 inline constexpr milliseconds kConnectRanks = seconds(20);

@@ -168,6 +168,7 @@ json::object CheckpointObject(const CheckpointState& checkpoint) {
   object["bytes"] = checkpoint.bytes;
   object["parts"] = checkpoint.parts;
   object["hold_seconds"] = Number(checkpoint.hold_seconds);
+  object["write_seconds"] = Number(checkpoint.write_seconds);
   object["committed_unix_ms"] = TimeOrNull(checkpoint.committed_unix_ms);
   object["reason"] = checkpoint.reason;
   return object;

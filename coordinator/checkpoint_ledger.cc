@@ -75,54 +75,109 @@ void CheckpointLedger::StartGeneration(std::int32_t world_size) {
   DD2_CHECK(world_size >= 1);
   world_size_ = world_size;
   pending_.clear();
+  failed_.clear();
+}
+
+Status CheckpointLedger::CheckSender(const std::string& id, std::int32_t rank) const {
+  const std::string who = "rank " + std::to_string(rank) + ", checkpoint '" + id + "': ";
+  if (!IsSafeName(id)) {
+    return Error(Code::kInvalidArgument, who + "the id may only hold a-z, 0-9 and '-'");
+  }
+  if (rank < 0 || rank >= world_size_) {
+    return Error(Code::kInvalidArgument,
+                 who + "there are " + std::to_string(world_size_) + " ranks");
+  }
+  return Status();
+}
+
+CheckpointLedger::Pending* CheckpointLedger::Find(const std::string& id, std::int32_t attempt,
+                                                  Outcome& outcome) {
+  if (IsCommitted(id)) {
+    outcome.already_committed = true;
+    return nullptr;
+  }
+  const auto failed = failed_.find(id);
+  if (failed != failed_.end() && failed->second.attempt() >= attempt) {
+    outcome.failed = failed->second;
+    outcome.already_failed = true;
+    return nullptr;
+  }
+  Pending& pending = pending_[id];
+  // Nobody tries again before it was told that the try before failed: by a coordinator that died.
+  if (attempt > pending.attempt) {
+    pending = Pending();
+    pending.attempt = attempt;
+  }
+  return attempt == pending.attempt ? &pending : nullptr;
+}
+
+void CheckpointLedger::DecideFailed(const std::string& id, Outcome& outcome) {
+  const Pending& pending = pending_.at(id);
+  if (static_cast<std::int32_t>(pending.parts.size() + pending.failures.size()) < world_size_) {
+    return;
+  }
+  proto::CheckpointFailed failed;
+  failed.set_checkpoint_id(id);
+  failed.set_attempt(pending.attempt);
+  failed.set_reason("rank " + std::to_string(pending.failures.begin()->first) + ": " +
+                    pending.failures.begin()->second);
+  pending_.erase(id);
+  failed_[id] = failed;
+  outcome.failed = std::move(failed);
+}
+
+Result<CheckpointLedger::Outcome> CheckpointLedger::OnPartFailed(const proto::PartFailed& failed) {
+  const std::string& id = failed.checkpoint_id();
+  DD2_TRY(CheckSender(id, failed.rank()));
+  Outcome outcome;
+  Pending* pending = Find(id, failed.attempt(), outcome);
+  if (pending == nullptr) return outcome;
+  pending->parts.erase(failed.rank());
+  pending->failures.try_emplace(failed.rank(), failed.message());
+  DecideFailed(id, outcome);
+  return outcome;
 }
 
 Result<CheckpointLedger::Outcome> CheckpointLedger::OnPart(const proto::PartReport& report,
                                                            std::int64_t unix_ms) {
   const std::string& id = report.checkpoint_id();
   const std::string who = "rank " + std::to_string(report.rank()) + ", checkpoint '" + id + "': ";
-  if (!IsSafeName(id)) {
-    return Error(Code::kInvalidArgument, who + "the id may only hold a-z, 0-9 and '-'");
-  }
-  if (report.rank() < 0 || report.rank() >= world_size_) {
-    return Error(Code::kInvalidArgument,
-                 who + "there are " + std::to_string(world_size_) + " ranks");
-  }
+  DD2_TRY(CheckSender(id, report.rank()));
   if (report.header().world_size() != world_size_) {
     return Error(Code::kInvalidArgument, who + "written for " +
                                              std::to_string(report.header().world_size()) +
                                              " ranks, there are " + std::to_string(world_size_));
   }
   Outcome outcome;
-  if (IsCommitted(id)) {
-    outcome.already_committed = true;
-    return outcome;
-  }
-  auto [entry, first] = pending_.try_emplace(id);
-  Pending& pending = entry->second;
-  if (first) pending.header = report.header();
-  const std::string difference = Difference(pending.header, report.header());
+  Pending* const pending = Find(id, report.attempt(), outcome);
+  if (pending == nullptr) return outcome;
+  if (!pending->header) pending->header = report.header();
+  const std::string difference = Difference(*pending->header, report.header());
   if (!difference.empty()) {
     return Error(Code::kInvalidArgument, who + "ranks do not agree on " + difference);
   }
-  const auto [part, inserted] = pending.parts.try_emplace(report.rank(), report.part());
+  const auto [part, inserted] = pending->parts.try_emplace(report.rank(), report.part());
   if (!inserted && part->second.SerializeAsString() != report.part().SerializeAsString()) {
     return Error(Code::kInvalidArgument, who + "reported twice, with different parts");
   }
-  if (static_cast<std::int32_t>(pending.parts.size()) < world_size_) return outcome;
+  if (!pending->failures.empty()) {
+    DecideFailed(id, outcome);
+    return outcome;
+  }
+  if (static_cast<std::int32_t>(pending->parts.size()) < world_size_) return outcome;
 
   proto::CheckpointManifest manifest;
   manifest.set_format_version(kManifestFormat);
   manifest.set_checkpoint_id(id);
   manifest.set_run_id(run_id_);
-  *manifest.mutable_header() = pending.header;
-  for (auto& [rank, reported] : pending.parts) *manifest.add_parts() = std::move(reported);
+  *manifest.mutable_header() = *pending->header;
+  for (auto& [rank, reported] : pending->parts) *manifest.add_parts() = std::move(reported);
   manifest.set_committed_unix_ms(unix_ms);
   manifest.set_ordinal(++ever_committed_);
-  const Position at{pending.header.phase(), pending.header.step()};
+  const Position at{pending->header->phase(), pending->header->step()};
   const auto behind = evaluations_.upper_bound(at);
   if (behind != evaluations_.begin()) *manifest.mutable_evaluation() = std::prev(behind)->second;
-  pending_.erase(entry);
+  pending_.erase(id);
   Restore(manifest);
   outcome.commit = std::move(manifest);
   return outcome;

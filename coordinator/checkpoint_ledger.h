@@ -36,10 +36,16 @@ class CheckpointLedger {
   struct Outcome {
     std::optional<proto::CheckpointManifest> commit;  // journal it, publish it, tell every rank
     bool already_committed = false;                   // tell the sender again
+    // Some rank could not write its part, and every rank has reported (so nobody writes there any
+    // more): remove what was written, tell every rank. Or it was so before: tell the sender again.
+    std::optional<proto::CheckpointFailed> failed;
+    bool already_failed = false;
   };
   // One rank's part, or an error: kInvalidArgument (rank out of range, a second, different part,
   // headers that differ: the message names the field).
   Result<Outcome> OnPart(const proto::PartReport& report, std::int64_t unix_ms);
+  // One rank has no part to report.
+  Result<Outcome> OnPartFailed(const proto::PartFailed& failed);
 
   // Committed checkpoints that the rule does not keep (proto/retention.h), oldest first; they are
   // forgotten here. The newest is never among them.
@@ -62,11 +68,18 @@ class CheckpointLedger {
     std::int64_t step = 0;
     auto operator<=>(const Position&) const = default;
   };
+  // One try of one checkpoint.
   struct Pending {
-    proto::CheckpointHeader header;
+    std::int32_t attempt = 0;
+    std::optional<proto::CheckpointHeader> header;  // of the first part
     std::map<std::int32_t, proto::CheckpointPart> parts;
+    std::map<std::int32_t, std::string> failures;  // by rank: why
   };
   bool IsCommitted(const std::string& id) const;
+  Status CheckSender(const std::string& id, std::int32_t rank) const;
+  // The try that a report belongs to; null when it is decided, as `outcome` says.
+  Pending* Find(const std::string& id, std::int32_t attempt, Outcome& outcome);
+  void DecideFailed(const std::string& id, Outcome& outcome);
 
   const std::string run_id_;
   const CheckpointConfig rule_;
@@ -75,6 +88,7 @@ class CheckpointLedger {
   std::map<std::string, Pending> pending_;
   std::map<Position, RetentionCandidate> committed_;
   std::map<Position, proto::Evaluation> evaluations_;
+  std::map<std::string, proto::CheckpointFailed> failed_;  // of this generation: the newest try
 };
 
 }  // namespace dd2

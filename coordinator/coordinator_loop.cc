@@ -121,7 +121,11 @@ Status CoordinatorLoop::Do(const Action& action) {
   } else if (const auto* generation = std::get_if<GenerationAction>(&action)) {
     store_.StartGeneration(generation->generation);
   } else if (const auto* publish = std::get_if<PublishAction>(&action)) {
-    return PublishManifest(files_, options_.run_folder / "checkpoints", publish->manifest);
+    const auto checkpoints = options_.run_folder / "checkpoints";
+    DD2_TRY(PublishManifest(files_, checkpoints, publish->manifest));
+    // Nobody writes an older one any more: parts that were lost with their generation would only
+    // take space. What stays behind is removed at the next start.
+    static_cast<void>(RemoveUncommitted(files_, checkpoints, publish->manifest.checkpoint_id()));
   } else if (const auto* removal = std::get_if<DeleteAction>(&action)) {
     // It is journalled as dropped: what stays behind is removed at the next start.
     static_cast<void>(

@@ -44,7 +44,8 @@ void Finish(JournalView& view, const proto::PhaseFinished& record) {
 
 void GoBack(JournalView& view, const proto::RolledBack& back) {
   const RunPosition to{back.phase(), back.step()};
-  std::erase_if(view.finished, [&to](const auto& other) { return other.phase > to.phase; });
+  const std::int32_t kept = back.at_end() ? to.phase : to.phase - 1;
+  std::erase_if(view.finished, [kept](const auto& other) { return other.phase > kept; });
   std::erase_if(view.evaluations, [&to](const auto& evaluation) {
     return to < RunPosition{evaluation.phase(), evaluation.step()};
   });

@@ -150,6 +150,7 @@ void Membership::Form(const std::vector<std::string>& domains) {
       member.ready = false;
       member.collectives = 0;
       member.waiting = false;
+      member.on_disk = false;
     }
   }
   formed_ = true;

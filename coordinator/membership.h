@@ -30,6 +30,7 @@ struct WorkerMember {
   std::int64_t step = 0;
   std::uint64_t collectives = 0;  // entered in this generation
   bool waiting = false;           // inside one
+  bool on_disk = false;           // waits until its part of a checkpoint is written
   TimePoint moved;                // when phase, step or collectives last changed
   TimePoint last_seen;
   bool done = false;  // said WorkerDone

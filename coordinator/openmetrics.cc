@@ -159,7 +159,8 @@ void WriteCounters(const RunCounters& counters, MetricsWriter& out) {
 
 void WriteCheckpoints(const RunState& state, MetricsWriter& out) {
   constexpr std::array words = {CheckpointWord::kWriting, CheckpointWord::kCommitted,
-                                CheckpointWord::kDeleted, CheckpointWord::kQuarantined};
+                                CheckpointWord::kDeleted, CheckpointWord::kQuarantined,
+                                CheckpointWord::kFailed};
   std::array<double, words.size()> counts{};
   const CheckpointState* newest = nullptr;
   for (const CheckpointState& checkpoint : state.checkpoints) {

@@ -101,6 +101,7 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
     member.step = beat.step();
     member.collectives = beat.collectives();
     member.waiting = beat.waiting();
+    member.on_disk = beat.on_disk();
     UpdateMembers(at);
     return;
   }
@@ -126,6 +127,8 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
     OnProgress(member, envelope.progress(), at, out);
   } else if (envelope.has_part_report()) {
     OnPartReport(member, envelope.part_report(), at, out);
+  } else if (envelope.has_part_failed()) {
+    OnPartFailed(member, envelope.part_failed(), at, out);
   } else if (envelope.has_checkpoint_held()) {
     OnCheckpointHeld(member, envelope.checkpoint_held(), out);
   } else if (envelope.has_worker_failed()) {
@@ -224,21 +227,74 @@ void RunCore::OnPartReport(const WorkerMember& member, const proto::PartReport& 
     Fail(outcome.error().message(), at, out);
     return;
   }
-  if (outcome->already_committed) {
-    proto::Envelope envelope = NewEnvelope();
-    envelope.mutable_checkpoint_committed()->set_checkpoint_id(report.checkpoint_id());
-    SendTo(member.connection, std::move(envelope), out);
+  if (outcome->already_committed || outcome->already_failed) {
+    TellDecided(member, report.checkpoint_id(), *outcome, out);
     return;
   }
-  CheckpointState& view = CheckpointView(report.checkpoint_id());
-  if (view.word != CheckpointWord::kWriting) view = CheckpointState();
-  view.id = report.checkpoint_id();
+  CheckpointState& view = WritingView(report.checkpoint_id());
   view.phase = report.header().phase();
   view.step = report.header().step();
   view.parts += 1;
   view.bytes += report.part().size_bytes();
-  view.hold_seconds = std::max(view.hold_seconds, report.seconds());
+  view.write_seconds = std::max(view.write_seconds, report.seconds());
   if (outcome->commit) Commit(*outcome->commit, at, out);
+  TellDecided(member, report.checkpoint_id(), *outcome, out);
+}
+
+CheckpointState& RunCore::WritingView(const std::string& id) {
+  CheckpointState& view = CheckpointView(id);
+  if (view.word != CheckpointWord::kWriting) {
+    const double held = view.hold_seconds;  // of this try: it may be told before the first part
+    view = CheckpointState();
+    view.hold_seconds = held;
+  }
+  view.id = id;
+  return view;
+}
+
+// The worker goes on; people hear of it at once, the other ranks when nobody writes any more.
+void RunCore::OnPartFailed(const WorkerMember& member, const proto::PartFailed& failed, Moment at,
+                           Actions& out) {
+  const std::string& id = failed.checkpoint_id();
+  const Result<CheckpointLedger::Outcome> outcome = ledger_.OnPartFailed(failed);
+  if (!outcome || failed.rank() != member.rank->value()) {
+    Fail(outcome ? "rank " + std::to_string(member.rank->value()) +
+                       " reported the checkpoint part of rank " + std::to_string(failed.rank())
+                 : outcome.error().message(),
+         at, out);
+    return;
+  }
+  if (!outcome->already_committed && !outcome->already_failed) {
+    const std::string reason = "rank " + std::to_string(failed.rank()) + ": " + failed.message();
+    Event(at, "incident", reason);
+    OpenIncident("checkpoint", member.hello.domain(), reason, at);
+    WritingView(id).reason = reason;
+  }
+  TellDecided(member, id, *outcome, out);
+}
+
+void RunCore::TellDecided(const WorkerMember& member, const std::string& id,
+                          const CheckpointLedger::Outcome& outcome, Actions& out) {
+  proto::Envelope envelope = NewEnvelope();
+  if (outcome.already_committed) {
+    envelope.mutable_checkpoint_committed()->set_checkpoint_id(id);
+    SendTo(member.connection, std::move(envelope), out);
+    return;
+  }
+  if (!outcome.failed) return;
+  *envelope.mutable_checkpoint_failed() = *outcome.failed;
+  if (outcome.already_failed) {
+    SendTo(member.connection, std::move(envelope), out);
+    return;
+  }
+  // Its parts would take the space that the next try needs.
+  DeleteAction removal;
+  removal.checkpoint_id = id;
+  out.emplace_back(std::move(removal));
+  SendToRanks(envelope, out);
+  CheckpointState& view = WritingView(id);
+  view.word = CheckpointWord::kFailed;
+  view.reason = outcome.failed->reason();
 }
 
 void RunCore::Commit(const proto::CheckpointManifest& manifest, Moment at, Actions& out) {
@@ -270,7 +326,12 @@ void RunCore::Commit(const proto::CheckpointManifest& manifest, Moment at, Actio
 void RunCore::OnCheckpointHeld(const WorkerMember& member, const proto::CheckpointHeld& held,
                                Actions& out) {
   if (member.rank != Rank(0)) return;
-  CheckpointView(held.checkpoint_id()).hold_seconds = held.seconds();
+  CheckpointState& view = CheckpointView(held.checkpoint_id());
+  if (view.parts == 0) {
+    view.phase = held.phase();
+    view.step = held.step();
+  }
+  view.hold_seconds = held.seconds();
   state_.checkpoint_totals.stall_seconds += held.seconds();
   proto::JournalRecord record;
   *record.mutable_checkpoint_held() = held;

@@ -64,8 +64,14 @@ class RunCore {
   void OnPhaseFinished(const proto::Progress& progress, Moment at, Actions& out);
   void OnPartReport(const WorkerMember& member, const proto::PartReport& report, Moment at,
                     Actions& out);
+  void OnPartFailed(const WorkerMember& member, const proto::PartFailed& failed, Moment at,
+                    Actions& out);
   void OnCheckpointHeld(const WorkerMember& member, const proto::CheckpointHeld& held,
                         Actions& out);
+  // What the ledger decided, apart from a commit, is told.
+  void TellDecided(const WorkerMember& member, const std::string& id,
+                   const CheckpointLedger::Outcome& outcome, Actions& out);
+  CheckpointState& WritingView(const std::string& id);
   void OnFromWorker(WorkerMember& member, const proto::Envelope& envelope, Moment at, Actions& out);
   void OnFromAgent(ConnectionId from, const proto::Envelope& envelope, Moment at, Actions& out);
   void GrantLeases(Moment at, Actions& out);
@@ -164,6 +170,7 @@ class RunCore {
   void UpdateWord();
   CheckpointState& CheckpointView(const std::string& id);
   std::string PhaseLabel(std::int32_t phase) const;
+  bool IsAtEnd(RunPosition position) const;  // of its phase
   const Timeouts& times() const { return options_.config.timeouts; }
 
   const CoreOptions options_;

@@ -475,6 +475,7 @@ void RunCore::GoBack(RunPosition to, double seconds, const std::string& checkpoi
   back.mutable_rolled_back()->set_phase(to.phase);
   back.mutable_rolled_back()->set_step(to.step);
   back.mutable_rolled_back()->set_checkpoint_id(checkpoint);
+  back.mutable_rolled_back()->set_at_end(IsAtEnd(to));
   Journal(std::move(back), out);
   scheduler_.GoBackTo(to, seconds);
   ledger_.GoBack(to.phase, to.step);

@@ -113,6 +113,7 @@ void RunCore::Begin(Moment at, Actions& out) {
     back.mutable_rolled_back()->set_phase(start_.position.phase);
     back.mutable_rolled_back()->set_step(start_.position.step);
     back.mutable_rolled_back()->set_checkpoint_id(start_.restore_checkpoint);
+    back.mutable_rolled_back()->set_at_end(IsAtEnd(start_.position));
     Journal(std::move(back), out);
     Event(at, "run",
           start_.restore_checkpoint.empty()
@@ -300,6 +301,12 @@ CheckpointState& RunCore::CheckpointView(const std::string& id) {
   view.id = id;
   state_.checkpoints.push_back(std::move(view));
   return state_.checkpoints.back();
+}
+
+bool RunCore::IsAtEnd(RunPosition position) const {
+  const auto index = static_cast<std::size_t>(position.phase);
+  const std::vector<PhaseConfig>& phases = options_.config.phases;
+  return index >= phases.size() || position.step >= phases[index].steps;
 }
 
 std::string RunCore::PhaseLabel(std::int32_t phase) const {

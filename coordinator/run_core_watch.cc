@@ -150,11 +150,14 @@ void RunCore::CheckStall(Moment at, Actions& out) {
   std::uint64_t most = 0;
   for (const WorkerMember* member : members_.ranks()) most = std::max(most, member->collectives);
   for (const WorkerMember* member : members_.ranks()) {
-    if (member->collectives >= most || at.now - member->moved < limit) continue;
+    const std::chrono::milliseconds granted =
+        member->on_disk ? std::max(limit, timeouts::kDiskStall) : limit;
+    if (member->collectives >= most || at.now - member->moved < granted) continue;
     DomainMember* domain = members_.DomainOf(member->connection);
     LoseDomain(*domain,
                "rank " + std::to_string(member->rank->value()) + " of domain '" + domain->name +
-                   "' hangs: the others have waited for it for " + FormatSeconds(limit),
+                   "' hangs: the others have waited for it for " + FormatSeconds(granted) +
+                   (member->on_disk ? ", it waits for its disk" : ""),
                "hang", at, out);
     return;  // the ranks are others now
   }

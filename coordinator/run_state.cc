@@ -31,6 +31,7 @@ const char* CheckpointWordName(CheckpointWord word) {
     case CheckpointWord::kCommitted: return "committed";
     case CheckpointWord::kDeleted: return "deleted";
     case CheckpointWord::kQuarantined: return "quarantined";
+    case CheckpointWord::kFailed: return "failed";
   }
   return "unknown";
 }

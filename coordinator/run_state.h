@@ -36,6 +36,7 @@ enum class CheckpointWord : std::uint8_t {
   kCommitted,    // its manifest is published
   kDeleted,      // by retention
   kQuarantined,  // failed its check; moved away
+  kFailed,       // some rank could not write its part; what was written is removed
 };
 const char* CheckpointWordName(CheckpointWord word);
 
@@ -87,12 +88,12 @@ struct CheckpointState {
   CheckpointWord word = CheckpointWord::kWriting;
   std::int32_t phase = 0;
   std::int64_t step = 0;
-  std::int64_t bytes = 0;  // of all parts
-  std::int32_t parts = 0;  // reported so far
-  // Time that training stood still for it; until the commit, the time to write its parts.
-  double hold_seconds = 0;
+  std::int64_t bytes = 0;    // of all parts
+  std::int32_t parts = 0;    // reported so far
+  double hold_seconds = 0;   // that training stood still for it
+  double write_seconds = 0;  // until the slowest part so far was on its disk
   std::int64_t committed_unix_ms = 0;
-  std::string reason;  // of deletion or quarantine
+  std::string reason;  // of deletion, quarantine or failure
 };
 
 // Checkpoints that were committed in the whole run, its earlier lives included; also those that
@@ -119,7 +120,8 @@ struct MetricValue {
 // A loss or an arrival that made the members stop and form again: who, why, and how long.
 struct IncidentState {
   std::int64_t unix_ms = 0;  // when it was noticed
-  std::string kind;          // lost, hang, failed, joined, drained, communication, coordinator
+  std::string kind;          // lost, hang, failed, joined, drained, communication, coordinator,
+                             // checkpoint
   std::string domain;        // empty: none in particular
   std::string reason;        // one sentence
   std::string evidence;      // how the domain's mpirun ended, with the end of its log; may be empty

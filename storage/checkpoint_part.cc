@@ -46,10 +46,11 @@ Status CheckData(const PieceToWrite& piece) {
                                            std::to_string(piece.data.size()) + " elements");
 }
 
-Result<PlannedPart> PlanRanges(std::int32_t rank, std::int32_t world_size,
+Result<PlannedPart> PlanRanges(std::int32_t rank, std::int32_t world_size, std::uint64_t generation,
                                std::span<const PieceToWrite> pieces) {
   PlannedPart planned;
   planned.part.set_file("rank-" + std::to_string(rank) + "-of-" + std::to_string(world_size) +
+                        (generation == 0 ? "" : "-g" + std::to_string(generation)) +
                         ".safetensors");
   planned.metadata = {{"format", std::string(kPartFormat)},
                       {"rank", std::to_string(rank)},
@@ -77,9 +78,9 @@ std::string RangeText(std::int64_t begin, std::int64_t end) {
   return "[" + std::to_string(begin) + ", " + std::to_string(end) + ")";
 }
 
-Result<PlannedPart> PlanPart(std::int32_t rank, std::int32_t world_size,
+Result<PlannedPart> PlanPart(std::int32_t rank, std::int32_t world_size, std::uint64_t generation,
                              std::span<const PieceToWrite> pieces) {
-  DD2_TRY_ASSIGN(PlannedPart planned, PlanRanges(rank, world_size, pieces));
+  DD2_TRY_ASSIGN(PlannedPart planned, PlanRanges(rank, world_size, generation, pieces));
   for (const PieceToWrite& piece : pieces) DD2_TRY(CheckData(piece));
   return planned;
 }
@@ -106,7 +107,7 @@ Result<proto::CheckpointPart> WriteCheckpointPart(FileSystem& files,
                                                   const fs::path& checkpoint_folder,
                                                   std::int32_t rank, std::int32_t world_size,
                                                   std::span<const PieceToWrite> pieces) {
-  DD2_TRY_ASSIGN(PlannedPart planned, PlanPart(rank, world_size, pieces));
+  DD2_TRY_ASSIGN(PlannedPart planned, PlanPart(rank, world_size, 0, pieces));
   DD2_TRY(OpenForParts(files, checkpoint_folder));
   DD2_TRY_ASSIGN(const WrittenFile written,
                  WriteSafetensors(files, checkpoint_folder / planned.part.file(), planned.tensors,
@@ -119,7 +120,7 @@ Result<proto::CheckpointPart> WriteCheckpointPartFrom(FileSystem& files,
                                                       std::int32_t rank, std::int32_t world_size,
                                                       std::span<const PieceToWrite> pieces,
                                                       const ReadElements& read) {
-  DD2_TRY_ASSIGN(PlannedPart planned, PlanRanges(rank, world_size, pieces));
+  DD2_TRY_ASSIGN(PlannedPart planned, PlanRanges(rank, world_size, 0, pieces));
   DD2_TRY(OpenForParts(files, checkpoint_folder));
   DD2_TRY_ASSIGN(const WrittenFile written,
                  WriteSafetensorsFrom(files, checkpoint_folder / planned.part.file(),

@@ -43,8 +43,9 @@ struct PlannedPart {
   std::vector<TensorToWrite> tensors;
   std::map<std::string, std::string> metadata;
 };
-// kInvalidArgument: a piece that does not fit its tensor, or data that does not fit the piece.
-Result<PlannedPart> PlanPart(std::int32_t rank, std::int32_t world_size,
+// `generation` 0: the file's name does not say one. kInvalidArgument: a piece that does not fit its
+// tensor, or data that does not fit the piece.
+Result<PlannedPart> PlanPart(std::int32_t rank, std::int32_t world_size, std::uint64_t generation,
                              std::span<const PieceToWrite> pieces);
 // Writes a part as WriteCheckpointPart does, of pieces without data: `read` gives elements of piece
 // `index`, counted from its begin, a few MiB at a time.

@@ -194,12 +194,13 @@ Status DeleteCheckpoint(FileSystem& files, const fs::path& checkpoints, const st
   return files.SyncDirectory(checkpoints);
 }
 
-Status RemoveUncommitted(FileSystem& files, const fs::path& checkpoints, const std::string& keep) {
+Status RemoveUncommitted(FileSystem& files, const fs::path& checkpoints,
+                         const std::string& before) {
   const auto names = files.List(checkpoints);
   if (!names) return names.error().code() == Code::kNotFound ? Status() : names.error();
   for (const std::string& name : *names) {
     const fs::path folder = checkpoints / name;
-    if (name == keep) continue;
+    if (!before.empty() && name >= before) continue;
     // Files beside the folders are not ours to remove.
     DD2_TRY_ASSIGN(const Kind kind, KindOf(files, folder));
     if (kind == Kind::kUncommitted) DD2_TRY(files.RemoveTree(folder));

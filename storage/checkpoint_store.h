@@ -53,9 +53,10 @@ Status PublishManifest(FileSystem& files, const std::filesystem::path& checkpoin
 // Removes the manifest first (synced), then the parts.
 Status DeleteCheckpoint(FileSystem& files, const std::filesystem::path& checkpoints,
                         const std::string& id);
-// Removes folders that have no manifest, except `keep` (one that is being written).
+// Removes folders that have no manifest; unless `before` is empty, only those that sort before it
+// (later ones are being written).
 Status RemoveUncommitted(FileSystem& files, const std::filesystem::path& checkpoints,
-                         const std::string& keep);
+                         const std::string& before);
 
 // Ids with a manifest, oldest first. Does not verify.
 Result<std::vector<std::string>> ListCheckpoints(FileSystem& files,

@@ -79,7 +79,8 @@ struct AsyncCheckpointWriter::Plan {
 
 Result<std::size_t> AsyncCheckpointWriter::BytesFor(const PartName& name,
                                                     std::span<const PieceToWrite> pieces) {
-  DD2_TRY_ASSIGN(const PlannedPart planned, PlanPart(name.rank, name.world_size, pieces));
+  DD2_TRY_ASSIGN(const PlannedPart planned,
+                 PlanPart(name.rank, name.world_size, name.generation, pieces));
   DD2_TRY_ASSIGN(const SafetensorsLayout layout,
                  LayOutSafetensors(planned.tensors, planned.metadata));
   return layout.file_bytes;
@@ -103,7 +104,8 @@ AsyncCheckpointWriter::~AsyncCheckpointWriter() {
 Result<std::unique_ptr<AsyncCheckpointWriter::Plan>> AsyncCheckpointWriter::MakePlan(
     const PartName& name, std::span<const PieceToWrite> pieces) const {
   auto plan = std::make_unique<Plan>();
-  DD2_TRY_ASSIGN(PlannedPart planned, PlanPart(name.rank, name.world_size, pieces));
+  DD2_TRY_ASSIGN(PlannedPart planned,
+                 PlanPart(name.rank, name.world_size, name.generation, pieces));
   DD2_TRY_ASSIGN(plan->layout, LayOutSafetensors(planned.tensors, planned.metadata));
   plan->name = name;
   plan->part = std::move(planned.part);
@@ -152,17 +154,21 @@ Result<bool> AsyncCheckpointWriter::StageAhead(const PartName& name,
   {
     const std::lock_guard lock(mutex_);
     if (state_ != State::kIdle) return false;
-    state_ = State::kCopying;
+    state_ = State::kStaging;
+    if (plan_ == nullptr || !plan_->SameAs(*plan)) plan_ = std::move(plan);
+    to_stage_.assign(pieces.begin(), pieces.end());
+    stage_first_ = first;
+    stage_count_ = count;
+    drop_ = false;
   }
-  if (plan_ == nullptr || !plan_->SameAs(*plan)) plan_ = std::move(plan);
-  for (std::size_t i = first; i < first + count; ++i) CopyPiece(*plan_, pieces, i);
-  SetState(State::kIdle);
+  changed_.notify_all();
   return true;
 }
 
 void AsyncCheckpointWriter::DropStaged() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return state_ != State::kCopying; });
+  drop_ = true;
+  changed_.wait(lock, [this] { return state_ != State::kStaging && state_ != State::kCopying; });
   if (state_ == State::kIdle) plan_.reset();
 }
 
@@ -204,7 +210,14 @@ void AsyncCheckpointWriter::WriteSaves() {
   while (true) {
     {
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return state_ == State::kWriting || ending_; });
+      changed_.wait(lock, [this] {
+        return state_ == State::kWriting || state_ == State::kStaging || ending_;
+      });
+      if (state_ == State::kStaging) {
+        lock.unlock();
+        Stage();
+        continue;
+      }
       if (state_ != State::kWriting) return;
     }
     Result<proto::CheckpointPart> part = Write(*plan_);
@@ -214,6 +227,17 @@ void AsyncCheckpointWriter::WriteSaves() {
     plan_.reset();
     SetState(State::kIdle);
   }
+}
+
+void AsyncCheckpointWriter::Stage() {
+  for (std::size_t i = stage_first_; i < stage_first_ + stage_count_; ++i) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (drop_) break;
+    }
+    CopyPiece(*plan_, to_stage_, i);
+  }
+  SetState(State::kIdle);
 }
 
 Result<proto::CheckpointPart> AsyncCheckpointWriter::Write(Plan& plan) {

@@ -35,17 +35,19 @@ class StagingMemory {
   std::size_t size_ = 0;
 };
 
-// Whose part of which checkpoint.
+// Whose part of which checkpoint. The generation is part of the file's name: who still writes for
+// an older one cannot touch the parts of the newer.
 struct PartName {
   std::string id;
   std::int32_t rank = 0;
   std::int32_t world_size = 1;
+  std::uint64_t generation = 0;  // 0: not in the name
   bool operator==(const PartName&) const = default;
 };
 
 // What a save cost the thread that trains.
 struct SaveStall {
-  double waited_seconds = 0;  // until the save before it was on the disk
+  double waited_seconds = 0;  // until the save before it was on the disk, or a staging at its end
   double copied_seconds = 0;  // copying what was not staged ahead
   std::int64_t copied_bytes = 0;
   std::int64_t ahead_bytes = 0;  // staged ahead, so not copied now
@@ -72,14 +74,14 @@ class AsyncCheckpointWriter {
   AsyncCheckpointWriter(const AsyncCheckpointWriter&) = delete;
   AsyncCheckpointWriter& operator=(const AsyncCheckpointWriter&) = delete;
 
-  // Copies pieces [first, first + count) of the save that will Begin with this name and these
-  // pieces (names and ranges; only the data of the range is read). The values must not change until
-  // then, or DropStaged() be called. False: a save is in flight and has the memory; Begin will copy
-  // them. kInvalidArgument: pieces that do not fit their tensors, a range outside them, too many
-  // bytes.
+  // Copies, on the writer's thread, pieces [first, first + count) of the save that will Begin with
+  // this name and these pieces (names and ranges; only the data of the range is read). The values
+  // must not change until then, or until DropStaged() has returned. False: a save is in flight and
+  // has the memory; Begin will copy them. kInvalidArgument: pieces that do not fit their tensors, a
+  // range outside them, too many bytes.
   Result<bool> StageAhead(const PartName& name, std::span<const PieceToWrite> pieces,
                           std::size_t first, std::size_t count);
-  // What was staged ahead has changed after all.
+  // What was staged ahead is about to change after all. Waits for the piece that is being copied.
   void DropStaged();
 
   // Waits until the save before is finished, copies, and hands over; the pieces may change once it
@@ -93,13 +95,14 @@ class AsyncCheckpointWriter {
 
  private:
   struct Plan;
-  enum class State : std::uint8_t { kIdle, kCopying, kWriting };
+  enum class State : std::uint8_t { kIdle, kStaging, kCopying, kWriting };
 
   Result<std::unique_ptr<Plan>> MakePlan(const PartName& name,
                                          std::span<const PieceToWrite> pieces) const;
   std::int64_t CopyPiece(Plan& plan, std::span<const PieceToWrite> pieces, std::size_t index);
   void SetState(State state);
   void WriteSaves();
+  void Stage();
   Result<proto::CheckpointPart> Write(Plan& plan);
 
   FileSystem& files_;
@@ -109,9 +112,12 @@ class AsyncCheckpointWriter {
   std::condition_variable changed_;
   State state_ = State::kIdle;
   bool ending_ = false;
-  // Belong to who set the state to kCopying, then to the writer's thread in kWriting; in kIdle to
-  // the mutex.
+  bool drop_ = false;  // what is being staged
+  // Belong to who set the state to kCopying, to the writer's thread in kStaging and kWriting; in
+  // kIdle to the mutex.
   std::unique_ptr<Plan> plan_;
+  std::vector<PieceToWrite> to_stage_;
+  std::size_t stage_first_ = 0, stage_count_ = 0;
   Done done_;
   std::thread thread_;  // last: it uses the others
 };

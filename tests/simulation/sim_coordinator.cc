@@ -9,7 +9,7 @@
 
 namespace dd2::simulation {
 
-SimCoordinator::SimCoordinator(World& world, Network& network, const Disk& disk, RunConfig config)
+SimCoordinator::SimCoordinator(World& world, Network& network, Disk& disk, RunConfig config)
     : world_(world), network_(network), disk_(disk), config_(std::move(config)) {}
 
 Moment SimCoordinator::Now() const {
@@ -35,7 +35,7 @@ void SimCoordinator::Begin() {
     StartTakingOver(view, config_.phases, RunPosition{last.first, last.second}, world_.unix_ms(),
                     start);
     for (const proto::CheckpointManifest& manifest : view.checkpoints) {
-      manifests_.insert(manifest.checkpoint_id());
+      Publish(manifest);
     }
   }
   ++life_;
@@ -122,10 +122,16 @@ void SimCoordinator::Do(const Action& action) {
   } else if (const auto* close = std::get_if<CloseAction>(&action)) {
     network_.CloseByServer(close->connection);
   } else if (const auto* publish = std::get_if<PublishAction>(&action)) {
-    manifests_.insert(publish->manifest.checkpoint_id());
+    Publish(publish->manifest);
+    // Litter of lost generations.
+    std::erase_if(disk_.parts, [&](const auto& folder) {
+      return folder.first < publish->manifest.checkpoint_id() &&
+             !disk_.manifests.contains(folder.first);
+    });
     CheckNewest();
   } else if (const auto* removal = std::get_if<DeleteAction>(&action)) {
-    manifests_.erase(removal->checkpoint_id);
+    disk_.manifests.erase(removal->checkpoint_id);
+    disk_.parts.erase(removal->checkpoint_id);
     CheckNewest();
   } else if (const auto* position = std::get_if<PositionAction>(&action)) {
     const auto at = std::make_pair(position->position.phase, position->position.step);
@@ -187,24 +193,27 @@ void SimCoordinator::OnFormed(const proto::GenerationFormed& formed) {
   }
 }
 
-// Every part is of the same state.
+// Every part is there, and of the same state.
 void SimCoordinator::OnCommit(const proto::CheckpointManifest& manifest) {
-  const auto parts = disk_.find(manifest.checkpoint_id());
-  const auto world = manifest.header().world_size();
+  const auto parts = disk_.parts.find(manifest.checkpoint_id());
   std::set<std::uint64_t> values;
   std::int32_t found = 0;
-  if (parts != disk_.end()) {
-    for (const auto& [rank, part] : parts->second) {
-      if (rank >= world || part.world != world) continue;
-      ++found;
-      values.insert(part.value);
-    }
+  for (const proto::CheckpointPart& part : manifest.parts()) {
+    if (parts == disk_.parts.end() || !parts->second.contains(part.file())) continue;
+    ++found;
+    values.insert(parts->second.at(part.file()));
   }
-  if (found != world || values.size() != 1) {
+  if (found != manifest.header().world_size() || values.size() != 1) {
     world_.Violate("checkpoint " + manifest.checkpoint_id() + " was committed from " +
-                   std::to_string(found) + " of " + std::to_string(world) + " parts with " +
-                   std::to_string(values.size()) + " states");
+                   std::to_string(found) + " of " + std::to_string(manifest.header().world_size()) +
+                   " parts with " + std::to_string(values.size()) + " states");
   }
+}
+
+void SimCoordinator::Publish(const proto::CheckpointManifest& manifest) {
+  std::vector<std::string>& files = disk_.manifests[manifest.checkpoint_id()];
+  files.clear();
+  for (const proto::CheckpointPart& part : manifest.parts()) files.push_back(part.file());
 }
 
 // What the journal counts as committed is there, except for one that is about to be published.
@@ -212,7 +221,7 @@ void SimCoordinator::CheckNewest() const {
   const JournalView view = ReplayJournal(journal_);
   std::size_t missing = 0;
   for (const proto::CheckpointManifest& manifest : view.checkpoints) {
-    missing += manifests_.contains(manifest.checkpoint_id()) ? 0U : 1U;
+    missing += disk_.manifests.contains(manifest.checkpoint_id()) ? 0U : 1U;
   }
   if (missing > 0) world_.Violate("a committed checkpoint is gone");
 }

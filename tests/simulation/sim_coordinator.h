@@ -17,7 +17,7 @@ namespace dd2::simulation {
 // Checks, while it works, what must always hold.
 class SimCoordinator final : public Server {
  public:
-  SimCoordinator(World& world, Network& network, const Disk& disk, RunConfig config);
+  SimCoordinator(World& world, Network& network, Disk& disk, RunConfig config);
 
   void Begin();  // first life
   // kill -9, at once or between two actions that it performs next.
@@ -35,6 +35,7 @@ class SimCoordinator final : public Server {
   std::optional<ExitCode> exit_code() const { return exit_code_; }
   bool over() const;
   const std::vector<std::pair<std::int32_t, std::int64_t>>& record() const { return record_; }
+  bool formed() const { return newest_generation_ > 0; }
   std::string message() const { return message_; }
   std::int64_t steps_lost() const { return steps_lost_; }
 
@@ -46,12 +47,13 @@ class SimCoordinator final : public Server {
   void OnJournal(const proto::JournalRecord& record);
   void OnFormed(const proto::GenerationFormed& formed);
   void OnCommit(const proto::CheckpointManifest& manifest);
+  void Publish(const proto::CheckpointManifest& manifest);
   void CheckNewest() const;
   Moment Now() const;
 
   World& world_;
   Network& network_;
-  const Disk& disk_;
+  Disk& disk_;
   const RunConfig config_;
   std::unique_ptr<RunCore> core_;
   std::uint64_t life_ = 0;
@@ -62,7 +64,6 @@ class SimCoordinator final : public Server {
 
   // What outlives it.
   std::vector<proto::JournalRecord> journal_;
-  std::set<std::string> manifests_;
   std::vector<std::pair<std::int32_t, std::int64_t>> record_;
   std::uint64_t newest_generation_ = 0;  // formed
   std::set<std::string> drained_;        // were told to leave

@@ -208,9 +208,10 @@ void SimWorker::Handle(const proto::Envelope& envelope) {
     talking_ = true;
     unsent_.clear();
     OnRecorded(envelope.resumed().recorded());
-    OnCommitted(envelope.resumed().committed_checkpoint());
+    committed_ = std::max(committed_, envelope.resumed().committed_checkpoint());
+    OnDecided();
     SendKept();
-    if (!awaited_commit_.empty()) ReportPart();
+    for (const proto::Envelope& report : reports_) Send(report);
   } else if (envelope.has_lease()) {
     OnLease(envelope.lease());
   } else if (envelope.has_desired()) {
@@ -220,7 +221,11 @@ void SimWorker::Handle(const proto::Envelope& envelope) {
       AfterStep();
     }
   } else if (envelope.has_checkpoint_committed()) {
-    OnCommitted(envelope.checkpoint_committed().checkpoint_id());
+    committed_ = std::max(committed_, envelope.checkpoint_committed().checkpoint_id());
+    OnDecided();
+  } else if (envelope.has_checkpoint_failed()) {
+    failed_ = envelope.checkpoint_failed();
+    OnDecided();
   } else if (envelope.has_run_finished()) {
     Exit(0);
   }
@@ -239,7 +244,8 @@ void SimWorker::OnRegroup(const proto::Envelope& envelope) {
   hungry_ = false;
   paused_ = false;
   waiting_ = false;
-  awaited_commit_.clear();
+  after_writing_ = nullptr;
+  after_decision_ = nullptr;
   // The computation that it is in must end first.
   Later(world_.Between(0, 150), [this] {
     proto::Envelope answer;
@@ -263,13 +269,18 @@ void SimWorker::OnAssignment(const proto::Envelope& envelope) {
   talking_ = true;
   assignment_ = envelope.assignment();
   collectives_ = 0;
-  if (!assignment_->committed_checkpoint().empty()) {
-    committed_ = assignment_->committed_checkpoint();
-  }
+  committed_ = assignment_->has_start() ? assignment_->committed_checkpoint()
+                                        : assignment_->restore_checkpoint();
+  saving_ = committed_;
+  attempt_ = 0;
+  failed_.reset();
+  owed_ = false;
+  reports_.clear();
   std::shared_ptr<SimGroup>& group = groups_[generation_];
   if (!group) group = std::make_shared<SimGroup>(world_, assignment_->world_size());
   group_ = group;
-  group_->snapshots[assignment_->rank()] = Snapshot{value_, position_, kept_, requests_served_};
+  group_->snapshots[assignment_->rank()] =
+      Snapshot{value_, position_, kept_, requests_served_, begun_};
   Later(world_.Between(1, 100), [this] { Collective([this] { Synchronise(); }); });
 }
 
@@ -281,9 +292,13 @@ void SimWorker::Synchronise() {
     position_ = proto::Position();
     kept_.clear();
     requests_served_ = 0;
+    begun_ = id;
     if (!id.empty()) {
-      if (!disk_.contains(id)) return world_.Violate("checkpoint " + id + " is not on the disk");
-      value_ = disk_.at(id).begin()->second.value;
+      const auto manifest = disk_.manifests.find(id);
+      if (manifest == disk_.manifests.end()) {
+        return world_.Violate("checkpoint " + id + " is not on the disk");
+      }
+      value_ = disk_.parts.at(id).at(manifest->second.front());
       position_ = PositionOf(id);
     }
   } else {
@@ -301,6 +316,8 @@ void SimWorker::Synchronise() {
     position_ = source.position;
     kept_ = source.kept;
     requests_served_ = source.requests_served;
+    begun_ = source.begun;
+    owed_ = begun_ > assignment.committed_checkpoint();
   }
   has_state_ = true;
   pending_ = false;
@@ -312,8 +329,8 @@ void SimWorker::Synchronise() {
 }
 
 void SimWorker::GoOn() {
-  if (position_.updates() == 0 && position_.step() > 0 && CheckpointDue()) {
-    Checkpoint([this] { Work(); });
+  if (position_.updates() == 0 && position_.step() > 0) {
+    CheckpointIfDue(false, [this] { Work(); });
   } else if (UpdatesOfStep(phase()) > 0 && position_.updates() >= UpdatesOfStep(phase())) {
     // Everything of the step but its end is done: agree again on the wish of it.
     Collective([this] {
@@ -415,46 +432,107 @@ void SimWorker::FinishStep() {
   }
   const bool requested = step_wish_.checkpoint_requests() > requests_served_;
   requests_served_ = std::max(requests_served_, step_wish_.checkpoint_requests());
-  if (CheckpointDue() || requested) {
-    Checkpoint([this] { AfterStep(); });
-  } else {
-    AfterStep();
-  }
+  CheckpointIfDue(requested, [this] { AfterStep(); });
 }
 
-bool SimWorker::CheckpointDue() const {
+bool SimWorker::IsBorder() const {
   const std::int64_t every = phase().checkpoint_every;
   return ChangesState(phase().kind) &&
          (position_.step() == phase().steps || (every > 0 && position_.step() % every == 0));
 }
 
-void SimWorker::Checkpoint(std::function<void()> then) {
-  const std::string id = CheckpointName(position_);
-  if (id == committed_) return then();
-  disk_[id][assignment_->rank()] = StoredPart{assignment_->world_size(), value_};
-  awaited_commit_ = id;
-  after_commit_ = std::move(then);
-  ReportPart();
+// No later checkpoint would make up for this one.
+bool SimWorker::IsLast() const {
+  const auto next =
+      static_cast<std::size_t>(position_.phase()) + (position_.step() == phase().steps ? 1 : 0);
+  return !ChangesState(phase().kind) || next >= phases_.size() || !ChangesState(phases_[next].kind);
 }
 
-void SimWorker::ReportPart() {
-  proto::Envelope envelope;
-  proto::PartReport& report = *envelope.mutable_part_report();
-  report.set_checkpoint_id(awaited_commit_);
+void SimWorker::CheckpointIfDue(bool requested, std::function<void()> then) {
+  if (!IsBorder() && !requested && !owed_) return then();
+  owed_ = false;
+  begun_ = CheckpointName(position_);
+  Save(IsLast(), std::move(then));
+}
+
+void SimWorker::Save(bool for_commit, std::function<void()> then) {
+  const auto begin = [this, for_commit, then] {
+    ++attempt_;
+    if (!writing_) return Begin(for_commit, then);
+    after_writing_ = [this, for_commit, then] { Begin(for_commit, then); };
+  };
+  if (begun_ != saving_) {
+    saving_ = begun_;
+    attempt_ = 0;
+    return begin();
+  }
+  WaitForDecision([begin, then](bool committed) { committed ? then() : begin(); });
+}
+
+// The copy is taken; everything else happens beside the training, and is not of its epoch.
+void SimWorker::Begin(bool for_commit, const std::function<void()>& then) {
+  proto::PartReport report;
+  report.set_checkpoint_id(saving_);
   report.set_rank(assignment_->rank());
+  report.set_attempt(attempt_);
   report.mutable_header()->set_phase(position_.phase());
   report.mutable_header()->set_step(position_.step());
   report.mutable_header()->set_world_size(assignment_->world_size());
+  report.mutable_part()->set_file(std::to_string(assignment_->rank()) + "-of-" +
+                                  std::to_string(assignment_->world_size()) + "-g" +
+                                  std::to_string(generation_));
   report.mutable_part()->set_size_bytes(1);
-  Send(std::move(envelope));
+  writing_ = true;
+  Always(world_.Between(0, world_.Chance(10) ? 5000 : 400),
+         [this, report, generation = generation_, value = value_] {
+           OnWritten(report, generation, value);
+         });
+  if (for_commit) return WaitForDecision([then](bool) { then(); });
+  Later(milliseconds(0), then);
 }
 
-void SimWorker::OnCommitted(const std::string& id) {
-  if (id.empty()) return;
-  committed_ = std::max(committed_, id);
-  if (awaited_commit_.empty() || committed_ < awaited_commit_) return;
-  awaited_commit_.clear();
-  Later(milliseconds(0), after_commit_);
+void SimWorker::OnWritten(const proto::PartReport& report, std::uint64_t generation,
+                          std::uint64_t value) {
+  const std::string& id = report.checkpoint_id();
+  proto::Envelope envelope;
+  const bool full = world_.now() < disk_.full_until && world_.Chance(70);
+  if (full || disk_.manifests.contains(id)) {
+    if (full) disk_.failed.insert(id);
+    proto::PartFailed& failed = *envelope.mutable_part_failed();
+    failed.set_checkpoint_id(id);
+    failed.set_rank(report.rank());
+    failed.set_attempt(report.attempt());
+    failed.set_message(full ? "no space left on device" : "it is a committed checkpoint");
+  } else {
+    disk_.parts[id][report.part().file()] = value;
+    *envelope.mutable_part_report() = report;
+  }
+  if (generation == generation_) {
+    reports_.push_back(envelope);
+    Send(std::move(envelope));
+  }
+  writing_ = false;
+  if (after_writing_) std::exchange(after_writing_, nullptr)();
+}
+
+void SimWorker::WaitForDecision(std::function<void(bool committed)> then) {
+  after_decision_ = std::move(then);
+  OnDecided();
+}
+
+void SimWorker::OnDecided() {
+  const auto failed = [this](const std::string& id, std::int32_t attempt) {
+    return failed_ && failed_->checkpoint_id() == id && failed_->attempt() >= attempt;
+  };
+  std::erase_if(reports_, [&](const proto::Envelope& kept) {
+    if (kept.has_part_failed()) return kept.part_failed().checkpoint_id() <= committed_;
+    const proto::PartReport& report = kept.part_report();
+    return report.checkpoint_id() <= committed_ || failed(report.checkpoint_id(), report.attempt());
+  });
+  const bool committed = committed_ >= saving_;
+  if (!after_decision_ || (!committed && !failed(saving_, attempt_))) return;
+  Later(milliseconds(0),
+        [then = std::exchange(after_decision_, nullptr), committed] { then(committed); });
 }
 
 void SimWorker::AfterStep() {

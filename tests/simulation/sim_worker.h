@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,12 +22,13 @@ std::uint64_t Updated(std::uint64_t value, std::int32_t phase, std::int64_t step
 // At the end of a run that nothing disturbed.
 std::uint64_t UndisturbedValue(const std::vector<PhaseConfig>& phases);
 
-// Checkpoints' parts on the shared disk, by id and rank.
-struct StoredPart {
-  std::int32_t world = 0;
-  std::uint64_t value = 0;
+// The shared disk: what lies in checkpoints' folders.
+struct Disk {
+  std::map<std::string, std::map<std::string, std::uint64_t>> parts;  // id -> file -> state
+  std::map<std::string, std::vector<std::string>> manifests;          // id -> its files
+  TimePoint full_until;                                               // most writes fail
+  std::set<std::string> failed;  // ids that some write failed for
 };
-using Disk = std::map<std::string, std::map<std::int32_t, StoredPart>>;
 
 // What a rank brings into a generation: the others may take it over.
 struct Snapshot {
@@ -34,6 +36,7 @@ struct Snapshot {
   proto::Position position;
   std::deque<proto::Progress> kept;
   std::uint64_t requests_served = 0;
+  std::string begun;
 };
 
 // The communicators of one generation: a collective ends for each rank at a time of its own, and
@@ -110,10 +113,14 @@ class SimWorker final : public Client {
   void Work();
   void Update();
   void FinishStep();
-  bool CheckpointDue() const;
-  void Checkpoint(std::function<void()> then);
-  void ReportPart();
-  void OnCommitted(const std::string& id);
+  bool IsBorder() const;
+  bool IsLast() const;
+  void CheckpointIfDue(bool requested, std::function<void()> then);
+  void Save(bool for_commit, std::function<void()> then);
+  void Begin(bool for_commit, const std::function<void()>& then);
+  void OnWritten(const proto::PartReport& report, std::uint64_t generation, std::uint64_t value);
+  void WaitForDecision(std::function<void(bool committed)> then);
+  void OnDecided();
   void AfterStep();
   void Collective(std::function<void()> then);
   void Trouble();
@@ -158,8 +165,15 @@ class SimWorker final : public Client {
   std::uint64_t requests_served_ = 0;
   bool paused_ = false;
   std::string committed_;
-  std::string awaited_commit_;
-  std::function<void()> after_commit_;
+  std::optional<proto::CheckpointFailed> failed_;  // the newest of this generation
+  std::string begun_;                              // the newest, goes back with the state
+  bool owed_ = false;
+  std::string saving_;  // the newest that was begun in this generation
+  std::int32_t attempt_ = 0;
+  bool writing_ = false;                      // beside the training
+  std::function<void()> after_writing_;       // the training waits for the disk
+  std::function<void(bool)> after_decision_;  // it waits for the coordinator
+  std::vector<proto::Envelope> reports_;      // to be said again after a reconnection
   proto::Desired step_wish_;
   std::deque<proto::Progress> kept_;
 };

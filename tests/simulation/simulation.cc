@@ -143,7 +143,7 @@ void History::Fault() {
   SimWorker* worker = AnyWorker();
   if (agents.empty()) return;
   SimAgent* agent = agents[world_.Below(agents.size())];
-  switch (world_.Below(12)) {
+  switch (world_.Below(13)) {
     case 0:
     case 1:
       if (worker == nullptr) return;
@@ -197,6 +197,12 @@ void History::Fault() {
       Count("domain drained", agent->domain());
       coordinator_.Drain(agent->domain());
       break;
+    case 11: {
+      const milliseconds time = world_.Between(100, 20'000);
+      Count("disk full", "for " + std::to_string(time.count()) + " ms");
+      disk_.full_until = std::max(disk_.full_until, world_.now() + time);
+      break;
+    }
     default:
       Count("wish", "");
       coordinator_.Wish(static_cast<int>(world_.Below(3)));
@@ -211,6 +217,12 @@ void History::Judge() {
   }
   if (coordinator_.exit_code() == kExitDoNotRestart) {
     report_.given_up = 1;
+    return;
+  }
+  // A worker that hangs before it has joined: the run says that it cannot start.
+  if (coordinator_.exit_code() == kExitCannotStart && !coordinator_.formed() &&
+      report_.faults.contains("worker stopped")) {
+    ++report_.faults["(a run that did not begin for that)"];
     return;
   }
   if (coordinator_.exit_code() != kExitOk) {
@@ -230,10 +242,14 @@ void History::Judge() {
   }
   // Of the last checkpoint, at the end of the last phase that changes the networks.
   const std::uint64_t value = UndisturbedValue(config_.phases);
-  const auto last = disk_.find("p005-s000000030");
-  if (last == disk_.end()) return world_.Violate("there is no last checkpoint");
-  for (const auto& [rank, part] : last->second) {
-    if (part.value != value) {
+  const std::string last = "p005-s000000030";
+  const auto manifest = disk_.manifests.find(last);
+  if (manifest == disk_.manifests.end()) {
+    if (!disk_.failed.contains(last)) world_.Violate("there is no last checkpoint");
+    return;
+  }
+  for (const std::string& file : manifest->second) {
+    if (disk_.parts.at(last).at(file) != value) {
       return world_.Violate("the final state differs from that of the undisturbed run");
     }
   }

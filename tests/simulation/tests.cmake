@@ -28,7 +28,7 @@ dd2_mutant(lost_update regroup_plan.cc 2000
   "return proto::GenerationMember::ROLL" "return proto::GenerationMember::KEEP")
 # A checkpoint is committed while a part is missing.
 dd2_mutant(early_commit checkpoint_ledger.cc 2000
-  "pending.parts.size()) < world_size_" "pending.parts.size()) < world_size_ - 1")
+  "pending->parts.size()) < world_size_" "pending->parts.size()) < world_size_ - 1")
 # The record does not go back with the run.
 dd2_mutant(record_goes_on run_core_generation.cc 2000
   "  PositionAction position;" "  return;\n  PositionAction position;")

@@ -26,6 +26,15 @@ proto::PartReport Report(const std::string& id, std::int32_t phase, std::int64_t
   return report;
 }
 
+proto::PartFailed Failure(const std::string& id, std::int32_t rank, std::int32_t attempt) {
+  proto::PartFailed failed;
+  failed.set_checkpoint_id(id);
+  failed.set_rank(rank);
+  failed.set_attempt(attempt);
+  failed.set_message("no space left on device");
+  return failed;
+}
+
 CheckpointLedger NewLedger(int keep_last, int keep_every = 0, int keep_best = 0,
                            std::int64_t ever_committed = 0) {
   CheckpointConfig rule;
@@ -104,6 +113,52 @@ TEST(CheckpointLedger, PartsOfAnOlderGenerationAreVoid) {
   const auto outcome = ledger.OnPart(Report("a", 0, 1, 1), 0);
   ASSERT_TRUE(outcome);
   EXPECT_FALSE(outcome->commit) << "rank 0 of this generation has not written its part";
+}
+
+TEST(CheckpointLedger, AFailureIsDecidedWhenEveryRankHasReported) {
+  for (const bool failure_first : {true, false}) {
+    CheckpointLedger ledger = NewLedger(3);
+    proto::PartReport part = Report("a", 0, 1, 0);
+    part.set_attempt(1);
+    const auto report = [&] { return ledger.OnPart(part, 0); };
+    const auto fail = [&] { return ledger.OnPartFailed(Failure("a", 1, 1)); };
+    const auto first = failure_first ? fail() : report();
+    ASSERT_TRUE(first);
+    EXPECT_FALSE(first->failed || first->commit) << "the other rank may still be writing";
+    const auto second = failure_first ? report() : fail();
+    ASSERT_TRUE(second && second->failed);
+    EXPECT_FALSE(second->already_failed || second->commit);
+    EXPECT_EQ(second->failed->attempt(), 1);
+    EXPECT_THAT(second->failed->reason(), HasSubstr("rank 1: no space"));
+    EXPECT_FALSE(ledger.writing());
+    // Said again: told again, and it takes no part in the next try.
+    const auto again = report();
+    ASSERT_TRUE(again && again->failed);
+    EXPECT_TRUE(again->already_failed);
+    part.set_attempt(2);
+    EXPECT_FALSE(report()->commit);
+    part.set_rank(1);
+    EXPECT_TRUE(report()->commit);
+    // A failure that was committed after all, or told by a rank that does not know of the commit.
+    EXPECT_TRUE(ledger.OnPartFailed(Failure("a", 1, 1))->already_committed);
+  }
+}
+
+TEST(CheckpointLedger, ANextTryVoidsTheOneBefore) {
+  CheckpointLedger ledger = NewLedger(3);
+  proto::PartReport part = Report("a", 0, 1, 0);
+  part.set_attempt(1);
+  ASSERT_TRUE(ledger.OnPart(part, 0));
+  // That the first try failed was told by a coordinator that died.
+  part = Report("a", 0, 1, 1);
+  part.set_attempt(2);
+  EXPECT_FALSE(ledger.OnPart(part, 0)->commit);
+  part = Report("a", 0, 1, 0);
+  part.set_attempt(1);
+  EXPECT_FALSE(ledger.OnPart(part, 0)->commit) << "its file is gone";
+  part.set_attempt(2);
+  EXPECT_TRUE(ledger.OnPart(part, 0)->commit);
+  EXPECT_FALSE(ledger.OnPartFailed(Failure("b", 2, 1))) << "there is no rank 2";
 }
 
 TEST(CheckpointLedger, KeepsTheNewestByPosition) {

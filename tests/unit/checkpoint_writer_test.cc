@@ -123,6 +123,7 @@ TEST_F(CheckpointWriterTest, PiecesStagedAheadAreNotCopiedAgain) {
 TEST_F(CheckpointWriterTest, WhatWasStagedForAnotherSaveIsNotUsed) {
   AsyncCheckpointWriter writer(RealFileSystem(), root_, Memory());
   ASSERT_TRUE(writer.StageAhead({"a", 1, 2}, Pieces(), 0, 2));
+  writer.Wait();
   frozen_[0] = 7;
   EXPECT_EQ(writer.Begin({"b", 1, 2}, Pieces(), Keep("b"))->ahead_bytes, 0);
   writer.Wait();
@@ -136,6 +137,36 @@ TEST_F(CheckpointWriterTest, WhatWasStagedForAnotherSaveIsNotUsed) {
   EXPECT_EQ(writer.Begin({"d", 1, 2}, Pieces(), Keep("d"))->ahead_bytes, 0);
   writer.Wait();
   EXPECT_EQ(Bytes("d"), Expected());
+}
+
+TEST_F(CheckpointWriterTest, StagingIsDroppedBetweenTwoPieces) {
+  // Many pieces, so that some are left when it is dropped; whatever was copied is not used.
+  std::vector<PieceToWrite> pieces;
+  for (int i = 0; i < 200; ++i) {
+    pieces.push_back({"g/" + std::to_string(i), {1000}, 0, 1000, frozen_});
+  }
+  const auto bytes = AsyncCheckpointWriter::BytesFor({"a", 0, 1}, pieces);
+  AsyncCheckpointWriter writer(RealFileSystem(), root_, *StagingMemory::Allocate(*bytes));
+  for (int round = 0; round < 20; ++round) {
+    const std::string id = "a" + std::to_string(round);
+    ASSERT_TRUE(*writer.StageAhead({id, 0, 1}, pieces, 0, 200));
+    writer.DropStaged();
+    frozen_[5] = static_cast<float>(round);  // nobody reads it any more
+    EXPECT_EQ(writer.Begin({id, 0, 1}, pieces, Keep(id))->ahead_bytes, 0);
+    writer.Wait();
+  }
+  const auto part = WriteCheckpointPart(RealFileSystem(), folder_.path() / "sync", 0, 1, pieces);
+  EXPECT_EQ(parts_.back()->hash(), part->hash());
+}
+
+TEST_F(CheckpointWriterTest, TheGenerationIsInTheNameOfTheFile) {
+  AsyncCheckpointWriter writer(RealFileSystem(), root_, Memory());
+  // Staged for one generation, it is of no use to the next.
+  ASSERT_TRUE(*writer.StageAhead({"a", 1, 2, 3}, Pieces(), 0, 2));
+  EXPECT_EQ(writer.Begin({"a", 1, 2, 4}, Pieces(), Keep("a"))->ahead_bytes, 0);
+  writer.Wait();
+  EXPECT_EQ(parts_.at(0)->file(), "rank-1-of-2-g4.safetensors");
+  EXPECT_EQ(ReadAll(root_ / "a" / "rank-1-of-2-g4.safetensors"), Expected());
 }
 
 TEST_F(CheckpointWriterTest, GapsAreZeroAfterASaveOfAnotherLayout) {

@@ -220,19 +220,19 @@ std::optional<EvalPoint> StartAfterRestore(const std::optional<EvalPoint>& start
   EXPECT_TRUE(files.MakeDirectories(folder.path()));
   TrainingState saved = MakeTrainingState(layout, 0, 1);
   saved.start = start;
-  const Result<proto::PartReport> report =
-      SaveState(files, folder.path(), saved, CheckpointIdentity(), OneDomain(0, 1));
-  EXPECT_TRUE(report) << report.error().message();
-  if (!report) return std::nullopt;
+  const std::string id = CheckpointId(saved.phase, saved.step);
+  const auto part =
+      WriteCheckpointPart(files, folder.path() / id, 0, 1, PiecesOf(saved, OneDomain(0, 1)));
+  EXPECT_TRUE(part) << part.error().message();
+  if (!part) return std::nullopt;
   proto::CheckpointManifest manifest;
   manifest.set_format_version(1);
-  manifest.set_checkpoint_id(report->checkpoint_id());
-  *manifest.mutable_header() = report->header();
-  *manifest.add_parts() = report->part();
+  manifest.set_checkpoint_id(id);
+  *manifest.mutable_header() = HeaderOf(saved, CheckpointIdentity(), 1);
+  *manifest.add_parts() = *part;
   EXPECT_TRUE(PublishManifest(files, folder.path(), manifest));
   TrainingState restored = MakeTrainingState(layout, 0, 1);
-  const Status status =
-      RestoreState(files, folder.path(), report->checkpoint_id(), CheckpointIdentity(), restored);
+  const Status status = RestoreState(files, folder.path(), id, CheckpointIdentity(), restored);
   EXPECT_TRUE(status) << status.error().message();
   return restored.start;
 }

@@ -135,6 +135,7 @@ void ControlClient::SendHeartbeat() {
     beat.mutable_heartbeat()->set_step(held_.position().step());
     generation = generation_;
   }
+  beat.mutable_heartbeat()->set_on_disk(waits_for_disk_);
   if (options_.collectives) {
     const auto [entered, waiting] = options_.collectives();
     beat.mutable_heartbeat()->set_collectives(entered);
@@ -159,6 +160,8 @@ void ControlClient::Handle(const proto::Envelope& envelope) {
       desired_ = envelope.desired();
     } else if (envelope.has_checkpoint_committed()) {
       committed_ = std::max(committed_, envelope.checkpoint_committed().checkpoint_id());
+    } else if (envelope.has_checkpoint_failed()) {
+      failed_ = envelope.checkpoint_failed();
     } else if (envelope.has_refused()) {
       lost_ = Error(Code::kFailedPrecondition,
                     "the coordinator refused this worker: " + envelope.refused().message());
@@ -168,9 +171,7 @@ void ControlClient::Handle(const proto::Envelope& envelope) {
       SetRecorded(envelope.resumed().recorded());
       committed_ = std::max(committed_, envelope.resumed().committed_checkpoint());
     }
-    std::erase_if(kept_, [this](const proto::Envelope& kept) {
-      return kept.has_part_report() && kept.part_report().checkpoint_id() <= committed_;
-    });
+    ForgetDecided();
   }
   changed_.notify_all();
   if (envelope.has_regroup() && options_.abort_before) {
@@ -178,13 +179,28 @@ void ControlClient::Handle(const proto::Envelope& envelope) {
   }
 }
 
+// A failure of this rank is kept until a checkpoint is committed: a coordinator that was restarted
+// may not know of it, and some ranks may not have heard.
+void ControlClient::ForgetDecided() {
+  std::erase_if(kept_, [this](const proto::Envelope& kept) {
+    if (kept.has_part_failed()) return kept.part_failed().checkpoint_id() <= committed_;
+    if (!kept.has_part_report()) return false;
+    const proto::PartReport& report = kept.part_report();
+    return report.checkpoint_id() <= committed_ ||
+           (failed_ && failed_->checkpoint_id() == report.checkpoint_id() &&
+            failed_->attempt() >= report.attempt());
+  });
+}
+
 void ControlClient::HandleGeneration(const proto::Envelope& envelope) {
   const bool regroup = envelope.has_regroup() && envelope.generation() > working_;
   if (!regroup && !envelope.has_assignment()) return;
   generation_ = envelope.generation();
+  run_id_ = envelope.run_id();
   leases_.clear();
   leased_phase_ = -1;
   leased_end_ = 0;
+  failed_.reset();
   assignment_.reset();
   to_answer_ = regroup;
   if (regroup) return;
@@ -314,11 +330,16 @@ Status ControlClient::WaitForDesiredAfter(std::uint64_t version) {
   return WaitUntil([this, version] { return desired_.version() > version; }, std::nullopt);
 }
 
-Status ControlClient::WaitForCommit(const std::string& checkpoint_id, milliseconds timeout) {
-  const Status status =
-      WaitUntil([this, &checkpoint_id] { return committed_ >= checkpoint_id; }, timeout);
-  if (!status) return status.error().Wrap("checkpoint " + checkpoint_id + " was not committed");
-  return {};
+Result<bool> ControlClient::WaitForCheckpoint(const std::string& id, std::int32_t attempt,
+                                              milliseconds timeout) {
+  const auto committed = [this, &id] { return committed_ >= id; };
+  const auto failed = [this, &id, attempt] {
+    return failed_ && failed_->checkpoint_id() == id && failed_->attempt() >= attempt;
+  };
+  const Status status = WaitUntil([&] { return committed() || failed(); }, timeout);
+  if (!status) return status.error().Wrap("checkpoint " + id + " was not committed");
+  const std::lock_guard lock(mutex_);
+  return committed();
 }
 
 void ControlClient::SendProgress(const proto::Progress& progress) {
@@ -352,19 +373,18 @@ void ControlClient::TakeOverUnrecorded(std::vector<proto::Progress> progress) {
   for (const proto::Progress& step : progress) SendProgress(step);
 }
 
-void ControlClient::SendKept(proto::Envelope envelope) {
+void ControlClient::SendKept(std::uint64_t generation, proto::Envelope envelope) {
   const std::lock_guard sending(send_mutex_);
   {
     const std::lock_guard lock(mutex_);
+    if (working_ != generation) return;
     kept_.push_back(envelope);
   }
-  (void)SendNow(std::move(envelope), working_);
+  (void)SendNow(std::move(envelope), generation);
 }
 
-void ControlClient::Send(proto::PartReport report) {
-  proto::Envelope envelope;
-  *envelope.mutable_part_report() = std::move(report);
-  SendKept(std::move(envelope));
+void ControlClient::SendPart(std::uint64_t generation, proto::Envelope envelope) {
+  SendKept(generation, std::move(envelope));
 }
 
 void ControlClient::Send(proto::CheckpointHeld held) {
@@ -377,7 +397,7 @@ void ControlClient::Send(proto::CheckpointHeld held) {
 void ControlClient::Send(proto::WorkerFailed failed) {
   proto::Envelope envelope;
   *envelope.mutable_worker_failed() = std::move(failed);
-  SendKept(std::move(envelope));
+  SendKept(working_, std::move(envelope));
 }
 
 Status ControlClient::Send(proto::WorkerDone done) {

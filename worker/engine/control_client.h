@@ -18,6 +18,7 @@
 #include "common/result.h"
 #include "common/timeouts.h"
 #include "proto/control.pb.h"
+#include "worker/engine/checkpoint_saver.h"
 
 namespace dd2 {
 
@@ -41,11 +42,11 @@ struct ControlOptions {
 // receives, sends heart-beats, and reconnects while the coordinator is away; the compute thread
 // calls everything below. Calls that wait return kAborted as soon as the generation that the
 // compute thread works in is over, and kUnavailable when the coordinator is away for too long.
-class ControlClient {
+class ControlClient final : public CommitChannel {
  public:
   // Says hello, as often as `away` allows. kUnavailable: nobody is there.
   static Result<std::unique_ptr<ControlClient>> Join(const ControlOptions& options);
-  ~ControlClient();
+  ~ControlClient() override;
   ControlClient(const ControlClient&) = delete;
   ControlClient& operator=(const ControlClient&) = delete;
 
@@ -66,8 +67,8 @@ class ControlClient {
   proto::Desired desired();
   // Blocks until a wish newer than `version` is known.
   Status WaitForDesiredAfter(std::uint64_t version);
-  // Blocks until the coordinator has committed the checkpoint.
-  Status WaitForCommit(const std::string& checkpoint_id, std::chrono::milliseconds timeout);
+  Result<bool> WaitForCheckpoint(const std::string& id, std::int32_t attempt,
+                                 std::chrono::milliseconds timeout) override;
 
   // Keeps the progress until it is recorded, and sends it (without metrics, but for rank 0). While
   // the coordinator is away nothing is sent, and it is no error; it catches up afterwards.
@@ -75,9 +76,10 @@ class ControlClient {
   std::vector<proto::Progress> Unrecorded();
   // In place of this rank's own; rank 0 sends all of it.
   void TakeOverUnrecorded(std::vector<proto::Progress> progress);
+  void SendPart(std::uint64_t generation, proto::Envelope envelope) override;
+  void Send(proto::CheckpointHeld held) override;
+  void SetWaitsForDisk(bool waits) override { waits_for_disk_ = waits; }
   // Sent again after the coordinator was away, as long as the generation lasts.
-  void Send(proto::PartReport report);
-  void Send(proto::CheckpointHeld held);
   void Send(proto::WorkerFailed failed);
   // Blocks until it is sent.
   Status Send(proto::WorkerDone done);
@@ -96,7 +98,9 @@ class ControlClient {
   void SetRecorded(const proto::Position& recorded);
   void CatchUp();  // send_mutex_ is held
   Status SendNow(proto::Envelope envelope, std::uint64_t generation);
-  void SendKept(proto::Envelope envelope);  // and again after a reconnection
+  // And again after a reconnection, while `generation` lasts.
+  void SendKept(std::uint64_t generation, proto::Envelope envelope);
+  void ForgetDecided();
   void SendProgress(const proto::Progress& progress);
   bool over() const { return generation_ > working_; }
   // Waits on changed_ until `ready` (called with mutex_ held), the generation is over, or the
@@ -121,12 +125,14 @@ class ControlClient {
   std::int64_t leased_end_ = 0;  // steps of leased_phase_ that were leased in this generation
   proto::Desired desired_;
   std::string committed_;  // newest committed checkpoint; ids sort by position
+  std::optional<proto::CheckpointFailed> failed_;  // the newest of this generation
   bool finished_ = false;
   std::optional<Error> lost_;
   proto::HeldState held_;
   std::deque<proto::Progress> unrecorded_;  // as many as leases allow
   std::vector<proto::Envelope> kept_;       // messages of working_ to be sent again
 
+  std::atomic<bool> waits_for_disk_{false};
   std::atomic<bool> stopping_{false};
   std::thread receiver_;
 };

@@ -285,6 +285,7 @@ Result<StepOutcome> Trainer::GtsStep(TeacherData& data, const Wish& wish) {
 }
 
 Status Trainer::GtsUpdate(TeacherData& data, const Wish& wish) {
+  TellFrozen(NetworkRole::kGenerator);
   const PhaseConfig& settings = phase();
   const std::int64_t update = state_.step;
   UpdateScalars scalars = ScalarsFor(wish, 1);
@@ -312,6 +313,7 @@ Result<StepOutcome> Trainer::RegressStep(TeacherData& data, const Wish& wish) {
 }
 
 Status Trainer::RegressUpdate(TeacherData& data, const Wish& wish) {
+  TellFrozen(NetworkRole::kGuidance);
   UpdateScalars scalars = ScalarsFor(wish, 1);
   int local = 0;
   for (const ShardRange& range : LocalShards(phase().batch)) {
@@ -448,6 +450,7 @@ Status Trainer::CsdUpdate(std::int64_t k, const Wish& wish) {
       if (k + 1 == guidance_updates) BookMetric("csd/guidance_norm", result.gradient_norm);
     });
   }
+  TellFrozen(NetworkRole::kGuidance);
   return GeneratorUpdate(update, wish, [&](const UpdateResult& result) {
     state_.counters.set_outer_cycles(state_.counters.outer_cycles() + 1);
     BookMetric("csd/sid", result.mean.at(0));
@@ -461,6 +464,7 @@ Result<StepOutcome> Trainer::AlignStep(const Wish& wish) {
 }
 
 Status Trainer::AlignUpdate(const Wish& wish) {
+  TellFrozen(NetworkRole::kGenerator);
   const std::int64_t done = state_.counters.phase_guidance_updates();
   return GuidanceUpdate(state_.step, done, wish, [&](const UpdateResult& result) {
     BookMetric("align/fcs", result.mean.at(0));

@@ -61,6 +61,8 @@ class Trainer {
   Result<StepOutcome> AlignStep(const Wish& wish);
   // Exchanges wishes alone.
   Result<StepOutcome> Agree(const Wish& wish);
+  // Called within a step, once nothing will change that network before the end of the step.
+  void OnFrozen(std::function<void(NetworkRole)> frozen) { frozen_ = std::move(frozen); }
 
   // The generator's EMA as a network of its own (a copy; collective: every rank calls it).
   Result<ParamBuffer> GatherGeneratorEma();
@@ -102,6 +104,9 @@ class Trainer {
   // Does those of the step's `count` updates that are not done: update(k).
   Result<StepOutcome> Step(std::int64_t count, const Wish& wish,
                            const std::function<Status(std::int64_t)>& update);
+  void TellFrozen(NetworkRole network) const {
+    if (frozen_) frozen_(network);
+  }
   AdamStep Adam(const ScheduleConfig& schedule, std::int64_t step) const;
   AdamStep GeneratorAdam() const;  // of the next generator update, with its EMA decay
   // The head learns `ratio` times as fast as the backbone.
@@ -116,6 +121,7 @@ class Trainer {
   Network guidance_;
   Network generator_;
   std::int64_t head_begin_ = 0;  // first element of the head in the flat buffer
+  std::function<void(NetworkRole)> frozen_;
 };
 
 // Linear warm-up to the peak, then cosine to final_ratio of it at `total` (design 4).

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "common/json.h"
-#include "storage/checkpoint_store.h"
 
 namespace dd2 {
 namespace {
@@ -91,29 +90,6 @@ Status ReadExtra(const std::string& text, TrainingState& state) {
                             .samples = static_cast<std::int64_t>(NumberOf(*start, "samples", 0))};
   }
   return {};
-}
-
-proto::CheckpointHeader HeaderOf(const TrainingState& state, const CheckpointIdentity& identity,
-                                 int world_size) {
-  proto::CheckpointHeader header;
-  header.set_phase(state.phase);
-  header.set_step(state.step);
-  *header.mutable_counters() = state.counters;
-  header.set_config_digest(identity.config_digest);
-  header.set_teacher_digest(identity.teacher_digest);
-  header.set_numeric_mode(identity.numeric_mode);
-  header.set_code_version(identity.code_version);
-  header.set_seed(identity.seed);
-  header.set_world_size(world_size);
-  header.set_extra_json(ExtraJson(state));
-  for (const Group& group : GroupsOf(state)) {
-    for (const ParamSpec& spec : group.layout->specs()) {
-      proto::LogicalTensor* tensor = header.add_tensors();
-      tensor->set_name(group.name + "/" + spec.name);
-      for (const std::int64_t extent : spec.shape) tensor->add_shape(extent);
-    }
-  }
-  return header;
 }
 
 // A checkpoint of another configuration or teacher would load and then train something else.
@@ -207,9 +183,33 @@ void TakeOver(const proto::RankState& small, TrainingState& state) {
                          .stop = small.step_wish().stop()};
 }
 
-Result<proto::PartReport> SaveState(FileSystem& files, const std::filesystem::path& checkpoints,
-                                    const TrainingState& state, const CheckpointIdentity& identity,
-                                    const RankLayout& ranks) {
+proto::CheckpointHeader HeaderOf(const TrainingState& state, const CheckpointIdentity& identity,
+                                 int world_size) {
+  proto::CheckpointHeader header;
+  header.set_phase(state.phase);
+  header.set_step(state.step);
+  *header.mutable_counters() = state.counters;
+  // These differ between ranks.
+  header.mutable_counters()->set_cache_hits(0);
+  header.mutable_counters()->set_cache_misses(0);
+  header.set_config_digest(identity.config_digest);
+  header.set_teacher_digest(identity.teacher_digest);
+  header.set_numeric_mode(identity.numeric_mode);
+  header.set_code_version(identity.code_version);
+  header.set_seed(identity.seed);
+  header.set_world_size(world_size);
+  header.set_extra_json(ExtraJson(state));
+  for (const Group& group : GroupsOf(state)) {
+    for (const ParamSpec& spec : group.layout->specs()) {
+      proto::LogicalTensor* tensor = header.add_tensors();
+      tensor->set_name(group.name + "/" + spec.name);
+      for (const std::int64_t extent : spec.shape) tensor->add_shape(extent);
+    }
+  }
+  return header;
+}
+
+std::vector<PieceToWrite> PiecesOf(const TrainingState& state, const RankLayout& ranks) {
   std::vector<PieceToWrite> pieces;
   const std::int64_t chunks = state.guidance.slice / kParamChunk;
   const auto cut = [&](int domain) {
@@ -229,14 +229,7 @@ Result<proto::PartReport> SaveState(FileSystem& files, const std::filesystem::pa
                                                 static_cast<std::size_t>(last - first)}});
                    });
   }
-  proto::PartReport report;
-  report.set_checkpoint_id(CheckpointId(state.phase, state.step));
-  report.set_rank(ranks.rank);
-  const std::filesystem::path folder = checkpoints / report.checkpoint_id();
-  DD2_TRY_ASSIGN(*report.mutable_part(),
-                 WriteCheckpointPart(files, folder, ranks.rank, ranks.world_size, pieces));
-  *report.mutable_header() = HeaderOf(state, identity, ranks.world_size);
-  return report;
+  return pieces;
 }
 
 Status RestoreState(FileSystem& files, const std::filesystem::path& checkpoints,

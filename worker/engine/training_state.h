@@ -11,6 +11,7 @@
 #include "common/result.h"
 #include "common/run_config.h"
 #include "proto/control.pb.h"
+#include "storage/checkpoint_store.h"
 #include "worker/engine/evaluator.h"
 #include "worker/models/networks.h"
 #include "worker/parallel/exact_update.h"
@@ -26,6 +27,8 @@ struct Wish {
   bool paused = false;
   bool stop = false;
 };
+
+enum class NetworkRole : std::uint8_t { kGenerator, kGuidance };
 
 using Metrics = std::vector<std::pair<std::string, double>>;
 
@@ -73,13 +76,14 @@ struct CheckpointIdentity {
   std::uint64_t seed = 0;
 };
 
-// Writes this rank's part of the state into the checkpoint's folder and returns the report for the
-// coordinator. The domains share the slice that each of them has at this local rank: each writes
-// about as many chunks of it. Tensor names:
+// The pieces of this rank's part, with the state's own memory as their data: the generator's, then
+// as many of the guidance network's. The domains share the slice that each of them has at this
+// local rank: each writes about as many chunks of it. Tensor names:
 // "<network>.<param|adam_m|adam_v|ema>/<parameter>".
-Result<proto::PartReport> SaveState(FileSystem& files, const std::filesystem::path& checkpoints,
-                                    const TrainingState& state, const CheckpointIdentity& identity,
-                                    const RankLayout& ranks);
+std::vector<PieceToWrite> PiecesOf(const TrainingState& state, const RankLayout& ranks);
+// What the manifest says besides the parts; the same on every rank.
+proto::CheckpointHeader HeaderOf(const TrainingState& state, const CheckpointIdentity& identity,
+                                 int world_size);
 
 // Loads a committed checkpoint, verified byte for byte, into a state of any world size.
 // kFailedPrecondition: it belongs to another configuration, teacher or numeric mode. The state is

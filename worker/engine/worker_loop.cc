@@ -13,6 +13,7 @@
 #include "common/version.h"
 #include "storage/checkpoint_store.h"
 #include "storage/score_cache.h"
+#include "worker/engine/checkpoint_saver.h"
 #include "worker/engine/control_client.h"
 #include "worker/engine/phase_steps.h"
 #include "worker/engine/state_sync.h"
@@ -91,7 +92,7 @@ class WorkerLoop {
  public:
   WorkerLoop(const WorkerOptions& options, const RunConfig& config, ControlClient& control,
              GenerationCollectives& collectives, PhaseSteps& steps, TrainingState& state,
-             CheckpointIdentity identity)
+             CheckpointIdentity identity, CheckpointSaver& saver)
       : options_(options),
         checkpoints_(options.run / "checkpoints"),
         config_(config),
@@ -99,7 +100,12 @@ class WorkerLoop {
         collectives_(collectives),
         steps_(steps),
         state_(state),
-        identity_(std::move(identity)) {}
+        identity_(std::move(identity)),
+        saver_(saver) {
+    steps_.trainer().OnFrozen([this](NetworkRole frozen) {
+      if (IsBorder(state_.step + 1)) saver_.StageAhead(frozen, state_.step + 1);
+    });
+  }
 
   Result<WorkerOutcome> Run() {
     for (;;) {
@@ -146,8 +152,10 @@ class WorkerLoop {
       return ConnectRanks(options_, config_, control_, assignment, abort);
     }));
     steps_.trainer().Regroup(ranks_);
-    last_checkpoint_ = assignment.has_start() ? assignment.committed_checkpoint()
-                                              : assignment.restore_checkpoint();
+    saver_.StartGeneration(control_.generation(), ranks_,
+                           assignment.has_start() ? assignment.committed_checkpoint()
+                                                  : assignment.restore_checkpoint());
+    checkpoint_owed_ = false;
     if (assignment.has_start()) {
       DD2_TRY(Sync(assignment));
     } else {
@@ -168,11 +176,14 @@ class WorkerLoop {
   Status Sync(const proto::Assignment& assignment) {
     proto::RankState mine = SmallStateOf(state_);
     mine.set_checkpoint_requests(requests_served_);
+    mine.set_checkpoint_begun(begun_);
     for (proto::Progress& step : control_.Unrecorded()) *mine.add_unrecorded() = std::move(step);
     return SyncState(
         assignment, mine, steps_.trainer(), state_, collectives_,
-        [this](const proto::RankState& small) {
+        [this, &assignment](const proto::RankState& small) {
           requests_served_ = small.checkpoint_requests();
+          begun_ = small.checkpoint_begun();
+          checkpoint_owed_ = begun_ > assignment.committed_checkpoint();
           control_.TakeOverUnrecorded({small.unrecorded().begin(), small.unrecorded().end()});
         });
   }
@@ -180,6 +191,7 @@ class WorkerLoop {
   Status Restore(const std::string& id) {
     steps_.trainer().DropPending();
     requests_served_ = 0;
+    begun_ = id;
     if (!id.empty()) {
       return RestoreState(RealFileSystem(), checkpoints_, id, identity_, state_);
     }
@@ -264,42 +276,37 @@ class WorkerLoop {
     control_.Send(progress);
   }
 
-  // At borders that the configuration sets, on request, and before a stop. Every rank decides from
-  // the same facts.
-  Status CheckpointIfDue(const Wish& wish) {
-    const bool requested = wish.checkpoint_requests > requests_served_;
-    const PhaseKind kind = phase().kind;
-    // Evaluation and export change nothing that a checkpoint holds.
-    const bool changes_state = kind != PhaseKind::kEval && kind != PhaseKind::kExport;
-    const std::int64_t every = phase().checkpoint_every;
-    const bool border =
-        changes_state && (state_.step == phase().steps || (every > 0 && state_.step % every == 0));
-    if (border || requested || wish.stop) DD2_TRY(Checkpoint());
-    requests_served_ = std::max(requests_served_, wish.checkpoint_requests);
-    return {};
+  // Evaluation and export change nothing that a checkpoint holds.
+  bool ChangesState(std::int32_t phase) const {
+    const auto index = static_cast<std::size_t>(phase);
+    if (index >= config_.phases.size()) return false;
+    const PhaseKind kind = config_.phases[index].kind;
+    return kind != PhaseKind::kEval && kind != PhaseKind::kExport;
   }
 
-  Status Checkpoint() {
-    // A committed checkpoint is never written again: a stop while paused at its border has it
-    // already.
-    const std::string id = CheckpointId(state_.phase, state_.step);
-    if (id == last_checkpoint_) return {};
-    const auto start = std::chrono::steady_clock::now();
-    // Counters of the cache differ between ranks; the manifest's header must not.
-    state_.counters.set_cache_hits(0);
-    state_.counters.set_cache_misses(0);
-    DD2_TRY_ASSIGN(proto::PartReport report,
-                   SaveState(RealFileSystem(), checkpoints_, state_, identity_, ranks_));
-    report.set_seconds(SecondsSince(start));
-    control_.Send(std::move(report));
-    DD2_TRY(control_.WaitForCommit(id, config_.timeouts.checkpoint_parts));
-    last_checkpoint_ = id;
-    if (collectives_.rank() != 0) return {};
-    proto::CheckpointHeld held;
-    held.set_checkpoint_id(id);
-    held.set_seconds(SecondsSince(start));
-    control_.Send(std::move(held));
-    return {};
+  // The configuration wants a checkpoint of `step` steps of the current phase.
+  bool IsBorder(std::int64_t step) const {
+    const std::int64_t every = phase().checkpoint_every;
+    return ChangesState(state_.phase) &&
+           (step == phase().steps || (every > 0 && step % every == 0));
+  }
+
+  // No later checkpoint would make up for this one, should it be lost with its generation.
+  bool IsLast() const {
+    const std::int32_t next = state_.phase + (state_.step == phase().steps ? 1 : 0);
+    return !ChangesState(state_.phase) || !ChangesState(next);
+  }
+
+  // At borders that the configuration sets, on request, before a stop, and when the one before was
+  // lost with its generation. Every rank decides from the same facts.
+  Status CheckpointIfDue(const Wish& wish) {
+    const bool requested = wish.checkpoint_requests > requests_served_;
+    const bool due = IsBorder(state_.step) || requested || checkpoint_owed_ || wish.stop;
+    requests_served_ = std::max(requests_served_, wish.checkpoint_requests);
+    if (!due) return {};
+    checkpoint_owed_ = false;
+    begun_ = CheckpointId(state_.phase, state_.step);
+    return saver_.Save(wish.stop || IsLast());
   }
 
   // Every newer wish is agreed on by all ranks before anybody acts on it; true: stop.
@@ -321,9 +328,11 @@ class WorkerLoop {
   PhaseSteps& steps_;
   TrainingState& state_;
   const CheckpointIdentity identity_;
+  CheckpointSaver& saver_;
   RankLayout ranks_;  // of this generation
   std::uint64_t requests_served_ = 0;
-  std::string last_checkpoint_;  // the newest that is committed, or restored from
+  std::string begun_;  // the newest checkpoint, of any generation; goes back with the state
+  bool checkpoint_owed_ = false;
 };
 
 }  // namespace
@@ -336,16 +345,20 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   DD2_TRY_ASSIGN(const TeacherBundle teacher, LoadTeacherBundle(config.teacher.path));
   const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
   TrainingState state = MakeTrainingState(layout, options.local_rank, options.local_size);
-  CheckpointIdentity identity{.config_digest = ConfigDigest(config).Hex(),
-                              .teacher_digest = teacher.teacher_digest.Hex(),
-                              .numeric_mode = numeric_mode,
-                              .code_version = std::string(CodeVersion()),
-                              .seed = config.seed};
+  DD2_TRY_ASSIGN(StagingMemory staging, CheckpointSaver::Allocate(state));
+  const CheckpointIdentity identity{.config_digest = ConfigDigest(config).Hex(),
+                                    .teacher_digest = teacher.teacher_digest.Hex(),
+                                    .numeric_mode = numeric_mode,
+                                    .code_version = std::string(CodeVersion()),
+                                    .seed = config.seed};
   GenerationCollectives collectives;
   PhaseSteps steps(options, config, teacher, collectives, state, numeric_mode);
   DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control,
                  JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), collectives));
-  WorkerLoop loop(options, config, *control, collectives, steps, state, std::move(identity));
+  // After the control connection, so that it ends first: it still reports what it finishes.
+  CheckpointSaver saver(RealFileSystem(), options.run / "checkpoints", std::move(staging), state,
+                        identity, *control, config.timeouts.checkpoint_parts);
+  WorkerLoop loop(options, config, *control, collectives, steps, state, identity, saver);
   Result<WorkerOutcome> outcome = loop.Run();
   if (!outcome) {
     loop.TellFailure(outcome.error());  // in vain when it is the connection that failed

@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""Checkpoints side by side on this machine: dd2, PyTorch DCP, memcpy and dd, on one synthetic state.
+
+`scripts/bench checkpoint` calls it; docs/PERFORMANCE.md says what is measured and how.
+"""
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import bench
+import sides
+
+PROGRAM = sides.BIN / "dd2-bench-checkpoint"
+RIVAL = [sys.executable, sides.HERE / "checkpoint_rival.py"]
+STAGERS = ("default", "kept", "async", "cached")
+SAVED, LOADED = "p000-s000000001", "dcp-four"
+FROM, TO = 4, 2  # ranks
+
+
+class Program:
+    """One of our programs, or one process of the rival: a line to it, a line of JSON back."""
+
+    def __init__(self, command, environment=None):
+        self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True,
+                                        env={**os.environ, **(environment or {})})
+
+    def tell(self, line):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def hear(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args[0]} ended: {self.process.wait()}")
+        return json.loads(line)
+
+    def ask(self, line):
+        self.tell(line)
+        return self.hear()
+
+    def end(self):
+        self.process.stdin.close()
+        if self.process.wait() != 0:
+            raise RuntimeError(f"{self.process.args[0]} ended with {self.process.returncode}")
+
+
+def rivals(folder, shapes, world):
+    """Its processes; only the first listens and answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    programs = []
+    for rank in range(world):
+        environment = {**sides.RIVAL_ENVIRONMENT, "OMP_NUM_THREADS": str(max(1, 2 // world)),
+                       "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+                       "MASTER_PORT": str(port)}
+        programs.append(Program([*RIVAL, folder, shapes], environment))
+    programs[0].hear()
+    return programs
+
+
+def end(programs):
+    for program in programs:
+        program.end()
+
+
+def files_below(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def evict(folder):
+    os.sync()
+    for path in files_below(folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def warm(folder):
+    for path in files_below(folder):
+        with open(path, "rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+class Bench:
+    def __init__(self, options, work):
+        self.options, self.work = options, work
+        self.ours, self.dcp = work / "ours", work / "dcp"
+        self.ours.mkdir()
+        self.dcp.mkdir()
+        self.values = {}
+        self.bytes = 0
+
+    def note(self, name, value):
+        self.values.setdefault(name, []).append(value)
+        print(f"{name}: {value:.3f} s", file=sys.stderr, flush=True)
+
+    def program(self, rank=0, world=1):
+        program = Program([PROGRAM, self.ours, self.options.width, self.options.layers, rank, world])
+        program.hear()
+        return program
+
+    def saves(self):
+        ours = self.program()
+        shapes = self.work / "shapes.json"
+        shapes.write_text(json.dumps(ours.ask("shapes")))
+        rival = rivals(self.dcp, shapes, 1)
+        sides_of = [self.save_of(ours, "save"), self.save_of(ours, "save-ahead"),
+                    lambda: self.note("memcpy", ours.ask("memcpy")["seconds"]),
+                    *[self.stager_of(rival[0], kind) for kind in STAGERS]]
+        for number in range(self.options.rounds):
+            for side in sides_of if number % 2 == 0 else reversed(sides_of):
+                os.sync()
+                side()
+        end([ours, *rival])
+        return shapes
+
+    def save_of(self, ours, command):
+        def measure():
+            answer = ours.ask(command)
+            self.bytes = answer["bytes"]
+            self.note(f"dd2 {command}, stall", answer["stall"])
+            file = pathlib.Path(answer["file"])
+            if command == "save":
+                self.note("dd2 write", answer["write"])
+                self.dd(file)
+            shutil.rmtree(file.parent)
+        return measure
+
+    def dd(self, file):
+        """The same bytes from memory into a new file beside it."""
+        with tempfile.NamedTemporaryFile(dir="/dev/shm") as memory:
+            shutil.copyfile(file, memory.name)
+            os.sync()
+            target = file.parent / "dd"
+            begin = time.perf_counter()
+            subprocess.run(["dd", f"if={memory.name}", f"of={target}", "bs=16M", "conv=fsync"],
+                           check=True, stderr=subprocess.DEVNULL)
+            self.note("dd", time.perf_counter() - begin)
+            target.unlink()
+
+    def stager_of(self, rival, kind):
+        def measure():
+            answer = rival.ask(f"save {kind}")
+            self.note(f"DCP {kind}, stall", answer["stall"])
+            self.note(f"DCP {kind}, call", answer["call"])
+            self.note(f"DCP {kind}, write", answer["write"])
+        return measure
+
+    def loads(self, shapes):
+        for rank in range(FROM):
+            program = self.program(rank, FROM)
+            program.ask(f"part {SAVED}")
+            if rank == FROM - 1:
+                program.ask(f"publish {SAVED} {FROM}")
+            program.end()
+        four = rivals(self.dcp, shapes, FROM)
+        four[0].ask(f"make {LOADED}")
+        end(four)
+        ours = [self.program(rank, TO) for rank in range(TO)]
+        two = rivals(self.dcp, shapes, TO)
+        for number in range(2 * self.options.rounds):
+            kind, prepare = (("in the page cache", warm), ("not in the page cache", evict))[number % 2]
+            prepare(self.ours)
+            prepare(self.dcp)
+            turns = [lambda: self.note(f"dd2 load, {kind}", self.load(ours)),
+                     lambda: self.note(f"DCP load, {kind}", two[0].ask(f"load {LOADED}")["seconds"])]
+            for turn in turns if number % 4 < 2 else reversed(turns):
+                turn()
+        end([*ours, *two])
+
+    def load(self, programs):
+        """Until the last rank has it."""
+        begin = time.perf_counter()
+        for program in programs:
+            program.tell(f"load {SAVED}")
+        for program in programs:
+            program.hear()
+        return time.perf_counter() - begin
+
+    def median(self, name):
+        """Without the first save, which is a line of its own; a load has no first one."""
+        values = self.values[name]
+        return statistics.median(values if len(values) == 1 or "load" in name else values[1:])
+
+    def ratios(self):
+        of = self.median
+        stalls = {kind: of(f"DCP {kind}, stall") for kind in STAGERS}
+        ours = of("dd2 save, stall")
+        rows = [("stall: DCP default / dd2", stalls["default"] / ours, 10),
+                ("stall: best DCP / dd2", min(stalls.values()) / ours, 10),
+                ("stall: dd2 / memcpy", ours / of("memcpy"), -1.2),
+                ("stall: dd2 with half staged ahead / memcpy",
+                 of("dd2 save-ahead, stall") / of("memcpy"), -1.2),
+                ("write: dd / dd2", of("dd") / of("dd2 write"), 0.9)]
+        rows += [(f"load {FROM} -> {TO}, {kind}: DCP / dd2",
+                  of(f"DCP load, {kind}") / of(f"dd2 load, {kind}"), 2)
+                 for kind in ("in the page cache", "not in the page cache")]
+        return rows
+
+
+def table(side):
+    text = [f"state: {side.bytes / 1e9:.2f} GB", "",
+            f"{'seconds':34} {'median':>8} {'first':>8} {'GB/s':>7}  rounds"]
+    for name, values in side.values.items():
+        median = side.median(name)
+        rate = side.bytes / 1e9 / median
+        text.append(f"{name:34} {median:8.3f} {values[0]:8.3f} {rate:7.2f}  " +
+                    " ".join(f"{value:.3f}" for value in values))
+    text.append("")
+    for name, value, goal in side.ratios():
+        wanted = f"at most {-goal}" if goal < 0 else f"at least {goal}"
+        met = value <= -goal if goal < 0 else value >= goal
+        text.append(f"{name:52} {value:7.2f}  ({wanted}: {'reached' if met else 'MISSED'})")
+    return "\n".join(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/bench checkpoint",
+                                     description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of all sides (7)")
+    parser.add_argument("--width", type=int, default=512, help="of the synthetic networks (512)")
+    parser.add_argument("--layers", type=int, default=10, help="of their backbone (10)")
+    parser.add_argument("--folder", type=pathlib.Path, default=sides.ROOT / "build",
+                        help="on the disk to be measured (build/)")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all values there")
+    options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("at least 2 rounds: the first is a line of its own")
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, lambda number, _: sys.exit(128 + number))
+    head = bench.machine()
+    work = pathlib.Path(tempfile.mkdtemp(prefix="dd2-bench-", dir=options.folder)).resolve()
+    try:
+        side = Bench(options, work)
+        side.loads(side.saves())
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    print(f"{head['cpu']}, {head['cores']} cores, load {head['load'][0]:.1f}, {head['commit']}")
+    print(table(side))
+    if options.json:
+        options.json.write_text(json.dumps({"machine": head, "bytes": side.bytes,
+                                            "values": side.values, "ratios": side.ratios()},
+                                           indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
