@@ -90,6 +90,11 @@ class PruneTest : public testing::Test {
     request.dry_run = dry_run;
     return PruneRun(RealFileSystem(), request);
   }
+  std::vector<std::string> Ids() const {
+    auto ids = CheckpointIds(run_);
+    if (!ids) ADD_FAILURE() << ids.error().message();
+    return *std::move(ids);
+  }
   void Damage(int step) {
     const auto path = checkpoints_ / Id(step) / "rank-0-of-1.safetensors";
     std::string bytes = ReadAll(path);
@@ -106,7 +111,7 @@ TEST_F(PruneTest, DeletesByTheRuleOfTheRunAndSaysSoInTheJournal) {
   const auto dry = Prune({}, true);
   ASSERT_TRUE(dry) << dry.error().message;
   EXPECT_THAT(dry->deleted, ElementsAre(Id(1), Id(2), Id(3)));
-  EXPECT_THAT(*CheckpointIds(run_), SizeIs(5));
+  EXPECT_THAT(Ids(), SizeIs(5));
   EXPECT_THAT(Dropped(), IsEmpty());
   const auto outcome = Prune();
   ASSERT_TRUE(outcome) << outcome.error().message;
@@ -115,7 +120,7 @@ TEST_F(PruneTest, DeletesByTheRuleOfTheRunAndSaysSoInTheJournal) {
   EXPECT_THAT(outcome->kept, ElementsAre(Id(4), Id(5)));
   EXPECT_EQ(outcome->freed_bytes, dry->freed_bytes);
   EXPECT_GT(outcome->freed_bytes, 0);
-  EXPECT_THAT(*CheckpointIds(run_), ElementsAre(Id(4), Id(5)));
+  EXPECT_THAT(Ids(), ElementsAre(Id(4), Id(5)));
   EXPECT_THAT(Dropped(), ElementsAre(Id(1), Id(2), Id(3)));
   EXPECT_FALSE(std::filesystem::exists(checkpoints_ / Id(1)));
   const auto again = Prune();
@@ -145,7 +150,7 @@ TEST_F(PruneTest, ALiveRunIsRefused) {
       EXPECT_THAT(outcome.error().message, HasSubstr("dd2 cancel"));
     }
   }
-  EXPECT_THAT(*CheckpointIds(run_), SizeIs(5));
+  EXPECT_THAT(Ids(), SizeIs(5));
   EXPECT_TRUE(Prune());
 }
 
@@ -158,13 +163,13 @@ TEST_F(PruneTest, TheNewestThatVerifiesIsNeverDeleted) {
   EXPECT_THAT(outcome->kept, ElementsAre(Id(3)));
   EXPECT_THAT(outcome->deleted, ElementsAre(Id(1)));
   EXPECT_THAT(outcome->damaged, ElementsAre(HasSubstr(Id(2)), HasSubstr(Id(5)), HasSubstr(Id(4))));
-  EXPECT_THAT(*CheckpointIds(run_), ElementsAre(Id(2), Id(3), Id(4), Id(5)));
+  EXPECT_THAT(Ids(), ElementsAre(Id(2), Id(3), Id(4), Id(5)));
   Damage(3);
   const auto none = Prune(1);
   ASSERT_FALSE(none);
   EXPECT_EQ(none.error().exit_code, kExitBadData);
   EXPECT_THAT(none.error().message, HasSubstr("none is deleted"));
-  EXPECT_THAT(*CheckpointIds(run_), SizeIs(4));
+  EXPECT_THAT(Ids(), SizeIs(4));
 }
 
 TEST_F(PruneTest, APruneThatStopsAnywhereLeavesGoodCheckpoints) {
@@ -178,10 +183,10 @@ TEST_F(PruneTest, APruneThatStopsAnywhereLeavesGoodCheckpoints) {
     request.run = run_;
     const auto outcome = PruneRun(files, request);
     finished = static_cast<bool>(outcome);
-    for (const std::string& id : *CheckpointIds(run_)) {
+    for (const std::string& id : Ids()) {
       EXPECT_TRUE(VerifyCheckpoint(RealFileSystem(), checkpoints_, id)) << id;
     }
-    EXPECT_THAT(*CheckpointIds(run_), testing::IsSupersetOf({Id(4), Id(5)}));
+    EXPECT_THAT(Ids(), testing::IsSupersetOf({Id(4), Id(5)}));
     // What is gone was journalled before.
     const std::vector<std::string> dropped = Dropped();
     for (const int step : {1, 2, 3}) {
