@@ -54,6 +54,8 @@ class CheckpointSaver {
   // One network stays as it is until the state has `step` steps of its phase and is saved: its half
   // of that save is copied beside the training. In vain while a save is in flight.
   void StageAhead(NetworkRole frozen, std::int64_t step);
+  // Until no save is in flight.
+  void Wait() { writer_.Wait(); }
   // The newest checkpoint that was begun in this generation, or the one that it started with.
   const std::string& begun() const { return begun_; }
   // What the newest save cost.
