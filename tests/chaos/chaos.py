@@ -32,7 +32,7 @@ def arguments():
     parser.add_argument("--seed", type=int, default=1, help="of the faults and of the training")
     parser.add_argument("--domains", type=int, default=2, help="failure domains (default 2)")
     parser.add_argument("--ranks", type=int, default=1, help="workers of each domain (default 1)")
-    parser.add_argument("--per-run", type=int, default=40, help="faults in one run at most")
+    parser.add_argument("--per-run", type=int, default=25, help="faults in one run at most (25)")
     parser.add_argument("--kinds", default="", help="only these, with commas between: "
                         + ", ".join(kinds.ALL))
     parser.add_argument("--logs", help="copy the logs and incidents of every run into this folder")
