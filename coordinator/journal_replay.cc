@@ -42,6 +42,12 @@ void Finish(JournalView& view, const proto::PhaseFinished& record) {
   view.finished.push_back(std::move(finished));
 }
 
+void RollBack(JournalView& view, const proto::RolledBack& record) {
+  const std::int32_t phase = record.phase();
+  std::erase_if(view.finished, [phase](const auto& other) { return other.phase > phase; });
+  view.granted = RunPosition{phase, record.step()};
+}
+
 }  // namespace
 
 JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
@@ -102,12 +108,7 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
         view.drained.insert(record.domain_drained().domain());
         break;
       case proto::JournalRecord::kRunEnded: view.outcome = record.run_ended().outcome(); break;
-      case proto::JournalRecord::kRolledBack: {
-        const std::int32_t phase = record.rolled_back().phase();
-        std::erase_if(view.finished, [phase](const auto& other) { return other.phase > phase; });
-        view.granted = RunPosition{phase, record.rolled_back().step()};
-        break;
-      }
+      case proto::JournalRecord::kRolledBack: RollBack(view, record.rolled_back()); break;
       case proto::JournalRecord::EVENT_NOT_SET: break;
     }
   }
