@@ -42,6 +42,12 @@ void Finish(JournalView& view, const proto::PhaseFinished& record) {
   view.finished.push_back(std::move(finished));
 }
 
+void Drop(JournalView& view, const proto::CheckpointDropped& dropped) {
+  const std::string& id = dropped.checkpoint_id();
+  std::erase_if(view.checkpoints, [&id](const auto& other) { return other.checkpoint_id() == id; });
+  view.dropped[id] = dropped.reason();
+}
+
 void GoBack(JournalView& view, const proto::RolledBack& back) {
   const RunPosition to{back.phase(), back.step()};
   const std::int32_t kept = back.at_end() ? to.phase : to.phase - 1;
@@ -104,13 +110,7 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
       case proto::JournalRecord::kCheckpointHeld:
         view.checkpoint_totals.stall_seconds += record.checkpoint_held().seconds();
         break;
-      case proto::JournalRecord::kCheckpointDropped: {
-        const std::string& id = record.checkpoint_dropped().checkpoint_id();
-        std::erase_if(view.checkpoints,
-                      [&id](const auto& other) { return other.checkpoint_id() == id; });
-        view.dropped[id] = record.checkpoint_dropped().reason();
-        break;
-      }
+      case proto::JournalRecord::kCheckpointDropped: Drop(view, record.checkpoint_dropped()); break;
       case proto::JournalRecord::kDesiredChanged:
         view.desired = record.desired_changed().desired();
         break;

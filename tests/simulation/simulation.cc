@@ -112,6 +112,7 @@ class History {
   }
 
   void Fault();
+  void FillDisk(milliseconds time);
   // Until a coordinator that lives has heard it for good.
   void Resume() {
     if (coordinator_.over()) return;
@@ -197,17 +198,19 @@ void History::Fault() {
       Count("domain drained", agent->domain());
       coordinator_.Drain(agent->domain());
       break;
-    case 11: {
-      const milliseconds time = world_.Between(100, 20'000);
-      Count("disk full", "for " + std::to_string(time.count()) + " ms");
-      disk_.full_until = std::max(disk_.full_until, world_.now() + time);
+    case 11:
+      FillDisk(world_.Between(100, 20'000));
       break;
-    }
     default:
       Count("wish", "");
       coordinator_.Wish(static_cast<int>(world_.Below(3)));
       world_.After(world_.Between(0, 5'000), [this] { Resume(); });
   }
+}
+
+void History::FillDisk(milliseconds time) {
+  Count("disk full", "for " + std::to_string(time.count()) + " ms");
+  disk_.full_until = std::max(disk_.full_until, world_.now() + time);
 }
 
 void History::Judge() {

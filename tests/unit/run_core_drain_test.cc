@@ -225,6 +225,24 @@ TEST_F(DrainTest, BeforeTheRunHasBegunItIsNotWaitedFor) {
   EXPECT_EQ(Formed(), "a");
 }
 
+TEST_F(DrainTest, AnIncidentWaitsForTheLastWordsOfItsDomain) {
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 1);
+  Take(core_->OnClosed(Worker('b'), "closed", at_));
+  EXPECT_THAT(state().open_incidents, SizeIs(1));
+  Tick(std::chrono::seconds(1));
+  SayRegrouped('a', 1);
+  SayProgress('a', 2);
+  EXPECT_THAT(state().incidents, IsEmpty()) << "how its mpirun ended is not known";
+  EXPECT_EQ(state().open_incidents.at(0).resumed_seconds, 1);
+  Tick(timeouts::kLastWords);
+  ASSERT_THAT(state().incidents, SizeIs(1));
+  EXPECT_EQ(state().incidents[0].exited_seconds, -1);
+  EXPECT_EQ(state().incidents[0].resumed_seconds, 1);
+}
+
 TEST_F(DrainTest, APausedRunDoesNotWaitForTheEndOfAStep) {
   Begin();
   Join('a');

@@ -423,24 +423,6 @@ TEST_F(RunCoreTest, ALostDomainIsStartedAgainFromTheNewestCheckpoint) {
   EXPECT_GE(IndexOf<IncidentAction>(), 0);
 }
 
-TEST_F(RunCoreTest, AnIncidentWaitsForTheLastWordsOfItsDomain) {
-  Form();
-  SayProgress(0, 0, 1, true);
-  Close(kWorkers[1]);
-  EXPECT_THAT(state().open_incidents, SizeIs(1));
-  generation_ = 2;
-  SayWorkerHello(0);
-  SayWorkerHello(1);
-  Advance(std::chrono::seconds(1));
-  SayProgress(0, 0, 1, true);
-  EXPECT_THAT(state().incidents, IsEmpty()) << "how its mpirun ended is not known";
-  EXPECT_EQ(state().open_incidents.at(0).resumed_seconds, 1);
-  Tick(timeouts::kLastWords);
-  ASSERT_THAT(state().incidents, SizeIs(1));
-  EXPECT_EQ(state().incidents[0].exited_seconds, -1);
-  EXPECT_EQ(state().incidents[0].resumed_seconds, 1);
-}
-
 TEST_F(RunCoreTest, ADomainThatCannotEvenStartEndsTheRun) {
   Take(core_->Start(at_));
   SayAgentHello();
