@@ -198,9 +198,7 @@ void History::Fault() {
       Count("domain drained", agent->domain());
       coordinator_.Drain(agent->domain());
       break;
-    case 11:
-      FillDisk(world_.Between(100, 20'000));
-      break;
+    case 11: FillDisk(world_.Between(100, 20'000)); break;
     default:
       Count("wish", "");
       coordinator_.Wish(static_cast<int>(world_.Below(3)));
