@@ -106,7 +106,8 @@ class Bench {
     if (!saver_) {
       DD2_TRY_ASSIGN(StagingMemory memory, CheckpointSaver::Allocate(state_));
       saver_ = std::make_unique<CheckpointSaver>(RealFileSystem(), folder_, std::move(memory),
-                                                 state_, CheckpointIdentity(), listener_);
+                                                 state_, CheckpointIdentity(), listener_,
+                                                 std::chrono::minutes(5));
       saver_->StartGeneration(1, ranks_, "");
     }
     ++state_.step;

@@ -154,7 +154,7 @@ TEST_F(ControlClientTest, ARegroupEndsEveryWaitAndVoidsWhatWasBefore) {
   ASSERT_FALSE(ended);
   EXPECT_EQ(ended.error().code(), Code::kAborted);
   EXPECT_TRUE(client_->regrouping());
-  EXPECT_EQ(client_->WaitForCommit("p003-s000000001", 5s).error().code(), Code::kAborted);
+  EXPECT_EQ(client_->WaitForCheckpoint("p003-s000000001", 1, 5s).error().code(), Code::kAborted);
   EXPECT_EQ(client_->WaitForDesiredAfter(7).error().code(), Code::kAborted);
   EXPECT_TRUE(client_->WaitForRegroup(5s));
   EXPECT_EQ(aborted_before_, 5U);
@@ -217,9 +217,9 @@ TEST_F(ControlClientTest, ComesBackToARestartedCoordinatorAndSaysWhatIsNotRecord
 TEST_F(ControlClientTest, SaysAPartAgainThatIsNotCommittedYet) {
   JoinGeneration(4, 1);
   for (const char* id : {"p003-s000000002", "p003-s000000004"}) {
-    proto::PartReport report;
-    report.set_checkpoint_id(id);
-    client_->Send(std::move(report));
+    proto::Envelope envelope;
+    envelope.mutable_part_report()->set_checkpoint_id(id);
+    client_->SendPart(4, std::move(envelope));
     ASSERT_TRUE(connection_->Receive());
   }
   EXPECT_TRUE(Reconnected().worker_hello().resumes());
@@ -229,7 +229,9 @@ TEST_F(ControlClientTest, SaysAPartAgainThatIsNotCommittedYet) {
   const auto part = connection_->Receive();
   ASSERT_TRUE(part && part->has_part_report());
   EXPECT_EQ(part->part_report().checkpoint_id(), "p003-s000000004");
-  EXPECT_TRUE(client_->WaitForCommit("p003-s000000002", 5s));
+  const auto committed = client_->WaitForCheckpoint("p003-s000000002", 1, 5s);
+  ASSERT_TRUE(committed);
+  EXPECT_TRUE(*committed);
 }
 
 TEST_F(ControlClientTest, AnswersARegroupAgainThatTheCoordinatorDiedOf) {
