@@ -203,8 +203,9 @@ void RunCore::CloseIncidents(bool all, Moment at, Actions& out) {
   std::vector<IncidentState> open;
   for (IncidentState& incident : state_.open_incidents) {
     // The survivors may be quicker than the last words of a domain that ends.
-    const bool told = incident.kind == "joined" || incident.kind == "drained" ||
-                      incident.domain.empty() || incident.exited_seconds >= 0 ||
+    const bool loss =
+        incident.kind == "lost" || incident.kind == "hang" || incident.kind == "failed";
+    const bool told = !loss || incident.domain.empty() || incident.exited_seconds >= 0 ||
                       at.unix_ms - incident.unix_ms >= timeouts::kLastWords.count();
     if (!all && (incident.resumed_seconds < 0 || !told)) {
       open.push_back(std::move(incident));
