@@ -30,7 +30,7 @@ constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // the reference impleme
 
 // Large enough that the system call costs nothing, small enough that the bytes which were just
 // hashed are still in a cache when they are written. Offsets in the file are multiples of it.
-constexpr std::size_t kWriteBytes = std::size_t{4} << 20;
+constexpr std::size_t kWriteBytes = std::size_t{8} << 20;
 
 struct DtypeName {
   Dtype dtype;

@@ -1,6 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <memory>
 
 #include "common/file.h"
 #include "tests/unit/storage_testing.h"
@@ -40,6 +44,43 @@ TEST(FileSystemTest, CreatesAppendsReadsListsAndRemoves) {
   EXPECT_EQ(files.List(deep).error().code(), Code::kNotFound);
   EXPECT_EQ(files.Read(deep / "x").error().code(), Code::kNotFound);
   EXPECT_EQ(files.Create(deep / "x").error().code(), Code::kNotFound);
+}
+
+// Aligned pieces of a megabyte and more take another way to the disk than the others.
+TEST(FileSystemTest, PiecesOfAnySizeAndAlignmentFollowEachOther) {
+  constexpr std::size_t kSize = std::size_t{5} << 20;
+  const std::unique_ptr<char[], decltype(&std::free)> memory(
+      static_cast<char*>(std::aligned_alloc(4096, kSize)), &std::free);
+  for (std::size_t i = 0; i < kSize; ++i) memory[i] = static_cast<char>(i * 31 + i / 4096);
+  const std::string_view bytes(memory.get(), kSize);
+  const std::size_t large = std::size_t{2} << 20;
+  // All aligned; a tail; an unaligned position, then one that is aligned again; unaligned memory.
+  const std::vector<std::vector<std::string_view>> files = {
+      {bytes},
+      {bytes.substr(0, large + 777), bytes.substr(0, large)},
+      {bytes.substr(0, 100), bytes.substr(4096, large), bytes.substr(0, 3996),
+       bytes.substr(0, large)},
+      {bytes.substr(1, large), bytes.substr(0, large)},
+      {bytes.substr(0, large), bytes.substr(4096, large), bytes.substr(3)}};
+  // On a disk and in memory, where there are no direct writes.
+  for (const std::filesystem::path& root :
+       {std::filesystem::current_path(), std::filesystem::path("/dev/shm")}) {
+    for (std::size_t i = 0; i < files.size(); ++i) {
+      SCOPED_TRACE(root.string() + " " + std::to_string(i));
+      const auto path = root / ("dd2-file-test-" + std::to_string(::getpid()));
+      auto file = RealFileSystem().Create(path);
+      ASSERT_TRUE(file) << file.error().message();
+      std::string expected;
+      for (const std::string_view piece : files[i]) {
+        ASSERT_TRUE((*file)->Append(BytesOf(piece)));
+        expected += piece;
+      }
+      ASSERT_TRUE((*file)->Sync());
+      ASSERT_TRUE((*file)->Close());
+      EXPECT_TRUE(ReadAll(path) == expected);
+      ASSERT_TRUE(RealFileSystem().Remove(path));
+    }
+  }
 }
 
 TEST(FileSystemTest, AFullDiskSaysSo) {
