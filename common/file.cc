@@ -9,7 +9,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 namespace dd2 {
@@ -55,6 +57,8 @@ int WriteFully(int descriptor, const char* data, std::size_t size) {
   return 0;
 }
 
+// A holder that was killed keeps its lock until the kernel has taken it down.
+constexpr std::chrono::milliseconds kLockPatience{1000};
 // What direct writes need of address, length and position on every disk that we know.
 constexpr std::size_t kBlock = 4096;
 constexpr std::size_t kDirectBytesMin = std::size_t{1} << 20;
@@ -255,10 +259,15 @@ Result<FileLock> FileLock::Acquire(const fs::path& path, std::string_view owner)
   if (descriptor < 0) return FromErrno(errno, "cannot open lock file", path);
   FileLock lock(descriptor);
   int failed = 0;
+  const auto deadline = std::chrono::steady_clock::now() + kLockPatience;
   while (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
     failed = errno;
     if (failed == EINTR) continue;
     if (failed != EWOULDBLOCK) return FromErrno(failed, "cannot lock", path);
+    if (std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      continue;
+    }
     auto holder = RealFileSystem().Read(path);
     std::string who = holder && !holder->empty() ? *holder : std::string("somebody else");
     while (!who.empty() && who.back() == '\n') who.pop_back();
