@@ -33,6 +33,8 @@ struct Rule {
   const char* reason;
 };
 
+constexpr Side kDiskStall{"the longest wait of a rank for its disk", nullptr, timeouts::kDiskStall};
+
 constexpr Rule kRules[] = {
     {DD2_SETTING(heartbeat_interval), 5, true, DD2_SETTING(heartbeat_expiry),
      "a few late beats are not a lost peer"},
@@ -42,6 +44,10 @@ constexpr Rule kRules[] = {
      "a silent rank is noticed before the others give up"},
     {DD2_SETTING(stall), 1, false, DD2_SETTING(collective),
      "the coordinator removes a hanging rank before the others give up"},
+    {kDiskStall, 1, false, DD2_SETTING(collective),
+     "a rank may wait for its disk while the others wait for it"},
+    {kDiskStall, 1, false, DD2_SETTING(unwind),
+     "a rank that waits for its disk must end that first"},
     {DD2_SETTING(collective), 1, false, DD2_SETTING(stop),
      "a stop may have to wait for a whole collective"},
     {DD2_SETTING(checkpoint_parts), 1, false, DD2_SETTING(stop),

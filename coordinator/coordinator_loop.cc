@@ -127,9 +127,11 @@ Status CoordinatorLoop::Do(const Action& action) {
     // take space. What stays behind is removed at the next start.
     static_cast<void>(RemoveUncommitted(files_, checkpoints, publish->manifest.checkpoint_id()));
   } else if (const auto* removal = std::get_if<DeleteAction>(&action)) {
-    // It is journalled as dropped: what stays behind is removed at the next start.
-    static_cast<void>(
-        DeleteCheckpoint(files_, options_.run_folder / "checkpoints", removal->checkpoint_id));
+    // It is journalled as dropped: what stays behind is removed at the next start. Parts of older
+    // ones are void, and might take the space that the next save needs.
+    const auto checkpoints = options_.run_folder / "checkpoints";
+    static_cast<void>(DeleteCheckpoint(files_, checkpoints, removal->checkpoint_id));
+    static_cast<void>(RemoveUncommitted(files_, checkpoints, removal->checkpoint_id));
   } else if (const auto* bad = std::get_if<QuarantineAction>(&action)) {
     return QuarantineCheckpoint(files_, options_.run_folder, bad->checkpoint_id, bad->reason,
                                 clock_.UnixMs());

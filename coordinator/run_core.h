@@ -148,6 +148,7 @@ class RunCore {
   void OnWorkerDone(WorkerMember& member, bool stopped, Moment at, Actions& out);
   void ReleaseWorkers(Moment at, Actions& out);
   bool AllWorkersDone() const;
+  std::string HowItStopped() const;
   void CheckReleased(Moment at, Actions& out);
   void Fail(const std::string& reason, Moment at, Actions& out, ExitCode code = kExitRunFailed);
   void End(RunWord outcome, const std::string& message, Moment at, Actions& out);

@@ -125,12 +125,27 @@ void RunCore::ReleaseWorkers(Moment at, Actions& out) {
   CheckReleased(at, out);
 }
 
+std::string RunCore::HowItStopped() const {
+  const auto newest = checkpoint_positions_.find(ledger_.newest());
+  const RunPosition position = scheduler_.position();
+  if (newest != checkpoint_positions_.end() && newest->second >= position) {
+    return "stopped on request after checkpoint " + newest->first;
+  }
+  std::string text = "stopped on request, but the checkpoint before it failed";
+  if (!state_.checkpoints.empty() && !state_.checkpoints.back().reason.empty()) {
+    text += " (" + state_.checkpoints.back().reason + ")";
+  }
+  return text + (newest == checkpoint_positions_.end()
+                     ? ": there is none, a resumed run begins anew"
+                     : ": the newest is " + newest->first + ", what came after is done again");
+}
+
 void RunCore::CheckReleased(Moment at, Actions& out) {
   if (!AllWorkersDone()) return;
   if (stage_ == Stage::kFinishing) {
     End(RunWord::kFinished, "", at, out);
   } else if (stage_ == Stage::kStopping && members_.formed()) {
-    End(RunWord::kStopped, "stopped on request after checkpoint " + ledger_.newest(), at, out);
+    End(RunWord::kStopped, HowItStopped(), at, out);
   }
 }
 

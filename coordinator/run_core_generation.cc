@@ -54,7 +54,9 @@ void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Mo
   attempts_ = std::max(attempts_, hello.attempt());
   domain.running = hello.running();
   domain.started = at.now;
-  if (!members_.formed()) deadline_ = std::max(*deadline_, at.now + 2 * times().workers_join);
+  if (!members_.formed() && stage_ == Stage::kActive) {
+    deadline_ = std::max(*deadline_, at.now + 2 * times().workers_join);
+  }
   Event(at, "member",
         "agent of domain '" + hello.domain() + "' joined from " + hello.host() + " (pid " +
             std::to_string(hello.pid()) + ")");
@@ -82,7 +84,9 @@ void RunCore::StartDomain(DomainMember& domain, Moment at, Actions& out) {
   start.set_threads_per_rank(options_.config.threads_per_rank);
   start.set_attempt(domain.attempt);
   SendTo(domain.agent->connection, std::move(envelope), out);
-  if (!members_.formed()) deadline_ = at.now + times().workers_join;
+  if (!members_.formed() && stage_ == Stage::kActive) {
+    deadline_ = at.now + times().workers_join;
+  }
 }
 
 void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
@@ -244,6 +248,8 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
     return;
   }
   if (stage_ == Stage::kFinishing || (stage_ == Stage::kStopping && AllWorkersDone())) return;
+  // That its workers are done may still be on its way, over their own connections.
+  if (stage_ == Stage::kStopping && exited.exit_status() == 0) return;
   const std::string how = DescribeExit(exited.exit_status());
   const std::string end = "mpirun of domain '" + domain.name + "' " + how;
   std::string reason = end;
@@ -306,7 +312,7 @@ void RunCore::BreakGeneration(const std::string& reason, bool failure, Moment at
   trouble_deadline_.reset();
   gather_deadline_ = at.now + times().unwind;
   broken_at_ = at.now;
-  deadline_ = at.now + times().workers_join;
+  if (stage_ == Stage::kActive) deadline_ = at.now + times().workers_join;
   proto::JournalRecord record;
   record.mutable_generation_broken()->set_generation(members_.generation().value());
   record.mutable_generation_broken()->set_reason(reason);
@@ -403,7 +409,7 @@ void RunCore::Form(Moment at, Actions& out) {
   Journal(std::move(record), out);
   out.emplace_back(GenerationAction{members_.generation()});
   ever_formed_ = true;
-  timer_.Restart(at.now);
+  if (!plan.start) timer_.Restart(at.now);
   last_formed_ = members_.generation();
   for (IncidentState& incident : state_.open_incidents) {
     incident.generation = state_.generation;

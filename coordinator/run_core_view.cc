@@ -148,9 +148,14 @@ void RunCore::TakeOver(Moment at, Actions& out) {
   OpenIncident("coordinator", "", "the coordinator died and was started again", at);
   ever_formed_ = start_.worked;
   last_formed_ = start_.last_formed;
-  deadline_ = at.now + times().workers_join;
+  if (stage_ == Stage::kActive) deadline_ = at.now + times().workers_join;
   gather_deadline_ = at.now + times().reattach;
   broken_at_ = at.now;
+  std::int64_t age_ms = 0;
+  if (!start_.checkpoints.empty()) {
+    age_ms = std::max<std::int64_t>(0, at.unix_ms - start_.checkpoints.back().committed_unix_ms());
+  }
+  timer_.Restart(at.now - std::chrono::milliseconds(age_ms));
   if (!start_.orphan) {
     Event(at, "run", "taken over by a new coordinator; no generation had been formed");
     return;
@@ -163,7 +168,6 @@ void RunCore::TakeOver(Moment at, Actions& out) {
     awaited_.insert(static_cast<std::int32_t>(rank));
   }
   scheduler_.Continue(start_.orphan->granted_end, at.now);
-  timer_.Restart(at.now);
   scheduler_.SetPaused(desired_.paused(), at.now);
   Event(at, "run",
         "taken over by a new coordinator; waiting for the " + std::to_string(members.size()) +

@@ -10,6 +10,11 @@ namespace dd2 {
 
 namespace {
 
+// Its domain's mpirun ends, and has last words.
+bool IsLoss(const IncidentState& incident) {
+  return incident.kind == "lost" || incident.kind == "hang" || incident.kind == "failed";
+}
+
 double SecondsSince(const IncidentState& incident, Moment at) {
   return static_cast<double>(at.unix_ms - incident.unix_ms) / 1000.0;
 }
@@ -88,7 +93,7 @@ void RunCore::CheckGenerations(Moment at, Actions& out) {
     if (ever_formed_ && domain.running && !domain.dismissed && !members_.Whole(domain) &&
         at.now - domain.started >= times().workers_join) {
       domain.started = at.now;
-      deadline_ = at.now + times().workers_join;
+      if (stage_ == Stage::kActive) deadline_ = at.now + times().workers_join;
       LoseDomain(domain, "not all workers of domain '" + name + "' joined in time", "lost", at,
                  out);
     }
@@ -125,18 +130,25 @@ void RunCore::DropAbsent(Moment at, Actions& out) {
     TryForm(at, out);
     return;
   }
+  // All of them first: once the last one that hangs is gone the others form, and are not ready
+  // then.
+  std::vector<std::pair<DomainMember*, std::string>> absent;
   for (auto& [name, domain] : members_.domains()) {
     const bool hangs = std::any_of(domain.workers.begin(), domain.workers.end(),
                                    [](const auto& entry) { return !entry.second.ready; });
     // After a restart of the coordinator: some of its workers came back, others did not.
     const bool torn = start_.recovered && !domain.workers.empty() && !members_.Whole(domain);
     if (!hangs && !torn) continue;
-    LoseDomain(domain,
-               "a worker of domain '" + name +
-                   (hangs ? "' did not stop in time when it was told to"
-                          : "' did not come back to the restarted coordinator"),
-               "hang", at, out);
+    // It came back, and is told to stop only now: what it is in must end first.
+    if (!torn && at.now - broken_at_ < times().unwind) {
+      gather_deadline_ = broken_at_ + times().unwind;
+      continue;
+    }
+    absent.emplace_back(&domain, "a worker of domain '" + name +
+                                     (hangs ? "' did not stop in time when it was told to"
+                                            : "' did not come back to the restarted coordinator"));
   }
+  for (const auto& [domain, reason] : absent) LoseDomain(*domain, reason, "hang", at, out);
 }
 
 // All ranks enter the same collectives: who is behind the others and does not move hangs.
@@ -178,7 +190,7 @@ void RunCore::OpenIncident(const std::string& kind, const std::string& domain,
 void RunCore::KeepLastWords(const std::string& domain, const std::string& end,
                             const std::string& evidence, Moment at) {
   const auto waits = [&domain](const IncidentState& incident) {
-    return incident.domain == domain && incident.exited_seconds < 0;
+    return IsLoss(incident) && incident.domain == domain && incident.exited_seconds < 0;
   };
   std::vector<IncidentState>& open = state_.open_incidents;
   if (std::none_of(open.begin(), open.end(), waits)) OpenIncident("lost", domain, end, at);
@@ -203,9 +215,7 @@ void RunCore::CloseIncidents(bool all, Moment at, Actions& out) {
   std::vector<IncidentState> open;
   for (IncidentState& incident : state_.open_incidents) {
     // The survivors may be quicker than the last words of a domain that ends.
-    const bool loss =
-        incident.kind == "lost" || incident.kind == "hang" || incident.kind == "failed";
-    const bool told = !loss || incident.domain.empty() || incident.exited_seconds >= 0 ||
+    const bool told = !IsLoss(incident) || incident.exited_seconds >= 0 ||
                       at.unix_ms - incident.unix_ms >= timeouts::kLastWords.count();
     if (!all && (incident.resumed_seconds < 0 || !told)) {
       open.push_back(std::move(incident));

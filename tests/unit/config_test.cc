@@ -152,6 +152,12 @@ TEST(Config, TimeoutsAreSecondsAndFitTogether) {
             "peer\n"
             "--set: timeouts.stall: timeouts.stall (50 s) must be less than timeouts.collective "
             "(40 s): the coordinator removes a hanging rank before the others give up\n"
+            "a/b.yaml:1: timeouts.collective: the longest wait of a rank for its disk (240 s) must "
+            "be less than timeouts.collective (40 s): a rank may wait for its disk while the "
+            "others wait for it\n"
+            "a/b.yaml:1: timeouts.unwind: the longest wait of a rank for its disk (240 s) must be "
+            "less than timeouts.unwind (20 s): a rank that waits for its disk must end that "
+            "first\n"
             "a/b.yaml:1: timeouts.unwind: the time in which ranks meet (20 s) must be less than "
             "timeouts.unwind (20 s): a rank that waits for another one to meet it must end that "
             "first");

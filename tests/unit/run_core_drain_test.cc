@@ -397,5 +397,37 @@ TEST_F(DrainTest, WhereAllIsLostAnAgentThatStaysAwayIsNotWaitedForLong) {
   EXPECT_TRUE(assigned());
 }
 
+TEST_F(DrainTest, OneThatDoesNotStopWhenItIsToldToIsLostAlone) {
+  options_.config.timeouts.unwind = std::chrono::seconds(20);
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 3);
+  Join('c');  // everybody is told to stop; a does not
+  SayRegrouped('b', 3);
+  for (int second = 0; second < 19; ++second) {
+    proto::Envelope beat;
+    beat.mutable_heartbeat()->set_phase(0);
+    for (const char domain : {'a', 'b', 'c'}) {
+      Say(Worker(domain), beat, Gathered());
+      Say(Agent(domain), beat, 0);
+    }
+    Tick(std::chrono::seconds(1));
+  }
+  Tick(std::chrono::seconds(1));
+  const auto closed = [this](ConnectionId worker) {
+    return std::ranges::any_of(log_, [worker](const Action& action) {
+      const auto* close = std::get_if<CloseAction>(&action);
+      return close != nullptr && close->connection == worker;
+    });
+  };
+  EXPECT_TRUE(closed(Worker('a')));
+  for (const char domain : {'b', 'c'}) {
+    EXPECT_FALSE(closed(Worker(domain))) << domain;
+    const auto sent = SentTo(Worker(domain));
+    EXPECT_EQ(std::ranges::count_if(sent, [](const auto& e) { return e.has_assignment(); }), 1);
+  }
+}
+
 }  // namespace
 }  // namespace dd2

@@ -171,7 +171,7 @@ void ControlClient::Handle(const proto::Envelope& envelope) {
       SetRecorded(envelope.resumed().recorded());
       committed_ = std::max(committed_, envelope.resumed().committed_checkpoint());
     }
-    ForgetDecided();
+    ForgetDecided(false);
   }
   changed_.notify_all();
   if (envelope.has_regroup() && options_.abort_before) {
@@ -179,16 +179,19 @@ void ControlClient::Handle(const proto::Envelope& envelope) {
   }
 }
 
-// A failure of this rank is kept until a checkpoint is committed: a coordinator that was restarted
-// may not know of it, and some ranks may not have heard.
-void ControlClient::ForgetDecided() {
-  std::erase_if(kept_, [this](const proto::Envelope& kept) {
-    if (kept.has_part_failed()) return kept.part_failed().checkpoint_id() <= committed_;
-    if (!kept.has_part_report()) return false;
-    const proto::PartReport& report = kept.part_report();
-    return report.checkpoint_id() <= committed_ ||
-           (failed_ && failed_->checkpoint_id() == report.checkpoint_id() &&
-            failed_->attempt() >= report.attempt());
+// What every rank said of a save that failed is kept until a checkpoint is committed or the next
+// save is reported: a coordinator that was restarted may not know of it, and some ranks may not
+// have heard.
+void ControlClient::ForgetDecided(bool failures) {
+  std::erase_if(kept_, [this, failures](const proto::Envelope& kept) {
+    if (!kept.has_part_failed() && !kept.has_part_report()) return false;
+    const auto [id, attempt] =
+        kept.has_part_failed()
+            ? std::pair(kept.part_failed().checkpoint_id(), kept.part_failed().attempt())
+            : std::pair(kept.part_report().checkpoint_id(), kept.part_report().attempt());
+    return id <= committed_ ||
+           (failures && failed_ &&
+            std::pair(id, attempt) <= std::pair(failed_->checkpoint_id(), failed_->attempt()));
   });
 }
 
@@ -384,6 +387,10 @@ void ControlClient::SendKept(std::uint64_t generation, proto::Envelope envelope)
 }
 
 void ControlClient::SendPart(std::uint64_t generation, proto::Envelope envelope) {
+  {
+    const std::lock_guard lock(mutex_);
+    ForgetDecided(true);
+  }
   SendKept(generation, std::move(envelope));
 }
 

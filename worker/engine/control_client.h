@@ -100,7 +100,7 @@ class ControlClient final : public CommitChannel {
   Status SendNow(proto::Envelope envelope, std::uint64_t generation);
   // And again after a reconnection, while `generation` lasts.
   void SendKept(std::uint64_t generation, proto::Envelope envelope);
-  void ForgetDecided();
+  void ForgetDecided(bool failures);
   void SendProgress(const proto::Progress& progress);
   bool over() const { return generation_ > working_; }
   // Waits on changed_ until `ready` (called with mutex_ held), the generation is over, or the
