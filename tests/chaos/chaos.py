@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import statistics
 import sys
@@ -101,20 +102,37 @@ class Deck:
         return self.cards.pop()
 
 
+NOTICED_SECONDS_MAX = 30
+
+
+def caused(fault, incident, until):
+    """Whether the incident is about the process or domain that was hit; where the fault names none, whether
+    it came before the next fault."""
+    noticed = incident["unix_ms"] / 1000 - fault["unix"]
+    if incident["kind"] == "joined" or not -0.05 <= noticed <= NOTICED_SECONDS_MAX:
+        return False
+    pid = re.search(r"pid (\d+)", fault["detail"])
+    domain = re.match(r"(local|far)-\d+", fault["detail"])
+    if fault["kind"] == "kill coordinator":
+        return incident["kind"] == "coordinator"
+    if domain:
+        return incident["domain"] == domain.group()
+    if pid and "agent" not in fault["kind"]:
+        return f"(pid {pid.group(1)})" in incident["reason"]
+    return incident["unix_ms"] / 1000 <= until
+
+
 def join_incidents(run, done):
-    """Gives each fault the first incident that it can have caused."""
+    """Gives each fault the first incident that it has caused."""
     incidents = kinds.incidents(run)
     for number, fault in enumerate(done):
         until = done[number + 1]["unix"] if number + 1 < len(done) else float("inf")
         for incident in incidents:
-            noticed = incident["unix_ms"] / 1000 - fault["unix"]
-            if incident.get("taken") or noticed < -0.05 or incident["unix_ms"] / 1000 > until:
-                continue
-            if incident["kind"] == "joined":
+            if incident.get("taken") or not caused(fault, incident, until):
                 continue
             incident["taken"] = True
-            fault["noticed"] = max(0, noticed)
-            fault["resumed"] = max(0, noticed) + incident["resumed_seconds"]
+            fault["noticed"] = max(0, incident["unix_ms"] / 1000 - fault["unix"])
+            fault["resumed"] = fault["noticed"] + incident["resumed_seconds"]
             fault["steps_lost"] = incident["steps_lost"]
             fault["reason"] = incident["reason"].splitlines()[0]
             break

@@ -2,11 +2,16 @@
 // dd2-agent through mpirun; the other commands are what `dd2 teacher train | sample | eval |
 // export` hand over.
 
+#include <execinfo.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <optional>
@@ -65,11 +70,52 @@ void TieToParent() {
 
 // What mpirun has not passed on yet is lost when its domain is killed, so the reason of this
 // worker's end goes into the domain's log directly.
-void KeepLastWords(const WorkerOptions& options, const Error& error) {
-  std::ofstream log(options.run / "logs" / ("domain-" + options.domain + ".log"),
-                    std::ios::app | std::ios::binary);
+std::filesystem::path DomainLog(const WorkerOptions& options) {
+  return options.run / "logs" / ("domain-" + options.domain + ".log");
+}
+
+void KeepLastWords(const WorkerOptions& options, const std::string& words) {
+  std::ofstream log(DomainLog(options), std::ios::app | std::ios::binary);
   log << "worker " + std::to_string(options.local_rank) + " (pid " + std::to_string(getpid()) +
-             "): " + error.message() + " (" + std::string(CodeName(error.code())) + ")\n";
+             "): " + words + "\n";
+}
+
+int crash_log = -1;  // open while there is a run
+
+// Only what may be called in a signal handler; then the signal does what it would have done.
+void OnCrash(int number) {
+  if (crash_log >= 0) {
+    constexpr char kText[] = "a worker crashed; where it was, innermost first:\n";
+    [[maybe_unused]] const ssize_t written = write(crash_log, kText, sizeof(kText) - 1);
+    void* frames[64];
+    backtrace_symbols_fd(frames, backtrace(frames, 64), crash_log);
+  }
+  signal(number, SIG_DFL);
+  raise(number);
+}
+
+// A thread of a library may end us with an exception that nobody catches.
+[[noreturn]] void OnTerminate() {
+  std::string what = "an exception that nobody catches";
+  try {
+    if (std::current_exception()) std::rethrow_exception(std::current_exception());
+  } catch (const std::exception& exception) {
+    what += std::string(": ") + exception.what();
+  } catch (...) {
+  }
+  what += "\n";
+  if (crash_log >= 0) {
+    [[maybe_unused]] const ssize_t written = write(crash_log, what.data(), what.size());
+  }
+  std::abort();
+}
+
+void KeepCrashes(const WorkerOptions& options) {
+  crash_log = open(DomainLog(options).c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  void* frame = nullptr;
+  backtrace(&frame, 1);  // loads what it needs, which a handler must not do
+  for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) signal(number, OnCrash);
+  std::set_terminate(OnTerminate);
 }
 
 int RunCommand(const Arguments& arguments) {
@@ -83,6 +129,7 @@ int RunCommand(const Arguments& arguments) {
   if (!domain) return Fail(domain.error());
   options->local_rank = domain->rank();
   options->local_size = domain->size();
+  KeepCrashes(*options);
   const Result<std::string> config = RealFileSystem().Read(options->run / "config.yaml");
   if (!config) return Fail(config.error());
   Status status = domain->AgreeOn("config.yaml", Hash128(*config).low);
@@ -92,7 +139,8 @@ int RunCommand(const Arguments& arguments) {
     status = outcome.error();
   }
   std::fflush(stdout);
-  KeepLastWords(*options, status.error());
+  KeepLastWords(*options, status.error().message() + " (" +
+                              std::string(CodeName(status.error().code())) + ")");
   // Without MPI_Finalize: mpirun then ends the whole domain, which dies as one.
   _exit(Fail(status.error()));
 }
@@ -114,6 +162,9 @@ int TrainTeacherCommand(const Arguments& arguments) {
 }  // namespace dd2
 
 int main(int argc, char** argv) {
+  // Gloo writes to sockets that a peer, or Abort(), has closed; it handles the error, not the
+  // signal (under Python, for which it was made, the signal is ignored).
+  signal(SIGPIPE, SIG_IGN);
   // c10d and the profiler log to standard error on their own.
   setenv("TORCH_CPP_LOG_LEVEL", "ERROR", 0);
   const std::string command = argc > 1 ? argv[1] : "";
