@@ -18,6 +18,7 @@
 #include <memory>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/clock.h"
@@ -60,11 +61,8 @@ class Listener final : public CommitChannel {
                                  std::chrono::milliseconds) override {
     return true;
   }
-  proto::Envelope Part() {
-    proto::Envelope envelope = part_.get_future().get();
-    part_ = {};
-    return envelope;
-  }
+  proto::Envelope Part() { return part_.get_future().get(); }
+  void Reset() { part_ = {}; }  // when nobody is about to say anything
 
  private:
   std::promise<proto::Envelope> part_;
@@ -120,6 +118,8 @@ class Bench {
     const double stalled = Now();
     const proto::Envelope part = listener_.Part();
     const double written = Now();
+    saver_->Wait();
+    listener_.Reset();
     if (!part.has_part_report()) return Error(Code::kUnavailable, part.part_failed().message());
     std::printf(
         "{\"stall\": %.6f, \"write\": %.6f, \"bytes\": %lld, \"ahead\": %lld, "
@@ -169,11 +169,14 @@ class Bench {
 
   Status Publish(const std::string& id, int count) {
     proto::CheckpointManifest manifest;
+    manifest.set_format_version(1);
     manifest.set_checkpoint_id(id);
     *manifest.mutable_header() = HeaderOf(state_, CheckpointIdentity(), count);
     for (int rank = 0; rank < count; ++rank) {
       DD2_TRY_ASSIGN(const std::string bytes, RealFileSystem().Read(Described(rank)));
-      manifest.add_parts()->ParseFromString(bytes);
+      if (!manifest.add_parts()->ParseFromString(bytes)) {
+        return Error(Code::kCorruption, Described(rank).string() + " does not parse");
+      }
     }
     DD2_TRY(PublishManifest(RealFileSystem(), folder_, manifest));
     std::printf("{}\n");

@@ -3,8 +3,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cstdlib>
-#include <memory>
+#include <cstdint>
+#include <vector>
 
 #include "common/file.h"
 #include "tests/unit/storage_testing.h"
@@ -49,10 +49,11 @@ TEST(FileSystemTest, CreatesAppendsReadsListsAndRemoves) {
 // Aligned pieces of a megabyte and more take another way to the disk than the others.
 TEST(FileSystemTest, PiecesOfAnySizeAndAlignmentFollowEachOther) {
   constexpr std::size_t kSize = std::size_t{5} << 20;
-  const std::unique_ptr<char[], decltype(&std::free)> memory(
-      static_cast<char*>(std::aligned_alloc(4096, kSize)), &std::free);
-  for (std::size_t i = 0; i < kSize; ++i) memory[i] = static_cast<char>(i * 31 + i / 4096);
-  const std::string_view bytes(memory.get(), kSize);
+  std::vector<char> memory(kSize + 4096);
+  char* const aligned =
+      memory.data() + 4096 - reinterpret_cast<std::uintptr_t>(memory.data()) % 4096;
+  for (std::size_t i = 0; i < kSize; ++i) aligned[i] = static_cast<char>(i * 31 + i / 4096);
+  const std::string_view bytes(aligned, kSize);
   const std::size_t large = std::size_t{2} << 20;
   // All aligned; a tail; an unaligned position, then one that is aligned again; unaligned memory.
   const std::vector<std::vector<std::string_view>> files = {
