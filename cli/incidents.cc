@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <ctime>
 
+#include "cli/format.h"
 #include "cli/report_data.h"
 #include "common/file.h"
 
@@ -124,13 +124,9 @@ std::string FormatIncident(const Incident& incident, const std::vector<std::stri
 }
 
 std::string FormatMoment(std::int64_t unix_ms) {
-  const auto seconds = static_cast<std::time_t>(unix_ms / 1000);
-  std::tm parts{};
-  localtime_r(&seconds, &parts);
-  char text[64];
-  const std::size_t length = std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &parts);
-  std::snprintf(text + length, sizeof text - length, ".%03d", static_cast<int>(unix_ms % 1000));
-  return text;
+  char milliseconds[8];
+  std::snprintf(milliseconds, sizeof milliseconds, ".%03d", static_cast<int>(unix_ms % 1000));
+  return FormatTime(unix_ms) + milliseconds;
 }
 
 Result<json::array> ReadIncidents(const std::filesystem::path& run) {

@@ -9,12 +9,9 @@
 #include "common/exit_codes.h"
 
 namespace dd2 {
-namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::seconds;
-
-}  // namespace
 
 std::vector<std::string> DomainNames(int domains) {
   if (domains == 1) return {"local"};

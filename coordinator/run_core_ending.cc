@@ -127,9 +127,12 @@ void RunCore::ReleaseWorkers(Moment at, Actions& out) {
 
 std::string RunCore::HowItStopped() const {
   const auto newest = checkpoint_positions_.find(ledger_.newest());
-  const RunPosition position = scheduler_.position();
-  if (newest != checkpoint_positions_.end() && newest->second >= position) {
-    return "stopped on request after checkpoint " + newest->first;
+  if (newest != checkpoint_positions_.end()) {
+    RunPosition held = newest->second;
+    if (IsAtEnd(held)) held = RunPosition{held.phase + 1, 0};  // as the scheduler calls it
+    if (held >= scheduler_.position()) {
+      return "stopped on request after checkpoint " + newest->first;
+    }
   }
   std::string text = "stopped on request, but the checkpoint before it failed";
   if (!state_.checkpoints.empty() && !state_.checkpoints.back().reason.empty()) {

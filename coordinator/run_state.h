@@ -117,7 +117,8 @@ struct MetricValue {
   double value = 0;
 };
 
-// A loss or an arrival that made the members stop and form again: who, why, and how long.
+// What made the members stop and form again (a loss, an arrival, a departure), or a save that
+// failed: who, why, and how long.
 struct IncidentState {
   std::int64_t unix_ms = 0;  // when it was noticed
   std::string kind;          // lost, hang, failed, joined, drained, communication, coordinator,

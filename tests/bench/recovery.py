@@ -20,6 +20,9 @@ import time
 import sides
 from bench import machine
 
+sys.path.insert(0, str(sides.ROOT / "tests" / "functional"))
+from dd2 import Run  # noqa: E402
+
 WARM_CYCLES = 6       # finished before the first kill, and after each recovery
 WAIT_SECONDS = 180
 FAULT_EVERY = 30      # seconds, as the rival figure in docs/PERFORMANCE.md
@@ -83,32 +86,25 @@ class Started:
         self.sink.close()
 
 
-class Ours:
+class Ours(Started):
     """csd cycles of `dd2 run` on `domains` x 1 rank."""
 
     def __init__(self, work, name, domains, config):
         self.run, self.domains = work / name, domains
-        self.started = Started([sides.BIN / "dd2", "run", config, "--run", self.run, "--domains", domains,
-                                "--ranks", 1, "--set", f"cache.path={work / 'cache'}"], work / f"{name}.log")
-
-    def __enter__(self):
-        self.started.__enter__()
-        return self
-
-    def __exit__(self, *problem):
-        self.started.__exit__(*problem)
+        super().__init__([sides.BIN / "dd2", "run", config, "--run", self.run, "--domains", domains,
+                          "--ranks", 1, "--set", f"cache.path={work / 'cache'}"], work / f"{name}.log")
 
     def cycles(self):
         return [{"cycle": line["step"], "time": line["time"]}
                 for line in lines(self.run / "metrics.jsonl") if line["kind"] == "csd"]
 
     def workers(self):
-        return [pid for pid, words in children(self.started.process.pid).items()
+        return [pid for pid, words in children(self.process.pid).items()
                 if words[0].endswith(b"dd2-worker")]
 
     def whole(self):
-        """All ranks are there and train."""
-        return len(self.workers()) == self.domains
+        """All ranks are in the generation."""
+        return Run(None, None, self.run, {}).members() == self.domains
 
     def incidents(self):
         return lines(self.run / "incidents.jsonl")
@@ -117,7 +113,7 @@ class Ours:
         return sum(incident["steps_lost"] for incident in self.incidents())
 
 
-class Rival:
+class Rival(Started):
     """The same cycles under torchrun with 2 processes, restarted from its last checkpoint."""
 
     def __init__(self, work, name, settings, checkpoint_every):
@@ -125,17 +121,10 @@ class Rival:
         self.folder.mkdir()
         job = self.folder / "job.json"
         job.write_text(json.dumps({"settings": settings, "threads": 1, "checkpoint_every": checkpoint_every}))
-        self.started = Started([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
-                                "--max-restarts", 1000, "--monitor-interval", "0.1",
-                                sides.HERE / "recovery_rival.py", job, self.folder], work / f"{name}.log",
-                               {**sides.RIVAL_ENVIRONMENT, "OMP_NUM_THREADS": "1"})
-
-    def __enter__(self):
-        self.started.__enter__()
-        return self
-
-    def __exit__(self, *problem):
-        self.started.__exit__(*problem)
+        super().__init__([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
+                          "--max-restarts", 1000, "--monitor-interval", "0.1",
+                          sides.HERE / "recovery_rival.py", job, self.folder], work / f"{name}.log",
+                         {**sides.RIVAL_ENVIRONMENT, "OMP_NUM_THREADS": "1"})
 
     def cycles(self):
         return lines(self.folder / "cycles.jsonl")

@@ -34,9 +34,7 @@ class Joined:
 
 
 def drained(run):
-    path = run.folder / "incidents.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [i for i in map(json.loads, lines) if i["kind"] == "drained"]
+    return [i for i in run.incidents() if i["kind"] == "drained"]
 
 
 def check(work):
@@ -76,7 +74,7 @@ def check(work):
     run.finish().wait_gone()
     third.ends(0)
     expect([i["domain"] for i in drained(run)] == ["local", "second"], str(drained(run)))
-    for incident in map(json.loads, (run.folder / "incidents.jsonl").read_text().splitlines()):
+    for incident in run.incidents():
         expect(incident["kind"] in ("joined", "drained"), str(incident))
         expect(incident["steps_lost"] == 0, str(incident))
         print(incident["kind"], incident["domain"], f"next step after {incident['resumed_seconds']} s")

@@ -1,27 +1,24 @@
 #include "worker/engine/checkpoint_saver.h"
 
-#include <cstdio>
+#include <cmath>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/timeouts.h"
 
 namespace dd2 {
 namespace {
+
+using std::chrono::milliseconds;
 
 // Parts of several domains are smaller, but their heads may say more: pieces that are cut at both
 // ends, longer numbers.
 constexpr std::size_t kHeadMargin = std::size_t{64} << 10;
 // A shorter wait for the save before is none to speak of.
 constexpr double kWaitWorthALine = 0.05;
-
-std::string Seconds(double seconds) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.2f s", seconds);
-  return text;
-}
 
 }  // namespace
 
@@ -94,7 +91,8 @@ Status CheckpointSaver::Save(bool for_commit) {
   const TimePoint start = clock.Now();
   DD2_TRY(Begin(id));
   if (stall_.waited_seconds > kWaitWorthALine) {
-    LogInfo("checkpoint " + id + " waited " + Seconds(stall_.waited_seconds) +
+    LogInfo("checkpoint " + id + " waited " +
+            FormatSeconds(milliseconds(std::llround(stall_.waited_seconds * 1000))) +
             " for the one before it to be written");
   }
   if (for_commit) DD2_TRY(WaitForDecision());
