@@ -58,6 +58,8 @@ constexpr Setting<RunConfig> kRunSettings[] = {
      [](RunConfig& c) -> SettingField { return &c.checkpoint.keep_best; }},
     {{"checkpoint.interval", "seconds", 0, 0, kPlain, "Time between checkpoints, besides those of the phases: seconds, off, or auto: from what a checkpoint costs and how often the run was hit (Young/Daly)."},
      [](RunConfig& c) -> SettingField { return &c.checkpoint.interval; }},
+    {{"checkpoint.memory_every", "steps", 0, kUpdatesMax, kPlain, "Steps of training between snapshots in shared memory, from which workers that are started again go on; 0: none."},
+     [](RunConfig& c) -> SettingField { return &c.checkpoint.memory_every; }},
     {{"eval.samples", "images", 10, 1e6, kPlain, "Images of the final evaluation, equally many of each class."},
      [](RunConfig& c) -> SettingField { return &c.eval.samples; }},
     {{"eval.curve_samples", "images", 10, 1e6, kPlain, "Images of each point of the FDr curve."},

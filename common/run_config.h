@@ -63,6 +63,7 @@ struct CheckpointConfig {
   int keep_every = 0;             // and every k-th that was ever committed, for good; 0: none
   int keep_best = 0;              // and the n with the best FDr; 0: none. Others are deleted
   std::string interval = "auto";  // ParseCheckpointInterval
+  int memory_every = 10;          // steps of training between snapshots in memory; 0: none
 };
 // When checkpoints are made besides those at the borders that phases set.
 struct CheckpointInterval {

@@ -87,7 +87,8 @@ struct OrphanGeneration {
 // Where this life of the run begins; all default for a new run.
 struct CoreStart {
   bool resumed = false;
-  Generation generation{1};  // larger than any announced before
+  Generation generation{1};        // larger than any announced before
+  Generation first_generation{1};  // of this life of the run
   RunPosition position;
   double seconds_before = 0;       // of phase position.phase, at the checkpoint
   std::string restore_checkpoint;  // verified; empty: from the beginning

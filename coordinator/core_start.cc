@@ -28,6 +28,7 @@ void StartFromCheckpoint(const JournalView& view, CoreStart& start) {
   start.resumed = view.started;
   start.failures += EndedByFailure(view) ? 1 : 0;
   start.generation = Generation(view.last_generation.value() + 1);
+  start.first_generation = start.generation;
   if (view.checkpoints.empty()) return;
   const proto::CheckpointHeader& header = view.checkpoints.back().header();
   start.position = RunPosition{header.phase(), header.step()};
@@ -45,6 +46,7 @@ void StartTakingOver(const JournalView& view, const std::vector<PhaseConfig>& ph
                      RunPosition recorded, std::int64_t unix_ms, CoreStart& start) {
   Fill(view, start);
   start.recovered = true;
+  start.first_generation = view.first_generation;
   start.worked = view.started;
   start.last_formed = view.last_formed;
   start.desired = view.desired;

@@ -81,6 +81,7 @@ JournalView ReplayJournal(std::span<const proto::JournalRecord> records) {
         view.formed.clear();
         view.drained.clear();
         saw_generation(record.run_started().generation());
+        view.first_generation = Generation(record.run_started().generation());
         break;
       case proto::JournalRecord::kGenerationFormed:
         saw_generation(record.generation_formed().generation());

@@ -16,6 +16,12 @@ std::string Name(const proto::WorkerHello& hello) {
 
 }  // namespace
 
+bool IsFresh(const DomainMember& domain) {
+  return std::all_of(domain.workers.begin(), domain.workers.end(), [](const auto& entry) {
+    return entry.second.ready && !entry.second.held.has_state();
+  });
+}
+
 Membership::Membership(std::int32_t ranks, Generation next) : ranks_(ranks), generation_(next) {
   DD2_CHECK(ranks >= 1);
   DD2_CHECK(next.value() >= 1);
@@ -104,7 +110,7 @@ Status Membership::AddWorker(ConnectionId connection, std::string address, proto
   DD2_TRY(CheckNumbers(hello));
   const std::string name = hello.domain();
   const std::int32_t local_rank = hello.local_rank();
-  const bool ready = !hello.resumes() || said == generation_;
+  const bool ready = !hello.resumes();
   Insert(connection, std::move(address), std::move(hello), now);
   domains_[name].workers[local_rank].ready = ready;
   return Status();

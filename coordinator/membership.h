@@ -53,8 +53,12 @@ struct DomainMember {
   std::optional<TimePoint> start_at;             // it is to be started again then
   std::int32_t failures = 0;                     // ends in a row without a time of work between
   bool worked = false;     // it had ranks in a generation since its last start
+  bool killed = false;     // its agent, on this connection, was told to kill it
   bool dismissed = false;  // drained: its agent was told to leave
 };
+
+// None of its workers, if it has any, was ever in a generation.
+bool IsFresh(const DomainMember& domain);
 
 // Who belongs to the run. A generation is the fence: it is formed once, from whole domains, and a
 // message of an older (or unknown newer) one is refused (design 2).
@@ -69,7 +73,7 @@ class Membership {
 
   // kFailedPrecondition: this domain has an agent already.
   Status AddAgent(ConnectionId connection, proto::AgentHello hello, TimePoint now);
-  // A fresh worker, or one that comes back to be gathered (then `held` is what it says). kAborted:
+  // A fresh worker, which is ready, or one that comes back to be gathered. kAborted:
   // it works in a generation that is over. kInvalidArgument: the numbers of the hello contradict
   // the run or each other. kFailedPrecondition: another numeric mode than the workers that are
   // here.

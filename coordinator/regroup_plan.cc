@@ -1,9 +1,9 @@
 #include "coordinator/regroup_plan.h"
 
 #include <algorithm>
-#include <tuple>
 
 #include "common/check.h"
+#include "proto/position.h"
 
 namespace dd2 {
 
@@ -11,22 +11,27 @@ namespace {
 
 using Means = proto::GenerationMember::Means;
 
-auto Key(const proto::Position& position) {
-  return std::make_tuple(position.phase(), position.step(), position.updates());
-}
-
-bool Same(const proto::Position& a, const proto::Position& b) { return Key(a) == Key(b); }
-
 // How one rank gets to `start`; nothing: only by receiving it.
-std::optional<Means> Reach(const proto::HeldState& held, const proto::Position& start,
-                           const std::vector<PhaseConfig>& phases) {
-  if (!held.has_state()) return std::nullopt;
+struct Way {
+  Means means = proto::GenerationMember::KEEP;
+  std::optional<proto::Position> snapshot;  // RECALL
+};
+std::optional<Way> Reach(const proto::HeldState& held, const proto::Position& start,
+                         const std::vector<PhaseConfig>& phases) {
   const proto::Position goal = Normalised(start, phases);
-  if (Same(Normalised(held.position(), phases), goal)) return proto::GenerationMember::KEEP;
-  if (!held.pending()) return std::nullopt;
-  proto::Position next = held.position();
-  next.set_updates(next.updates() + 1);
-  if (Same(Normalised(next, phases), goal)) return proto::GenerationMember::ROLL;
+  if (held.has_state()) {
+    if (Same(Normalised(held.position(), phases), goal)) return Way();
+    proto::Position next = held.position();
+    next.set_updates(next.updates() + 1);
+    if (held.pending() && Same(Normalised(next, phases), goal)) {
+      return Way{.means = proto::GenerationMember::ROLL, .snapshot = std::nullopt};
+    }
+  }
+  for (const proto::MemorySnapshot& snapshot : held.snapshots()) {
+    if (Same(Normalised(snapshot.position(), phases), goal)) {
+      return Way{.means = proto::GenerationMember::RECALL, .snapshot = snapshot.position()};
+    }
+  }
   return std::nullopt;
 }
 
@@ -37,12 +42,18 @@ bool Reaches(const CandidateDomain& domain, const proto::Position& start,
   });
 }
 
-// Held positions, newest first, each once.
-std::vector<proto::Position> Candidates(const std::vector<CandidateDomain>& domains) {
+// Positions that are held or in memory, newest first, each once.
+std::vector<proto::Position> Candidates(const std::vector<CandidateDomain>& domains,
+                                        const std::vector<PhaseConfig>& phases) {
   std::vector<proto::Position> positions;
   for (const CandidateDomain& domain : domains) {
     for (const proto::HeldState& held : domain.held) {
       if (held.has_state()) positions.push_back(held.position());
+      // Only with its peers: else another domain might get there that has it under another name
+      // alone, and nobody would stand at it exactly.
+      for (const proto::MemorySnapshot& one : held.snapshots()) {
+        if (Reaches(domain, one.position(), phases)) positions.push_back(one.position());
+      }
     }
   }
   std::sort(positions.begin(), positions.end(),
@@ -53,46 +64,13 @@ std::vector<proto::Position> Candidates(const std::vector<CandidateDomain>& doma
 
 }  // namespace
 
-std::int32_t UpdatesOfStep(const PhaseConfig& phase) {
-  switch (phase.kind) {
-    case PhaseKind::kCsd: return phase.guidance_updates + 1;
-    case PhaseKind::kGts:
-    case PhaseKind::kRegress:
-    case PhaseKind::kAlign: return 1;
-    case PhaseKind::kTeacherCheck:
-    case PhaseKind::kSample:
-    case PhaseKind::kEval:
-    case PhaseKind::kExport: return 0;
-  }
-  return 0;
-}
-
-bool Before(const proto::Position& a, const proto::Position& b) { return Key(a) < Key(b); }
-
-proto::Position Normalised(const proto::Position& position,
-                           const std::vector<PhaseConfig>& phases) {
-  proto::Position normal = position;
-  const auto index = static_cast<std::size_t>(std::max(0, position.phase()));
-  if (index >= phases.size()) return normal;
-  const std::int32_t updates = UpdatesOfStep(phases[index]);
-  if (updates > 0 && normal.updates() >= updates) {
-    normal.set_step(normal.step() + 1);
-    normal.set_updates(0);
-  }
-  if (normal.updates() == 0 && normal.step() >= phases[index].steps) {
-    normal.set_phase(normal.phase() + 1);
-    normal.set_step(0);
-  }
-  return normal;
-}
-
 RegroupPlan PlanRegroup(const std::vector<CandidateDomain>& domains,
                         const std::vector<PhaseConfig>& phases) {
   DD2_CHECK(!domains.empty());
   RegroupPlan plan;
   std::vector<const CandidateDomain*> order;
   for (const CandidateDomain& domain : domains) order.push_back(&domain);
-  for (const proto::Position& position : Candidates(domains)) {
+  for (const proto::Position& position : Candidates(domains, phases)) {
     const auto reaches = [&](const CandidateDomain* domain) {
       return Reaches(*domain, position, phases);
     };
@@ -111,11 +89,14 @@ RegroupPlan PlanRegroup(const std::vector<CandidateDomain>& domains,
       member.set_local_rank(static_cast<std::int32_t>(i));
       member.set_local_size(static_cast<std::int32_t>(domain->held.size()));
       if (plan.start) {
-        member.set_means(whole ? *Reach(domain->held[i], *plan.start, phases)
-                               : proto::GenerationMember::RECEIVE);
+        const std::optional<Way> way =
+            whole ? Reach(domain->held[i], *plan.start, phases) : std::nullopt;
+        member.set_means(way ? way->means : proto::GenerationMember::RECEIVE);
+        if (way && way->snapshot) *member.mutable_snapshot() = *way->snapshot;
         // It may be in a domain that receives its tensors: its small state still leads.
         const bool exact =
-            domain->held[i].has_state() && Same(domain->held[i].position(), *plan.start);
+            (domain->held[i].has_state() && Same(domain->held[i].position(), *plan.start)) ||
+            (member.has_snapshot() && Same(member.snapshot(), *plan.start));
         if (!found && exact) {
           plan.source = static_cast<std::int32_t>(plan.members.size());
           found = true;

@@ -93,6 +93,8 @@ class RunCore {
   void OnReturn(ConnectionId from, const std::string& address, const proto::Envelope& envelope,
                 Moment at, Actions& out);
   bool IsAwaited(const proto::WorkerHello& hello) const;
+  // A worker of the last generation is welcome with the state that it holds.
+  bool MayReturn(const proto::WorkerHello& hello, Generation said) const;
   void OnDomainExited(DomainMember& domain, const proto::DomainExited& exited, Moment at,
                       Actions& out);
   void OnWorkerFailed(const WorkerMember& member, const proto::WorkerFailed& failed, Moment at,
@@ -101,9 +103,13 @@ class RunCore {
   void LoseDomain(DomainMember& domain, const std::string& reason, const std::string& kind,
                   Moment at, Actions& out);
   void QuarantineNewest(const std::string& reason, Moment at, Actions& out);
-  // `failure`: not because somebody joined.
+  // `failure`: not because somebody joins or leaves.
   void BreakGeneration(const std::string& reason, bool failure, Moment at, Actions& out);
   void TryForm(Moment at, Actions& out);
+  // Domains that are whole, with those of their states and snapshots that can be used.
+  std::vector<struct CandidateDomain> Candidates() const;
+  // A state that comes with the progress after `recorded` leaves no hole in the record.
+  bool RecordReaches(const proto::Position& recorded) const;
   void Form(Moment at, Actions& out);
   void GoBack(RunPosition to, double seconds, const std::string& checkpoint, Moment at,
               Actions& out);
@@ -188,6 +194,7 @@ class RunCore {
   ExitCode fail_code_ = kExitRunFailed;
   bool journal_works_ = true;
   bool ever_formed_ = false;  // in this life or, when it was recovered, before
+  bool all_lost_ = false;     // everybody of the last generation, which may be our own fault
   Generation last_formed_;
   std::uint64_t attempts_ = 0;
   std::string restore_checkpoint_;  // what a generation without survivors starts from

@@ -5,6 +5,7 @@
 
 #include "coordinator/regroup_plan.h"
 #include "coordinator/run_core.h"
+#include "proto/position.h"
 
 namespace dd2 {
 
@@ -15,11 +16,11 @@ bool HasRanks(const DomainMember& domain) {
                      [](const auto& entry) { return entry.second.rank.has_value(); });
 }
 
-// Fresh workers, or none.
+// Fresh workers without snapshots, or none.
 bool HoldsNothing(const DomainMember& domain) {
-  return std::all_of(domain.workers.begin(), domain.workers.end(), [](const auto& entry) {
-    return entry.second.ready && !entry.second.held.has_state();
-  });
+  return IsFresh(domain) &&
+         std::all_of(domain.workers.begin(), domain.workers.end(),
+                     [](const auto& entry) { return entry.second.held.snapshots().empty(); });
 }
 
 bool IsHere(const DomainMember& domain) { return domain.agent || !domain.workers.empty(); }

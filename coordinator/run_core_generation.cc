@@ -6,6 +6,7 @@
 #include "common/timeouts.h"
 #include "coordinator/regroup_plan.h"
 #include "coordinator/run_core.h"
+#include "proto/position.h"
 
 namespace dd2 {
 
@@ -53,6 +54,7 @@ void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Mo
   DomainMember& domain = members_.domains().at(hello.domain());
   attempts_ = std::max(attempts_, hello.attempt());
   domain.running = hello.running();
+  domain.killed = false;  // it may not have heard
   domain.started = at.now;
   if (!members_.formed() && stage_ == Stage::kActive) {
     deadline_ = std::max(*deadline_, at.now + 2 * times().workers_join);
@@ -78,6 +80,7 @@ void RunCore::StartDomain(DomainMember& domain, Moment at, Actions& out) {
   domain.started = at.now;
   domain.attempt = ++attempts_;
   domain.worked = false;
+  domain.killed = false;
   proto::Envelope envelope = NewEnvelope();
   proto::StartDomain& start = *envelope.mutable_start_domain();
   start.set_local_size(options_.config.ranks);
@@ -136,6 +139,16 @@ bool RunCore::IsAwaited(const proto::WorkerHello& hello) const {
   return member.domain() == hello.domain() && member.local_rank() == hello.local_rank();
 }
 
+// Nobody was told to end it, and nobody of its generation goes on without it. Not one that was
+// given up in an earlier generation: its state is of the past.
+bool RunCore::MayReturn(const proto::WorkerHello& hello, Generation said) const {
+  if (members_.formed() || said < last_formed_) return false;
+  if (start_.recovered) return true;
+  const auto domain = members_.domains().find(hello.domain());
+  return all_lost_ && ever_formed_ && domain != members_.domains().end() &&
+         !(domain->second.agent && domain->second.killed);
+}
+
 // A worker whose connection broke, because of the network or because the coordinator died.
 void RunCore::OnReturn(ConnectionId from, const std::string& address,
                        const proto::Envelope& envelope, Moment at, Actions& out) {
@@ -163,19 +176,17 @@ void RunCore::OnReturn(ConnectionId from, const std::string& address,
             "all ranks of generation " + std::to_string(state_.generation) + " are back");
       GrantLeases(at, out);
     }
-  } else if (!members_.formed() && start_.recovered && said >= last_formed_) {
-    // Not one that was given up in an earlier generation: its state is of the past.
+  } else if (MayReturn(hello, said)) {
     const Status added = members_.AddWorker(from, address, hello, said, at.now);
     if (!added) {
       Refuse(from, added.error(), out);
       return;
     }
-    if (said != members_.generation()) {
-      proto::Envelope regroup = NewEnvelope();
-      regroup.mutable_regroup()->set_reason("the coordinator was away");
-      SendTo(from, std::move(regroup), out);
-    }
-    TryForm(at, out);
+    // Also one that has heard of this generation: what its hello says may be of the last step's
+    // begin.
+    proto::Envelope regroup = NewEnvelope();
+    regroup.mutable_regroup()->set_reason("the coordinator was away");
+    SendTo(from, std::move(regroup), out);
   } else {
     Refuse(from, Error(Code::kAborted, "this worker was given up as lost"), out);
   }
@@ -293,14 +304,19 @@ void RunCore::LoseDomain(DomainMember& domain, const std::string& reason, const 
     out.emplace_back(CloseAction{member.connection});
   }
   domain.workers.clear();
+  domain.started = at.now;  // the next loss of it is another one
   if (domain.agent && domain.running) {
     proto::Envelope envelope = NewEnvelope();
     envelope.mutable_kill_domain()->set_reason(reason);
+    domain.killed = true;
     SendTo(domain.agent->connection, std::move(envelope), out);
   }
   if (!was_member) return;
   OpenIncident(kind, domain.name, reason, at);
   if (members_.formed()) BreakGeneration(reason, true, at, out);
+  const auto& domains = members_.domains();
+  all_lost_ = all_lost_ || std::all_of(domains.begin(), domains.end(),
+                                       [](const auto& entry) { return IsFresh(entry.second); });
   TryForm(at, out);
   UpdateMembers(at);
 }
@@ -353,23 +369,45 @@ void RunCore::TryForm(Moment at, Actions& out) {
   Form(at, out);
 }
 
+bool RunCore::RecordReaches(const proto::Position& recorded) const {
+  const proto::Position normal = Normalised(recorded, options_.config.phases);
+  return RunPosition{normal.phase(), normal.step()} <= scheduler_.position();
+}
+
+std::vector<CandidateDomain> RunCore::Candidates() const {
+  std::vector<CandidateDomain> candidates;
+  for (const auto& [name, domain] : members_.domains()) {
+    if (!members_.Whole(domain)) continue;
+    CandidateDomain candidate;
+    candidate.name = name;
+    for (const auto& [rank, member] : domain.workers) {
+      candidate.held.push_back(member.held);
+      proto::HeldState& held = candidate.held.back();
+      // The run may have gone back behind it, and on without it.
+      held.set_has_state(held.has_state() && RecordReaches(held.recorded()));
+      const auto unusable = [this](const proto::MemorySnapshot& one) {
+        return Generation(one.generation()) < start_.first_generation ||
+               !RecordReaches(one.recorded());
+      };
+      auto& snapshots = *held.mutable_snapshots();
+      snapshots.erase(std::remove_if(snapshots.begin(), snapshots.end(), unusable),
+                      snapshots.end());
+    }
+    candidates.push_back(std::move(candidate));
+  }
+  return candidates;
+}
+
 void RunCore::Form(Moment at, Actions& out) {
   // Only at the start: a run that trains is not ended because the disk might become full.
   if (const std::string lack = ever_formed_ ? std::string() : LackOfSpace(); !lack.empty()) {
     Fail(lack, at, out);
     return;
   }
-  std::vector<CandidateDomain> candidates;
-  for (const auto& [name, domain] : members_.domains()) {
-    if (!members_.Whole(domain)) continue;
-    CandidateDomain candidate;
-    candidate.name = name;
-    for (const auto& [rank, member] : domain.workers) candidate.held.push_back(member.held);
-    candidates.push_back(std::move(candidate));
-  }
-  RegroupPlan plan = PlanForStaying(candidates);
+  RegroupPlan plan = PlanForStaying(Candidates());
   if (plan.start) {
-    // Whoever is of the last generation holds what it has committed, or more.
+    // Whoever is of the last generation holds what it has committed, or more; what lies in memory
+    // may be older.
     const proto::Position normal = Normalised(*plan.start, options_.config.phases);
     const auto committed = checkpoint_positions_.find(restore_checkpoint_);
     if (committed != checkpoint_positions_.end() &&
@@ -378,6 +416,7 @@ void RunCore::Form(Moment at, Actions& out) {
     }
   }
   members_.Form(plan.domains);
+  all_lost_ = false;
   const auto world_size = static_cast<std::int32_t>(plan.members.size());
   ledger_.StartGeneration(world_size);
   std::erase_if(state_.checkpoints, [](const CheckpointState& view) {
@@ -393,7 +432,10 @@ void RunCore::Form(Moment at, Actions& out) {
     // Progress of a state that nobody holds as a whole any more is void.
     const proto::Position normal = Normalised(*plan.start, options_.config.phases);
     const RunPosition held{normal.phase(), normal.step()};
-    if (held < scheduler_.position()) GoBack(held, 0, "", at, out);
+    if (held < scheduler_.position()) {
+      const bool same = held.phase == scheduler_.position().phase;
+      GoBack(held, same ? scheduler_.PhaseSeconds(held.phase, at.now) : 0, "", at, out);
+    }
   } else if (ever_formed_) {
     const auto found = checkpoint_positions_.find(restore_checkpoint_);
     const RunPosition position =
@@ -445,10 +487,13 @@ void RunCore::SendAssignments(const RegroupPlan& plan, Moment at, Actions& out) 
     SendTo(worker->connection, std::move(wish), out);
     if (plan.start) SendGrantedLease(worker->connection, *plan.start, out);
   }
-  const std::string from = plan.start ? ", from the state that its members hold"
-                           : restore_checkpoint_.empty()
-                               ? std::string()
-                               : ", from checkpoint " + restore_checkpoint_;
+  std::string from;
+  if (plan.start) {
+    const bool recalls = plan.members.front().means() == proto::GenerationMember::RECALL;
+    from = recalls ? ", from snapshots in memory" : ", from the state that its members hold";
+  } else if (!restore_checkpoint_.empty()) {
+    from = ", from checkpoint " + restore_checkpoint_;
+  }
   Event(at, "member",
         "generation " + std::to_string(state_.generation) + " formed with " +
             std::to_string(plan.members.size()) + " ranks" + from);

@@ -136,8 +136,9 @@ void RunCore::DropAbsent(Moment at, Actions& out) {
   for (auto& [name, domain] : members_.domains()) {
     const bool hangs = std::any_of(domain.workers.begin(), domain.workers.end(),
                                    [](const auto& entry) { return !entry.second.ready; });
-    // After a restart of the coordinator: some of its workers came back, others did not.
-    const bool torn = start_.recovered && !domain.workers.empty() && !members_.Whole(domain);
+    // After its connections broke or the coordinator died: some came back, others did not.
+    const bool torn =
+        (start_.recovered || all_lost_) && !domain.workers.empty() && !members_.Whole(domain);
     if (!hangs && !torn) continue;
     // It came back, and is told to stop only now: what it is in must end first.
     if (!torn && at.now - broken_at_ < times().unwind) {
@@ -146,7 +147,7 @@ void RunCore::DropAbsent(Moment at, Actions& out) {
     }
     absent.emplace_back(&domain, "a worker of domain '" + name +
                                      (hangs ? "' did not stop in time when it was told to"
-                                            : "' did not come back to the restarted coordinator"));
+                                            : "' did not come back"));
   }
   for (const auto& [domain, reason] : absent) LoseDomain(*domain, reason, "hang", at, out);
 }

@@ -77,7 +77,7 @@ class Chaos:
         if not kinds.wait_for_moment(self.run, moment, self.rng):
             return
         fault = {"kind": kind, "moment": moment, "position": kinds.position(self.run),
-                 "members": kinds.members(self.run), "unix": time.time()}
+                 "members": self.run.members(), "unix": time.time()}
         detail = kinds.ALL[kind](self.run, self.rng)
         if detail is None:
             return  # nothing there to hit just now
@@ -124,7 +124,7 @@ def caused(fault, incident, until):
 
 def join_incidents(run, done):
     """Gives each fault the first incident that it has caused."""
-    incidents = kinds.incidents(run)
+    incidents = run.incidents()
     for number, fault in enumerate(done):
         until = done[number + 1]["unix"] if number + 1 < len(done) else float("inf")
         for incident in incidents:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import threading
 import time
-import urllib.request
 
 TOO_LATE = 3.0      # seconds to wait for a moment before any other will do
 NOT_POSSIBLE = []   # kinds that this machine does not allow, with the reason
@@ -37,11 +36,6 @@ def position(run):
     return [newest[0]["phase"], newest[0]["step"]] if newest else [-1, 0]
 
 
-def incidents(run):
-    path = run.folder / "incidents.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def lengths(run):
     """Steps of each phase, by index."""
     if not hasattr(run, "phase_lengths"):
@@ -50,19 +44,6 @@ def lengths(run):
             return None
         run.phase_lengths = [phase["steps"] for phase in document["phases"]]
     return run.phase_lengths
-
-
-def members(run):
-    """Ranks in the current generation, as the API says; None: nobody answers just now."""
-    try:
-        address = json.loads((run.folder / "coordinator.json").read_text())["api_url"]
-        request = urllib.request.Request(f"{address}/api/v1/members", headers={
-            "Authorization": "Bearer " + (run.folder / "token").read_text().strip()})
-        with urllib.request.urlopen(request, timeout=2) as answer:
-            listed = json.load(answer)["members"]
-    except (OSError, ValueError):
-        return None
-    return sum(1 for member in listed if member["rank"] is not None and member["connected"])
 
 
 def unfinished_checkpoint(run):
@@ -183,22 +164,26 @@ def kill_everything(run, rng):
     return f"{len(pids)} processes" if pids else None
 
 
-def flip(path, rng, count=1):
-    """Changes `count` random bytes of a file; their positions."""
-    size = path.stat().st_size
-    places = sorted(rng.randrange(size) for _ in range(count))
-    with open(path, "r+b") as file:
-        for place in places:
-            file.seek(place)
-            byte = file.read(1)
-            file.seek(place)
-            file.write(bytes([byte[0] ^ (1 << rng.randrange(8))]))
-    return places
+def kill_workers(run, rng):
+    """All of them: only what lies in memory or on the disk is left of the state."""
+    pids = run.workers()
+    run.signal(pids)
+    return f"{len(pids)} workers" if pids else None
+
+
+def flip_snapshot(run, rng):
+    """All workers die, and bytes of the snapshots that they have left are wrong."""
+    from dd2 import flip, snapshots_of
+    files = snapshots_of(run.workers())
+    killed = kill_workers(run, rng)
+    places = [flip(path, rng, 3) for path in files if path.exists() and path.stat().st_size]
+    return killed and f"{killed}, then bytes {places}"
 
 
 def flip_checkpoint(run, rng):
     """A byte of the newest committed checkpoint is wrong, and then all processes die: the run has to find
     it out and to go back further."""
+    from dd2 import flip
     folder = run.folder / "checkpoints"
     try:
         committed = sorted(entry for entry in folder.iterdir() if (entry / "manifest.json").exists())
@@ -216,6 +201,7 @@ def flip_checkpoint(run, rng):
 
 
 def flip_cache(run, rng):
+    from dd2 import flip
     cache = run.options["cache"]
     files = [path for path in cache.rglob("*") if path.suffix in (".sst", ".blob", ".log") and path.stat().st_size]
     path = pick(rng, files)
@@ -302,7 +288,7 @@ class FarDomain:
         from dd2 import binary
         if self.process is not None and self.process.poll() is None:
             return
-        if over(self.run) or members(self.run) is None:
+        if over(self.run) or self.run.members() is None:
             return
         with open(f"{self.run.folder}.{self.name}.out", "ab") as sink:
             self.process = subprocess.Popen(["ip", "netns", "exec", self.name, binary(), "agent", "join",
@@ -336,12 +322,14 @@ ALL = {
     "kill worker": kill_worker,
     "hang worker": hang_worker,
     "pause worker": pause_worker,
+    "kill all workers": kill_workers,
     "kill agent": kill_agent,
     "kill domain": kill_domain,
     "kill coordinator": kill_coordinator,
     "pause coordinator": pause_coordinator,
     "kill everything": kill_everything,
     "flip checkpoint": flip_checkpoint,
+    "flip snapshot": flip_snapshot,
     "flip cache": flip_cache,
     "disk full": disk_full,
     "cut network": cut_network,

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FACTOR = float(os.environ.get("DD2_TIMEOUT_FACTOR", "1"))
@@ -91,13 +92,36 @@ def processes_of(folder):
     return found
 
 
-def domain_of(pid):
-    """What follows --domain on the command line of process `pid`; None when there is nothing."""
+def argument_of(pid, name):
+    """What follows `name` on the command line of process `pid`; None when there is nothing."""
     try:
         words = (pathlib.Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")
     except OSError:
         return None
-    return os.fsdecode(words[words.index(b"--domain") + 1]) if b"--domain" in words else None
+    return os.fsdecode(words[words.index(name.encode()) + 1]) if name.encode() in words else None
+
+
+def domain_of(pid):
+    return argument_of(pid, "--domain")
+
+
+def snapshots_of(pids):
+    """Files of the snapshots in memory that these workers have."""
+    folders = {argument_of(pid, "--snapshots") for pid in pids} - {None}
+    return sorted(path for folder in folders for path in pathlib.Path(folder).glob("rank-*"))
+
+
+def flip(path, rng, count=1):
+    """Changes `count` random bytes of a file; their positions."""
+    size = path.stat().st_size
+    places = sorted(rng.randrange(size) for _ in range(count))
+    with open(path, "r+b") as file:
+        for place in places:
+            file.seek(place)
+            byte = file.read(1)
+            file.seek(place)
+            file.write(bytes([byte[0] ^ (1 << rng.randrange(8))]))
+    return places
 
 
 class Run:
@@ -170,6 +194,23 @@ class Run:
             begun = entry["state"] == "running" and entry["step"] >= step
             return document if begun or entry["state"] == "done" else None
         return wait_until(reached, f"{self.folder}: phase {phase} step {step} state {state}", timeout)
+
+    def incidents(self):
+        """Those that are over, of all lives of the run."""
+        path = self.folder / "incidents.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def members(self):
+        """Ranks in the current generation, as the API says; None: nobody answers just now."""
+        try:
+            address = json.loads((self.folder / "coordinator.json").read_text())["api_url"]
+            request = urllib.request.Request(f"{address}/api/v1/members", headers={
+                "Authorization": "Bearer " + (self.folder / "token").read_text().strip()})
+            with urllib.request.urlopen(request, timeout=2) as answer:
+                listed = json.load(answer)["members"]
+        except (OSError, ValueError):
+            return None
+        return sum(1 for member in listed if member["rank"] is not None and member["connected"])
 
     def processes(self, program=None):
         found = processes_of(self.folder)

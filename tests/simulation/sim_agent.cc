@@ -61,7 +61,7 @@ void SimAgent::OnEnvelope(const proto::Envelope& envelope) {
   if (envelope.has_start_domain()) {
     const proto::StartDomain& wire = envelope.start_domain();
     Perform(state_.OnStartDomain(
-        DomainSpec{wire.local_size(), wire.threads_per_rank(), wire.attempt()}));
+        DomainSpec{wire.local_size(), wire.threads_per_rank(), wire.attempt(), {}}));
   } else if (envelope.has_kill_domain()) {
     Perform(state_.OnKillDomain());
   } else if (envelope.has_stop_domain()) {
@@ -85,6 +85,7 @@ void SimAgent::Perform(const AgentActions& actions) {
   if (actions.quit) {
     alive_ = false;
     sent_away_ = *actions.quit == 0;
+    site_.memory.clear();
     site_.network.CloseByClient(connection_);
   }
 }
@@ -105,8 +106,8 @@ void SimAgent::StartWorkers(const DomainSpec& spec) {
   for (std::int32_t rank = 0; rank < spec.local_size; ++rank) {
     WorkerPlace place{domain_, rank, spec.local_size, site_.next_pid++};
     workers_.push_back(std::make_unique<SimWorker>(
-        site_.world, site_.network, site_.disk, site_.groups, site_.phases, site_.timeouts,
-        std::move(place), [this, life = life_](int status) {
+        site_.world, site_.network, site_.disk, site_.memory, site_.groups, site_.phases,
+        site_.timeouts, std::move(place), [this, life = life_](int status) {
           if (alive_ && life == life_) OnWorkerExit(status);
         }));
     // Programs and teacher are loaded first.

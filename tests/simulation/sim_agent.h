@@ -19,6 +19,7 @@ class SimAgent final : public Client {
     World& world;
     Network& network;
     Disk& disk;
+    MachineMemory& memory;
     Groups& groups;
     const std::vector<PhaseConfig>& phases;
     const Timeouts& timeouts;

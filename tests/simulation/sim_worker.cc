@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "common/timeouts.h"
-#include "coordinator/regroup_plan.h"
+#include "proto/position.h"
 
 namespace dd2::simulation {
 
@@ -76,12 +76,14 @@ void SimGroup::Break() {
   waiting_.clear();
 }
 
-SimWorker::SimWorker(World& world, Network& network, Disk& disk, Groups& groups,
-                     const std::vector<PhaseConfig>& phases, const Timeouts& timeouts,
-                     WorkerPlace place, std::function<void(int status)> on_exit)
+SimWorker::SimWorker(World& world, Network& network, Disk& disk, MachineMemory& memory,
+                     Groups& groups, const std::vector<PhaseConfig>& phases,
+                     const Timeouts& timeouts, WorkerPlace place,
+                     std::function<void(int status)> on_exit)
     : world_(world),
       network_(network),
       disk_(disk),
+      memory_(memory),
       groups_(groups),
       phases_(phases),
       timeouts_(timeouts),
@@ -167,7 +169,7 @@ void SimWorker::SayHello(bool resumes) {
   hello.set_resumes(resumes);
   if (resumes && assignment_) hello.set_rank(assignment_->rank());
   if (resumes && !assignment_) hello.set_rank(-1);
-  if (resumes) *hello.mutable_held() = Held();
+  *hello.mutable_held() = Held();
   talking_ = !resumes;
   network_.ToServer(connection_, envelope);
   Flush();
@@ -232,7 +234,9 @@ void SimWorker::Handle(const proto::Envelope& envelope) {
 }
 
 void SimWorker::OnRegroup(const proto::Envelope& envelope) {
-  if (envelope.generation() <= generation_) return;
+  // Said again after a reconnection: answered again.
+  const bool again = envelope.generation() == generation_ && !assignment_;
+  if (envelope.generation() <= generation_ && !again) return;
   generation_ = envelope.generation();
   ++epoch_;
   talking_ = true;
@@ -259,7 +263,22 @@ proto::HeldState SimWorker::Held() const {
   held.set_has_state(has_state_);
   *held.mutable_position() = position_;
   held.set_pending(pending_);
+  *held.mutable_recorded() = RecordedBefore(position_, kept_.empty() ? nullptr : &kept_.front());
+  for (const KeptSnapshot& one : memory_[place_.local_rank]) *held.add_snapshots() = one.said;
   return held;
+}
+
+Snapshot SimWorker::Brought() const {
+  if (assignment_->has_start()) {
+    const proto::GenerationMember& me = assignment_->members(assignment_->rank());
+    if (me.means() == proto::GenerationMember::RECALL) {
+      for (const KeptSnapshot& one : memory_[place_.local_rank]) {
+        if (Same(one.said.position(), me.snapshot())) return one.state;
+      }
+      world_.Violate("told to recall a snapshot that this rank does not have");
+    }
+  }
+  return Snapshot{value_, position_, kept_, requests_served_, begun_};
 }
 
 void SimWorker::OnAssignment(const proto::Envelope& envelope) {
@@ -279,8 +298,7 @@ void SimWorker::OnAssignment(const proto::Envelope& envelope) {
   std::shared_ptr<SimGroup>& group = groups_[generation_];
   if (!group) group = std::make_shared<SimGroup>(world_, assignment_->world_size());
   group_ = group;
-  group_->snapshots[assignment_->rank()] =
-      Snapshot{value_, position_, kept_, requests_served_, begun_};
+  group_->snapshots[assignment_->rank()] = Brought();
   Later(world_.Between(1, 100), [this] { Collective([this] { Synchronise(); }); });
 }
 
@@ -430,9 +448,24 @@ void SimWorker::FinishStep() {
     *envelope.mutable_progress() = std::move(progress);
     Send(std::move(envelope));
   }
+  TakeSnapshot();
   const bool requested = step_wish_.checkpoint_requests() > requests_served_;
   requests_served_ = std::max(requests_served_, step_wish_.checkpoint_requests());
   CheckpointIfDue(requested, [this] { AfterStep(); });
+}
+
+void SimWorker::TakeSnapshot() {
+  constexpr std::int64_t kEvery = 4;
+  if (UpdatesOfStep(phase()) == 0) return;
+  if (position_.step() % kEvery != 0 && position_.step() != phase().steps) return;
+  KeptSnapshot kept{Snapshot{value_, position_, kept_, requests_served_, begun_}, {}};
+  *kept.said.mutable_position() = position_;
+  *kept.said.mutable_recorded() =
+      RecordedBefore(position_, kept_.empty() ? nullptr : &kept_.front());
+  kept.said.set_generation(generation_);
+  std::deque<KeptSnapshot>& mine = memory_[place_.local_rank];
+  mine.push_front(std::move(kept));
+  if (mine.size() > 2) mine.pop_back();
 }
 
 bool SimWorker::IsBorder() const {

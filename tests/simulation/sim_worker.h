@@ -39,6 +39,13 @@ struct Snapshot {
   std::string begun;
 };
 
+// A machine's memory that outlives its workers: two snapshots of each rank, newest first.
+struct KeptSnapshot {
+  Snapshot state;
+  proto::MemorySnapshot said;
+};
+using MachineMemory = std::map<std::int32_t, std::deque<KeptSnapshot>>;  // by local rank
+
 // The communicators of one generation: a collective ends for each rank at a time of its own, and
 // not at all for those that are cut off in between: the window in which some have done an update
 // and others not.
@@ -73,7 +80,7 @@ struct WorkerPlace {
 // A worker process as the protocol sees it: what the real one does, with numbers for networks.
 class SimWorker final : public Client {
  public:
-  SimWorker(World& world, Network& network, Disk& disk, Groups& groups,
+  SimWorker(World& world, Network& network, Disk& disk, MachineMemory& memory, Groups& groups,
             const std::vector<PhaseConfig>& phases, const Timeouts& timeouts, WorkerPlace place,
             std::function<void(int status)> on_exit);
 
@@ -113,6 +120,9 @@ class SimWorker final : public Client {
   void Work();
   void Update();
   void FinishStep();
+  void TakeSnapshot();
+  // What this rank brings into the group: its state, or what it was told to recall.
+  Snapshot Brought() const;
   bool IsBorder() const;
   bool IsLast() const;
   void CheckpointIfDue(bool requested, std::function<void()> then);
@@ -132,6 +142,7 @@ class SimWorker final : public Client {
   World& world_;
   Network& network_;
   Disk& disk_;
+  MachineMemory& memory_;
   Groups& groups_;
   const std::vector<PhaseConfig>& phases_;
   const Timeouts& timeouts_;

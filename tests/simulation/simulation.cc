@@ -78,10 +78,10 @@ class History {
   void StartAgent(const std::string& domain, milliseconds delay) {
     world_.After(delay, [this, domain] {
       if (coordinator_.over()) return;
-      agents_.push_back(
-          std::make_unique<SimAgent>(SimAgent::Site{world_, network_, disk_, groups_,
-                                                    config_.phases, config_.timeouts, next_pid_},
-                                     domain));
+      agents_.push_back(std::make_unique<SimAgent>(
+          SimAgent::Site{world_, network_, disk_, memory_[domain], groups_, config_.phases,
+                         config_.timeouts, next_pid_},
+          domain));
       agents_.back()->Begin();
       Watch(agents_.back().get());
     });
@@ -129,6 +129,7 @@ class History {
   World world_;
   Network network_;
   Disk disk_;
+  std::map<std::string, MachineMemory> memory_;  // by domain
   Groups groups_;
   std::int64_t next_pid_ = 1000;
   const RunConfig config_;
@@ -164,6 +165,8 @@ void History::Fault() {
     case 3:
       Count("agent killed", agent->domain());
       agent->Kill();
+      // Some machines go as a whole.
+      if (world_.unix_ms() % 2 == 0) memory_[agent->domain()].clear();
       break;
     case 4:
       Count("coordinator killed", "");

@@ -25,7 +25,7 @@ function(dd2_mutant name file seeds old new)
 endfunction()
 # A rank that holds the gradient of the missing update goes on without doing it.
 dd2_mutant(lost_update regroup_plan.cc 2000
-  "return proto::GenerationMember::ROLL" "return proto::GenerationMember::KEEP")
+  ".means = proto::GenerationMember::ROLL" ".means = proto::GenerationMember::KEEP")
 # A checkpoint is committed while a part is missing.
 dd2_mutant(early_commit checkpoint_ledger.cc 2000
   "pending->parts.size()) < world_size_" "pending->parts.size()) < world_size_ - 1")
@@ -38,3 +38,6 @@ dd2_mutant(same_generation membership.cc 2000
 # Survivors are not told what they may still do.
 dd2_mutant(no_lease run_core_generation.cc 2000
   "if (plan.start) SendGrantedLease(worker->connection, *plan.start, out);" "")
+# A snapshot in memory is taken although the record lacks what was done before it.
+dd2_mutant(hole_in_record run_core_generation.cc 2000
+  "<= scheduler_.position();" ">= RunPosition();")

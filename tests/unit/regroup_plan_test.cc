@@ -46,6 +46,15 @@ std::vector<int> MeansOf(const RegroupPlan& plan) {
 constexpr int kKeep = proto::GenerationMember::KEEP;
 constexpr int kRoll = proto::GenerationMember::ROLL;
 constexpr int kReceive = proto::GenerationMember::RECEIVE;
+constexpr int kRecall = proto::GenerationMember::RECALL;
+
+proto::HeldState InMemory(const std::vector<proto::HeldState>& states,
+                          proto::HeldState held = proto::HeldState()) {
+  for (const proto::HeldState& state : states) {
+    *held.add_snapshots()->mutable_position() = state.position();
+  }
+  return held;
+}
 
 TEST(RegroupPlan, FreshWorkersStartFromACheckpoint) {
   const RegroupPlan plan = Plan({{"a", {proto::HeldState(), proto::HeldState()}}});
@@ -113,6 +122,60 @@ TEST(RegroupPlan, TheExactOneMayItselfReceive) {
   EXPECT_EQ(plan.start->step(), 6);
   EXPECT_THAT(MeansOf(plan), ElementsAre(kRoll, kRoll, kReceive, kReceive));
   EXPECT_EQ(plan.source, 2);
+}
+
+TEST(RegroupPlan, WhereAllProcessesAreNewSnapshotsInMemoryLead) {
+  const auto older = Held(1, 1, 0);
+  const auto newer = Held(1, 2, 0);
+  // Rank 1 of "a" died while it took the newer one; "c" has its machine lost.
+  const RegroupPlan plan = Plan({{"a", {InMemory({newer, older}), InMemory({older})}},
+                                 {"b", {InMemory({older}), InMemory({older, newer})}},
+                                 {"c", {proto::HeldState(), proto::HeldState()}}});
+  ASSERT_TRUE(plan.start);
+  EXPECT_EQ(plan.start->step(), 1) << "no domain has all of the newer one";
+  EXPECT_THAT(MeansOf(plan), ElementsAre(kRecall, kRecall, kRecall, kRecall, kReceive, kReceive));
+  EXPECT_EQ(plan.members[3].snapshot().step(), 1);
+  EXPECT_EQ(plan.source, 0);
+}
+
+TEST(RegroupPlan, AStateThatIsHeldGoesBeforeAnOlderOneInMemory) {
+  const RegroupPlan plan =
+      Plan({{"a", {InMemory({Held(1, 2, 0)})}}, {"b", {InMemory({Held(1, 2, 0)}, Held(1, 2, 1))}}});
+  EXPECT_THAT(plan.domains, ElementsAre("b", "a"));
+  EXPECT_THAT(MeansOf(plan), ElementsAre(kKeep, kReceive));
+}
+
+TEST(RegroupPlan, ANewerOneInMemoryGoesBeforeAStateThatIsHeld) {
+  const RegroupPlan plan = Plan({{"a", {Held(1, 1, 0)}}, {"b", {InMemory({Held(1, 2, 0)})}}});
+  EXPECT_THAT(plan.domains, ElementsAre("b", "a"));
+  EXPECT_THAT(MeansOf(plan), ElementsAre(kRecall, kReceive));
+  EXPECT_EQ(plan.source, 0);
+}
+
+TEST(RegroupPlan, ASnapshotOfTheSameStateMayHaveItsOtherName) {
+  const RegroupPlan plan = Plan({{"a", {Held(1, 0, 0)}}, {"b", {InMemory({Held(0, 10, 0)})}}});
+  EXPECT_THAT(MeansOf(plan), ElementsAre(kKeep, kRecall));
+  EXPECT_EQ(plan.start->phase(), 1);
+  EXPECT_EQ(plan.members[1].snapshot().phase(), 0);
+  EXPECT_EQ(plan.source, 0);
+}
+
+TEST(RegroupPlan, WhoLacksItForWantOfAPeerReceivesAndDoesNotLead) {
+  // "a" has half of it only.
+  const RegroupPlan plan = Plan({{"a", {InMemory({Held(1, 2, 0)}), proto::HeldState()}},
+                                 {"b", {Held(1, 2, 0), Held(1, 2, 0)}}});
+  EXPECT_THAT(plan.domains, ElementsAre("b", "a"));
+  EXPECT_THAT(MeansOf(plan), ElementsAre(kKeep, kKeep, kReceive, kReceive));
+  EXPECT_EQ(plan.source, 0);
+}
+
+TEST(RegroupPlan, ASnapshotThatItsDomainLacksIsNoAim) {
+  // "b" could roll to it, but nobody stands at it exactly.
+  const RegroupPlan plan = Plan({{"a", {InMemory({Held(1, 3, 0)}), proto::HeldState()}},
+                                 {"b", {Held(1, 2, 2, true), Held(1, 2, 2, true)}}});
+  ASSERT_TRUE(plan.start);
+  EXPECT_EQ(plan.start->updates(), 2);
+  EXPECT_THAT(MeansOf(plan), ElementsAre(kKeep, kKeep, kReceive, kReceive));
 }
 
 }  // namespace

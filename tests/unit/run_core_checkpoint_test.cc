@@ -1,8 +1,10 @@
 // What the core decides about checkpoints: which to keep, when to ask for one, whether there is
-// room for them.
+// room for them, and when a snapshot in memory is better.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <algorithm>
 
 #include "coordinator/core_start.h"
 #include "coordinator/journal_replay.h"
@@ -15,6 +17,7 @@ using std::chrono::seconds;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::SizeIs;
+using testing::StartsWith;
 
 constexpr ConnectionId kAgent{1};
 constexpr ConnectionId kWorker{10};
@@ -47,6 +50,7 @@ class RunCoreCheckpointTest : public testing::Test {
         deleted_.push_back(removal->checkpoint_id);
       } else if (const auto* send = std::get_if<SendAction>(&action)) {
         if (send->envelope.has_desired()) wish_ = send->envelope.desired();
+        if (send->envelope.has_assignment()) assignment_ = send->envelope.assignment();
       } else if (const auto* end = std::get_if<EndAction>(&action)) {
         ended_ = end->exit_code;
       }
@@ -122,11 +126,45 @@ class RunCoreCheckpointTest : public testing::Test {
       Take(core_->OnTick(at_));
     }
   }
+  static proto::MemorySnapshot Snapshot(std::int64_t step, std::int64_t recorded,
+                                        std::uint64_t generation = 1) {
+    proto::MemorySnapshot snapshot;
+    snapshot.mutable_position()->set_phase(1);
+    snapshot.mutable_position()->set_step(step);
+    snapshot.mutable_recorded()->set_phase(1);
+    snapshot.mutable_recorded()->set_step(recorded);
+    snapshot.set_generation(generation);
+    return snapshot;
+  }
+  // The worker is killed, and started again; this is what it finds in memory.
+  void ComesAgain(const std::vector<proto::MemorySnapshot>& found) {
+    Take(core_->OnClosed(kWorker, "gone", at_));
+    proto::Envelope exited;
+    exited.mutable_domain_exited()->set_domain("node");
+    exited.mutable_domain_exited()->set_exit_status(137);
+    exited.mutable_domain_exited()->set_attempt(1);
+    Say(kAgent, exited, 0);
+    at_.now += options_.config.timeouts.restart_first;
+    Take(core_->OnTick(at_));
+    proto::Envelope worker;
+    worker.mutable_worker_hello()->set_domain("node");
+    worker.mutable_worker_hello()->set_local_size(1);
+    for (const proto::MemorySnapshot& one : found) {
+      *worker.mutable_worker_hello()->mutable_held()->add_snapshots() = one;
+    }
+    Say(kWorker, worker, 0);
+  }
+  void SayDone() {
+    proto::Envelope envelope;
+    envelope.mutable_worker_done()->set_stopped(true);
+    Say(kWorker, envelope, core_->state().generation);
+  }
   std::uint64_t requests() const { return core_->state().checkpoint_requests; }
 
   CoreOptions options_;
   std::unique_ptr<RunCore> core_;
   Moment at_;
+  proto::Assignment assignment_;  // the newest
   std::vector<proto::JournalRecord> journal_;
   std::vector<std::string> deleted_;
   proto::Desired wish_;  // the last one that was sent
@@ -302,6 +340,148 @@ TEST_F(RunCoreCheckpointTest, CheckpointsThatAreThereNeedNoMoreSpace) {
   // The disk fills up while the run works; a loss then does not end it.
   Take(core_->OnClosed(kWorker, "the peer closed the connection", at_));
   EXPECT_NE(core_->state().word, RunWord::kFailed);
+}
+
+TEST_F(RunCoreCheckpointTest, ARegroupThatKeepsTheStateDoesNotPutTheNextCheckpointOff) {
+  options_.config.checkpoint.interval = "100";
+  BeginCsd();
+  SayStep(1, 1);
+  Pass(60);
+  // A second domain joins; the first goes on with what it holds.
+  proto::Envelope agent;
+  agent.mutable_agent_hello()->set_domain("other");
+  Say(ConnectionId(2), agent, 0);
+  proto::Envelope worker;
+  worker.mutable_worker_hello()->set_domain("other");
+  worker.mutable_worker_hello()->set_local_size(1);
+  Say(ConnectionId(11), worker, 0);
+  proto::Envelope regrouped;
+  proto::HeldState& held = *regrouped.mutable_regrouped()->mutable_held();
+  held.set_has_state(true);
+  held.mutable_position()->set_phase(1);
+  held.mutable_position()->set_step(1);
+  Say(kWorker, regrouped, core_->state().generation + 1);
+  ASSERT_EQ(core_->state().generation, 2U);
+  for (int i = 0; i < 41 && requests() == 0; ++i) {
+    Pass(1);
+    proto::Envelope beat;
+    beat.mutable_heartbeat()->set_phase(1);
+    for (const ConnectionId one : {ConnectionId(2), ConnectionId(11)}) Say(one, beat, 2);
+  }
+  EXPECT_EQ(requests(), 1U);
+}
+
+TEST_F(RunCoreCheckpointTest, AStopSaysWhichCheckpointItEndsWith) {
+  options_.config.phases[1].steps = 20;
+  for (const std::int64_t step : {7, 20}) {  // inside the phase, and at its end
+    core_.reset();
+    journal_.clear();
+    BeginCsd();
+    SayStep(1, step, step == 20);
+    Take(*core_->Stop("a test", at_));
+    SayCheckpoint(step);
+    SayDone();
+    EXPECT_THAT(core_->state().message, StartsWith("stopped on request after checkpoint p1-s" +
+                                                   std::to_string(step) + "."));
+  }
+}
+
+TEST_F(RunCoreCheckpointTest, AStopWhoseCheckpointFailedSaysSo) {
+  BeginCsd();
+  SayStep(1, 5);
+  SayCheckpoint(5);
+  SayStep(1, 7);
+  Take(*core_->Stop("a test", at_));
+  proto::Envelope envelope;
+  proto::PartFailed& failed = *envelope.mutable_part_failed();
+  failed.set_checkpoint_id("p1-s7");
+  failed.set_message("no space left on device");
+  Say(kWorker, envelope, core_->state().generation);
+  SayDone();
+  EXPECT_THAT(core_->state().message, HasSubstr("no space left on device"));
+  EXPECT_THAT(core_->state().message, HasSubstr("the newest is p1-s5"));
+  EXPECT_EQ(core_->state().word, RunWord::kStopped);
+}
+
+TEST_F(RunCoreCheckpointTest, ALostWorkerGoesOnFromItsNewestSnapshot) {
+  BeginCsd();
+  SayStep(1, 30);
+  SayCheckpoint(30);
+  SayStep(1, 45);
+  ComesAgain({Snapshot(40, 38), Snapshot(35, 33)});
+  ASSERT_TRUE(assignment_.has_start());
+  EXPECT_EQ(assignment_.start().step(), 40);
+  EXPECT_EQ(assignment_.members(0).means(), proto::GenerationMember::RECALL);
+  EXPECT_EQ(assignment_.recorded().step(), 40) << "the record goes back with the state";
+  ASSERT_THAT(core_->state().open_incidents, SizeIs(1));
+  EXPECT_EQ(core_->state().open_incidents[0].steps_lost, 5);
+  const auto back = std::ranges::find_if(
+      journal_, [](const proto::JournalRecord& record) { return record.has_rolled_back(); });
+  ASSERT_NE(back, journal_.end());
+  EXPECT_EQ(back->rolled_back().step(), 40);
+}
+
+TEST_F(RunCoreCheckpointTest, ASnapshotMayBeAheadOfTheRecord) {
+  BeginCsd();
+  SayStep(1, 38);
+  ComesAgain({Snapshot(40, 38)});
+  EXPECT_EQ(assignment_.start().step(), 40);
+  EXPECT_EQ(assignment_.recorded().step(), 38) << "it holds the progress in between";
+  EXPECT_EQ(core_->state().open_incidents.at(0).steps_lost, 0);
+}
+
+TEST_F(RunCoreCheckpointTest, ASnapshotThatIsOlderThanTheCheckpointIsLeft) {
+  BeginCsd();
+  SayStep(1, 30);
+  SayCheckpoint(30);
+  ComesAgain({Snapshot(29, 29)});
+  EXPECT_FALSE(assignment_.has_start());
+  EXPECT_EQ(assignment_.restore_checkpoint(), "p1-s30");
+}
+
+TEST_F(RunCoreCheckpointTest, ASnapshotThatLeavesAHoleInTheRecordIsLeft) {
+  BeginCsd();
+  SayStep(1, 30);
+  SayCheckpoint(30);
+  SayStep(1, 45);
+  ComesAgain({});  // back to 30
+  EXPECT_EQ(assignment_.restore_checkpoint(), "p1-s30");
+  ComesAgain({Snapshot(40, 38)});
+  EXPECT_FALSE(assignment_.has_start()) << "nobody knows the metrics of steps 31 to 38 any more";
+  EXPECT_EQ(assignment_.restore_checkpoint(), "p1-s30");
+}
+
+TEST_F(RunCoreCheckpointTest, ASnapshotOfAnEarlierLifeIsLeft) {
+  BeginCsd();
+  SayStep(1, 30);
+  SayCheckpoint(30);
+  const CoreStart resumed = Resumed();
+  ASSERT_EQ(resumed.generation, Generation(2));
+  Begin(resumed);
+  SayStep(1, 31);
+  ComesAgain({Snapshot(31, 31, 1)});
+  EXPECT_FALSE(assignment_.has_start());
+  ComesAgain({Snapshot(31, 30, 2)});
+  EXPECT_TRUE(assignment_.has_start()) << "of this life";
+}
+
+TEST_F(RunCoreCheckpointTest, ARestartedCoordinatorTakesTheSnapshotsOfItsLife) {
+  BeginCsd();
+  SayStep(1, 45);
+  CoreStart start;
+  StartTakingOver(ReplayJournal(journal_), options_.config.phases, RunPosition{1, 45}, at_.unix_ms,
+                  start);
+  core_ = std::make_unique<RunCore>(options_, std::move(start));
+  Take(core_->Start(at_));
+  // Its workers do not come back.
+  at_.now += options_.config.timeouts.reattach + seconds(1);
+  Take(core_->OnTick(at_));
+  proto::Envelope agent;
+  agent.mutable_agent_hello()->set_domain("node");
+  Say(kAgent, agent, 0);
+  ComesAgain({Snapshot(40, 38)});
+  ASSERT_TRUE(assignment_.has_start());
+  EXPECT_EQ(assignment_.start().step(), 40);
 }
 
 }  // namespace

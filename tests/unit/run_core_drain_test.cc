@@ -1,4 +1,4 @@
-// Domains that join a running run and leave it, played against the core.
+// Domains that join a running run, leave it, are lost and come back, played against the core.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -81,6 +81,18 @@ class DrainTest : public testing::Test {
   void Join(char domain) {
     SayAgentHello(domain);
     SayWorkerHello(domain);
+  }
+  // Its connection broke, and it is back.
+  void SayReturns(char domain, std::uint64_t generation) {
+    proto::Envelope envelope;
+    proto::WorkerHello& hello = *envelope.mutable_worker_hello();
+    hello.set_domain(std::string(1, domain));
+    hello.set_local_size(1);
+    hello.set_resumes(true);
+    hello.set_rank(domain - 'a');
+    hello.set_numeric_mode("cpu");
+    hello.set_teacher_digest("t");
+    Say(Worker(domain), envelope, generation);
   }
   void SayRegrouped(char domain, std::int64_t step, bool has_state = true) {
     proto::Envelope envelope;
@@ -427,6 +439,151 @@ TEST_F(DrainTest, OneThatDoesNotStopWhenItIsToldToIsLostAlone) {
     const auto sent = SentTo(Worker(domain));
     EXPECT_EQ(std::ranges::count_if(sent, [](const auto& e) { return e.has_assignment(); }), 1);
   }
+}
+
+TEST_F(DrainTest, OneThatComesBackToARestartedCoordinatorMayEndWhatItIsIn) {
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 3);
+  Join('c');  // the generation is broken, and the coordinator dies
+  CoreStart start;
+  StartTakingOver(ReplayJournal(journal_), options_.config.phases, RunPosition{0, 3}, at_.unix_ms,
+                  start);
+  Begin(std::move(start));
+  SayAgentHello('a', true);
+  proto::Envelope envelope;
+  envelope.mutable_worker_hello()->set_domain("a");
+  envelope.mutable_worker_hello()->set_local_size(1);
+  envelope.mutable_worker_hello()->set_resumes(true);
+  Say(Worker('a'), envelope, 1);
+  ASSERT_TRUE(Regroups('a'));
+  const auto passes = [this](std::chrono::milliseconds time) {
+    bool killed = false;
+    for (; time.count() > 0; time -= std::chrono::seconds(1)) {
+      proto::Envelope beat;
+      beat.mutable_heartbeat()->set_phase(0);
+      Say(Worker('a'), beat, 1);
+      Say(Agent('a'), beat, 0);
+      Tick(std::chrono::seconds(1));
+      for (const proto::Envelope& sent : SentTo(Agent('a'))) killed |= sent.has_kill_domain();
+    }
+    return killed;
+  };
+  const Timeouts& times = options_.config.timeouts;
+  EXPECT_FALSE(passes(times.reattach + std::chrono::seconds(2)));
+  EXPECT_TRUE(passes(times.unwind - times.reattach));
+}
+
+TEST_F(DrainTest, AllConnectionsBreakAndNoStepIsLost) {
+  for (const bool agents_first : {true, false}) {
+    SCOPED_TRACE(agents_first);
+    journal_.clear();
+    Begin();
+    Join('a');
+    Join('b');
+    SayProgress('a', 3);
+    for (const bool agents : {agents_first, !agents_first}) {
+      for (const char domain : {'a', 'b'}) {
+        Take(core_->OnClosed(agents ? Agent(domain) : Worker(domain), "reset", at_));
+      }
+    }
+    SayAgentHello('a', true);
+    SayAgentHello('b', true);
+    EXPECT_THAT(SentTo(Agent('b')), IsEmpty()) << "its domain lives";
+    SayReturns('b', 1);
+    EXPECT_TRUE(Regroups('b'));
+    SayReturns('a', 1);
+    EXPECT_TRUE(Regroups('a'));
+    SayRegrouped('a', 3);
+    SayRegrouped('b', 4);
+    EXPECT_EQ(Formed(), "ba") << "the newer state leads";
+    EXPECT_EQ(SentTo(Worker('a')).at(0).assignment().start().step(), 4);
+    for (const proto::JournalRecord& record : journal_) EXPECT_FALSE(record.has_rolled_back());
+  }
+}
+
+TEST_F(DrainTest, OneThatIsBeingKilledDoesNotComeBack) {
+  options_.config.domains = 1;
+  Begin();
+  Join('a');
+  SayProgress('a', 3);
+  Take(core_->OnClosed(Worker('a'), "gone", at_));
+  ASSERT_TRUE(SentTo(Agent('a')).at(0).has_kill_domain());
+  SayReturns('a', 1);
+  EXPECT_TRUE(SentTo(Worker('a')).at(0).has_refused());
+}
+
+TEST_F(DrainTest, OneThatOthersGoOnWithoutDoesNotComeBack) {
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 3);
+  Take(core_->OnClosed(Agent('b'), "reset", at_));
+  Take(core_->OnClosed(Worker('b'), "reset", at_));
+  SayAgentHello('b', true);
+  SayReturns('b', 1);
+  EXPECT_TRUE(SentTo(Worker('b')).at(0).has_refused());
+  SayRegrouped('a', 3);
+  EXPECT_EQ(Formed(), "a");
+}
+
+TEST_F(DrainTest, AStateWhoseProgressTheRecordLacksIsNotTakenUp) {
+  for (const std::int64_t recorded : {3, 4}) {
+    SCOPED_TRACE(recorded);
+    Begin();
+    Join('a');
+    Join('b');
+    SayProgress('a', 3);
+    Take(core_->OnClosed(Worker('b'), "gone", at_));
+    // As if the run had gone back while this one was away.
+    proto::Envelope envelope;
+    proto::HeldState& held = *envelope.mutable_regrouped()->mutable_held();
+    held.set_has_state(true);
+    held.mutable_position()->set_step(9);
+    held.mutable_recorded()->set_step(recorded);
+    Say(Worker('a'), envelope, 2);
+    ASSERT_FALSE(SentTo(Worker('a')).empty());
+    EXPECT_EQ(SentTo(Worker('a')).at(0).assignment().has_start(), recorded == 3);
+    journal_.clear();
+  }
+}
+
+TEST_F(DrainTest, WhoReturnsSaysAgainWhatItHolds) {
+  options_.config.domains = 1;
+  Begin();
+  Join('a');
+  SayProgress('a', 3);
+  Take(core_->OnClosed(Agent('a'), "reset", at_));
+  Take(core_->OnClosed(Worker('a'), "reset", at_));
+  SayAgentHello('a', true);
+  SayReturns('a', 2);  // it has heard of the next generation already
+  EXPECT_TRUE(Regroups('a')) << "its hello may be of the last step's begin";
+  EXPECT_NE(core_->state().word, RunWord::kRunning);
+}
+
+TEST_F(DrainTest, ALossWhileTheRunStopsLeavesTheStopItsTime) {
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 3);
+  Take(*core_->Stop("a test", at_));
+  Take(core_->OnClosed(Worker('b'), "gone", at_));
+  SayRegrouped('a', 3);
+  ASSERT_EQ(Formed(), "a");
+  const auto passes = [this](std::chrono::milliseconds time) {
+    for (; time.count() > 0; time -= std::chrono::seconds(1)) {
+      proto::Envelope beat;
+      beat.mutable_heartbeat()->set_phase(0);
+      Say(Worker('a'), beat, 2);
+      for (const char domain : {'a', 'b'}) Say(Agent(domain), beat, 0);
+      Tick(std::chrono::seconds(1));
+    }
+  };
+  passes(options_.config.timeouts.stop - std::chrono::seconds(2));
+  EXPECT_EQ(core_->state().word, RunWord::kStopping);
+  passes(std::chrono::seconds(3));
+  EXPECT_EQ(core_->state().word, RunWord::kStopped);
 }
 
 }  // namespace

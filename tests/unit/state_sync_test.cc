@@ -5,7 +5,9 @@
 #include "worker/engine/state_sync.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -16,6 +18,7 @@
 #include "tests/support/thread_collectives.h"
 #include "tests/support/tiny_teacher.h"
 #include "worker/engine/phase_steps.h"
+#include "worker/engine/state_snapshots.h"
 #include "worker/engine/trainer.h"
 #include "worker/engine/training_state.h"
 #include "worker/parallel/generation_collectives.h"
@@ -56,14 +59,17 @@ std::vector<float> Values(const at::Tensor& tensor) {
 
 // One process that may be lost: its state, and the exchanges of whatever generation it is in.
 struct Process {
-  Process(const RunConfig& config, const TeacherBundle& teacher, int local_rank, int local_size)
+  Process(const RunConfig& config, const TeacherBundle& teacher, int local_rank, int local_size,
+          const std::filesystem::path& memory)
       : state(MakeTrainingState(Network::Layout(SpecFor(config.model, *teacher.teacher)),
                                 local_rank, local_size)),
-        trainer(config, teacher, collectives, state) {}
+        trainer(config, teacher, collectives, state),
+        snapshots(memory, "run", local_rank, local_size, CheckpointIdentity(), state) {}
 
   TrainingState state;
   GenerationCollectives collectives;
   Trainer trainer;
+  StateSnapshots snapshots;
 };
 
 using Domain = std::vector<std::unique_ptr<Process>>;
@@ -86,10 +92,18 @@ class StateSyncTest : public testing::Test {
     }
   }
 
-  Domain NewDomain(int size) const {
+  ~StateSyncTest() override { std::filesystem::remove_all(memory_); }
+
+  // `number`: of the domain whose memory it has; kNone: it has none.
+  Domain NewDomain(int size, int number = kNone) const {
+    std::filesystem::path memory;
+    if (number != kNone) {
+      memory = memory_ / std::to_string(number);
+      std::filesystem::create_directories(memory);
+    }
     Domain domain;
     for (int rank = 0; rank < size; ++rank) {
-      domain.push_back(std::make_unique<Process>(config_, teacher_, rank, size));
+      domain.push_back(std::make_unique<Process>(config_, teacher_, rank, size, memory));
     }
     return domain;
   }
@@ -135,9 +149,11 @@ class StateSyncTest : public testing::Test {
   Status Work(Process& process, StepMetrics& metrics) const {
     TrainingState& state = process.state;
     if (state.step == 0 && state.updates == 0) DD2_TRY(process.trainer.EnterPhase(kCsd));
-    for (; state.step < config_.phases[kCsd].steps; AdvanceSteps(state, 1)) {
+    while (state.step < config_.phases[kCsd].steps) {
       DD2_TRY_ASSIGN(const StepOutcome outcome, process.trainer.CsdCycle(Wish()));
       metrics[state.step] = outcome.metrics;
+      AdvanceSteps(state, 1);
+      process.snapshots.Take(generation_, SmallStateOf(state));
     }
     return {};
   }
@@ -153,7 +169,9 @@ class StateSyncTest : public testing::Test {
     for (std::size_t i = 0; i < domains.size(); ++i) {
       candidates.push_back({.name = std::to_string(i), .held = {}});
       for (const auto& process : domains[i]) {
-        candidates.back().held.push_back(process->trainer.Held());
+        proto::HeldState held = process->trainer.Held();
+        for (auto& one : process->snapshots.held()) *held.add_snapshots() = std::move(one);
+        candidates.back().held.push_back(std::move(held));
       }
     }
     const RegroupPlan plan = PlanRegroup(candidates, config_.phases);
@@ -186,10 +204,13 @@ class StateSyncTest : public testing::Test {
   }
 
   // Two domains in csd, interrupted at this exchange; domain `lost` (or none) is replaced.
-  std::vector<Domain> Interrupted(int exchange, const std::vector<int>& failing, int lost) {
+  std::vector<Domain> Interrupted(int exchange, const std::vector<int>& failing, int lost,
+                                  bool with_memory = false) {
+    std::filesystem::remove_all(memory_);
     Domain ranks;
     for (int domain = 0; domain < kDomains; ++domain) {
-      for (auto& process : NewDomain(kLocalSize)) ranks.push_back(std::move(process));
+      Domain fresh = NewDomain(kLocalSize, with_memory ? domain : kNone);
+      for (auto& process : fresh) ranks.push_back(std::move(process));
     }
     Generation(ranks, ThreadWorldOf(kWorld),
                [](Process& process) { ASSERT_TRUE(EnterCsd(process)); });
@@ -207,9 +228,14 @@ class StateSyncTest : public testing::Test {
   }
 
   Status SyncAndWork(Process& process, const Gathered& gathered, StepMetrics& metrics) const {
-    const auto rank = static_cast<std::size_t>(process.collectives.rank());
-    DD2_TRY(SyncState(gathered.assignments[rank], SmallStateOf(process.state), process.trainer,
-                      process.state, process.collectives, [](const proto::RankState&) {}));
+    const int rank = process.collectives.rank();
+    const proto::Assignment& assignment = gathered.assignments[static_cast<std::size_t>(rank)];
+    proto::RankState mine = SmallStateOf(process.state);
+    if (assignment.members(rank).means() == proto::GenerationMember::RECALL) {
+      DD2_TRY_ASSIGN(mine, process.snapshots.Recall(assignment.members(rank).snapshot()));
+    }
+    DD2_TRY(SyncState(assignment, mine, process.trainer, process.state, process.collectives,
+                      [](const proto::RankState&) {}));
     return Work(process, metrics);
   }
 
@@ -247,6 +273,17 @@ class StateSyncTest : public testing::Test {
     }
   }
 
+  // Every process is lost and comes again, with the memory of its machine.
+  std::vector<Domain> AllLost(std::vector<Domain> domains) const {
+    domains.clear();
+    for (int domain = 0; domain < kDomains; ++domain) {
+      domains.push_back(NewDomain(kLocalSize, domain));
+    }
+    return domains;
+  }
+
+  const std::filesystem::path memory_ =
+      std::filesystem::path(testing::TempDir()) / ("dd2-state-sync-" + std::to_string(getpid()));
   const RunConfig config_ = TinyConfig();
   const TeacherBundle teacher_ = MakeTinyTeacher(5);
   std::uint64_t generation_ = 0;
@@ -292,6 +329,49 @@ TEST_F(StateSyncTest, InterruptedWhileTheStateIsSent) {
         std::vector<Domain> domains = Domains(std::move(gathered.ranks));
         // The plan has put the survivors first.
         if (newcomer_lost) domains[1] = NewDomain(kLocalSize);
+        ExpectCalmEnd(std::move(domains));
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+// The first exchange by which every rank has taken a snapshot of the first cycle.
+constexpr int kSecondCycle = 15;
+
+// One snapshot of the first cycle, which all take up again.
+TEST_F(StateSyncTest, AllAreLostAndGoOnFromMemory) {
+  for (int exchange = kSecondCycle; exchange < kSecondCycle + 6; ++exchange) {
+    for (const int without : {kNone, 0, 1}) {
+      SCOPED_TRACE("exchange " + std::to_string(exchange) +
+                   ", machine lost: " + std::to_string(without));
+      std::vector<Domain> domains = AllLost(Interrupted(exchange, kFailing[0], kNone, true));
+      if (without != kNone) domains[static_cast<std::size_t>(without)] = NewDomain(kLocalSize);
+      ExpectCalmEnd(std::move(domains));
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// Interrupted again while they synchronise, and lost again or not: a state that was loaded and has
+// no position yet is nobody's.
+TEST_F(StateSyncTest, InterruptedWhileAllGoOnFromMemory) {
+  for (int exchange = 0; exchange < 8; ++exchange) {
+    for (const std::vector<int>& failing : kFailing) {
+      for (const bool again : {false, true}) {
+        SCOPED_TRACE("exchange " + std::to_string(exchange) + " fails on " +
+                     std::to_string(failing.size()) + " ranks from " + std::to_string(failing[0]) +
+                     (again ? ", all are lost again" : ""));
+        Gathered gathered = Gather(AllLost(Interrupted(kSecondCycle, kFailing[0], kNone, true)));
+        ASSERT_FALSE(gathered.ranks.empty());
+        const auto world = ThreadWorldOf(kWorld);
+        world->BreakAt(exchange, failing);
+        Generation(gathered.ranks, world, [&](Process& process) {
+          StepMetrics metrics;
+          EXPECT_FALSE(SyncAndWork(process, gathered, metrics));
+        });
+        std::vector<Domain> domains = Domains(std::move(gathered.ranks));
+        if (again) domains = AllLost(std::move(domains));
         ExpectCalmEnd(std::move(domains));
         if (HasFailure()) return;
       }

@@ -225,6 +225,7 @@ void Agent::OnEnvelope(const proto::Envelope& envelope) {
     spec.local_size = wire.local_size();
     spec.threads_per_rank = wire.threads_per_rank();
     spec.attempt = wire.attempt();
+    spec.run_id = run_id_;
     Perform(state_.OnStartDomain(spec));
   } else if (envelope.has_kill_domain()) {
     LogWarning("the coordinator kills the domain: " + envelope.kill_domain().reason());

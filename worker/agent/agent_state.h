@@ -13,6 +13,7 @@ struct DomainSpec {
   int local_size = 0;
   int threads_per_rank = 0;
   std::uint64_t attempt = 0;  // grows with every start
+  std::string run_id;
 };
 
 // What the agent must do now; several may be set, to be done in this order.

@@ -27,15 +27,16 @@ std::string FolderName(const DomainPaths& paths) {
   return "dd2-" + std::to_string(geteuid()) + "-" + hasher.Finish().Hex().substr(0, 12);
 }
 
-// Empty and ours alone afterwards. In a folder that everybody may write to, so nothing of another
-// user is followed or removed.
-Status PrepareSessionFolder(const fs::path& folder) {
+// Ours alone afterwards, and empty unless `keep`. In a folder that everybody may write to, so
+// nothing of another user is followed or removed.
+Status PrepareFolder(const fs::path& folder, bool keep) {
   struct stat info {};
   if (lstat(folder.c_str(), &info) == 0) {
     if (!S_ISDIR(info.st_mode) || info.st_uid != geteuid()) {
       return Error(Code::kFailedPrecondition,
                    folder.string() + " is not a folder of this user; remove it and try again");
     }
+    if (keep) return {};
     std::error_code error;
     fs::remove_all(folder, error);
   }
@@ -73,6 +74,9 @@ std::vector<std::string> MpirunCommand(const DomainPaths& paths, const DomainSpe
   }
   add({paths.worker.string(), "run", "--run", paths.run.string()});
   add({"--coordinator", paths.coordinator, "--domain", paths.domain});
+  if (const fs::path snapshots = SnapshotFolder(paths); !snapshots.empty()) {
+    add({"--snapshots", snapshots.string(), "--run-id", spec.run_id});
+  }
   return command;
 }
 
@@ -81,6 +85,11 @@ fs::path SessionFolder(const DomainPaths& paths) { return "/tmp/" + FolderName(p
 fs::path SharedMemoryFolder(const DomainPaths& paths) {
   const fs::path root = "/dev/shm";
   return access(root.c_str(), W_OK | X_OK) == 0 ? root / FolderName(paths) : fs::path();
+}
+
+fs::path SnapshotFolder(const DomainPaths& paths) {
+  const fs::path shared = SharedMemoryFolder(paths);
+  return shared.empty() ? shared : fs::path(shared.string() + "-snapshots");
 }
 
 Result<DomainProcess> DomainProcess::Start(const DomainPaths& paths, const DomainSpec& spec) {
@@ -92,9 +101,11 @@ Result<DomainProcess> DomainProcess::Start(const DomainPaths& paths, const Domai
                      "programs of DD2 into one folder");
   }
   const fs::path session = SessionFolder(paths);
-  DD2_TRY(PrepareSessionFolder(session));
-  const fs::path shared = SharedMemoryFolder(paths);
-  if (!shared.empty()) DD2_TRY(PrepareSessionFolder(shared));
+  DD2_TRY(PrepareFolder(session, false));
+  if (const fs::path shared = SharedMemoryFolder(paths); !shared.empty()) {
+    DD2_TRY(PrepareFolder(shared, false));
+    DD2_TRY(PrepareFolder(SnapshotFolder(paths), true));
+  }
   const fs::path logs = paths.run / "logs";
   fs::create_directories(logs, error);
   if (error) {
@@ -139,7 +150,8 @@ std::string DomainProcess::LogTail() const {
 }
 
 void RemoveSessionFolders(const DomainPaths& paths) {
-  for (const fs::path& folder : {SessionFolder(paths), SharedMemoryFolder(paths)}) {
+  for (const fs::path& folder :
+       {SessionFolder(paths), SharedMemoryFolder(paths), SnapshotFolder(paths)}) {
     struct stat info {};
     if (lstat(folder.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid()) {
       continue;

@@ -35,6 +35,11 @@ std::filesystem::path SessionFolder(const DomainPaths& paths);
 // where this machine has no /dev/shm.
 std::filesystem::path SharedMemoryFolder(const DomainPaths& paths);
 
+// Where its ranks keep snapshots of their state, for those that come after them: it stays when a
+// domain ends, and until the agent leaves of its own accord. Empty where this machine has no
+// /dev/shm.
+std::filesystem::path SnapshotFolder(const DomainPaths& paths);
+
 // One mpirun and the ranks below it: they live and die as one (design 2).
 //
 // Owned by Agent; same thread. mpirun dies with the thread that called Start; its workers die with
@@ -64,7 +69,7 @@ class DomainProcess {
   std::uintmax_t log_start_;  // its size before this domain
 };
 
-// Removes both folders and what is in them.
+// Removes all three folders and what is in them.
 void RemoveSessionFolders(const DomainPaths& paths);
 
 }  // namespace dd2

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "proto/position.h"
+
 namespace dd2 {
 namespace {
 
@@ -19,7 +21,8 @@ Error Over() { return Error(Code::kAborted, "the generation is over"); }
 
 }  // namespace
 
-ControlClient::ControlClient(ControlOptions options) : options_(std::move(options)) {}
+ControlClient::ControlClient(ControlOptions options)
+    : options_(std::move(options)), held_(options_.hello.held()) {}
 
 Result<std::unique_ptr<ControlClient>> ControlClient::Join(const ControlOptions& options) {
   std::unique_ptr<ControlClient> client(new ControlClient(options));
@@ -54,7 +57,7 @@ Status ControlClient::Connect(bool resumes) {
     *hello.mutable_worker_hello() = options_.hello;
     hello.mutable_worker_hello()->set_resumes(resumes);
     hello.mutable_worker_hello()->set_rank(working_ == 0 || over() ? -1 : rank_.load());
-    *hello.mutable_worker_hello()->mutable_held() = held_;
+    *hello.mutable_worker_hello()->mutable_held() = WithRecorded(held_);
     hello.set_run_id(run_id_);
     hello.set_generation(generation_);
     if (stopping_) return Error(Code::kUnavailable, "this worker is at its end");
@@ -199,7 +202,6 @@ void ControlClient::HandleGeneration(const proto::Envelope& envelope) {
   const bool regroup = envelope.has_regroup() && envelope.generation() > working_;
   if (!regroup && !envelope.has_assignment()) return;
   generation_ = envelope.generation();
-  run_id_ = envelope.run_id();
   leases_.clear();
   leased_phase_ = -1;
   leased_end_ = 0;
@@ -210,7 +212,7 @@ void ControlClient::HandleGeneration(const proto::Envelope& envelope) {
   assignment_ = envelope.assignment();
   if (assignment_->has_recorded()) SetRecorded(assignment_->recorded());
   if (assignment_->has_start()) {
-    committed_ = std::max(committed_, assignment_->committed_checkpoint());
+    committed_ = assignment_->committed_checkpoint();
   } else {  // the run goes back to a checkpoint
     unrecorded_.clear();
     committed_ = assignment_->restore_checkpoint();
@@ -229,6 +231,12 @@ void ControlClient::AddLease(proto::Lease lease) {
   leased_phase_ = lease.phase();
   leased_end_ = end;
   leases_.push_back(std::move(lease));
+}
+
+proto::HeldState ControlClient::WithRecorded(proto::HeldState held) const {
+  *held.mutable_recorded() =
+      RecordedBefore(held.position(), unrecorded_.empty() ? nullptr : &unrecorded_.front());
+  return held;
 }
 
 void ControlClient::SetRecorded(const proto::Position& recorded) {
@@ -267,6 +275,7 @@ Result<std::optional<proto::Assignment>> ControlClient::NextAssignment(
     const proto::HeldState& held) {
   for (;;) {
     std::uint64_t generation = 0;
+    proto::Envelope answer;
     {
       std::unique_lock lock(mutex_);
       held_ = held;
@@ -281,9 +290,8 @@ Result<std::optional<proto::Assignment>> ControlClient::NextAssignment(
       }
       to_answer_ = false;
       generation = generation_;
+      *answer.mutable_regrouped()->mutable_held() = WithRecorded(held);
     }
-    proto::Envelope answer;
-    *answer.mutable_regrouped()->mutable_held() = held;
     const std::lock_guard sending(send_mutex_);
     (void)SendNow(std::move(answer), generation);  // when it fails, CatchUp asks for it again
   }

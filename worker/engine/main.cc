@@ -59,6 +59,8 @@ std::optional<WorkerOptions> ParseWorkerOptions(const Arguments& arguments) {
   options.coordinator_host = address.substr(0, colon);
   options.coordinator_port = static_cast<std::uint16_t>(port);
   options.domain = pairs->contains("domain") ? pairs->at("domain") : "local";
+  if (pairs->contains("snapshots")) options.snapshots = pairs->at("snapshots");
+  if (pairs->contains("run-id")) options.run_id = pairs->at("run-id");
   return options;
 }
 
@@ -121,7 +123,10 @@ void KeepCrashes(const WorkerOptions& options) {
 int RunCommand(const Arguments& arguments) {
   std::optional<WorkerOptions> options = ParseWorkerOptions(arguments);
   if (!options) {
-    std::fputs("usage: dd2-worker run --run DIR --coordinator HOST:PORT [--domain NAME]\n", stderr);
+    std::fputs(
+        "usage: dd2-worker run --run DIR --coordinator HOST:PORT [--domain NAME] "
+        "[--snapshots DIR --run-id ID]\n",
+        stderr);
     return kExitUsage;
   }
   TieToParent();

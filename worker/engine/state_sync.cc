@@ -115,21 +115,22 @@ class SliceTransfer {
 
 // Own slices only: the domain of a receiver is complete, so it has every slice afterwards, and
 // spreads them.
-Status MoveNetworks(SliceTransfer& transfer, TrainingState& state) {
-  for (NetworkState* network : {&state.generator, &state.guidance}) {
-    const at::Tensor params = network->params.flat().detach();
-    DD2_TRY(transfer.Move(params.narrow(0, network->begin, network->slice)));
-    for (const at::Tensor& slice : {network->adam_m, network->adam_v, network->ema}) {
-      DD2_TRY(transfer.Move(slice));
-    }
-  }
+Status MoveNetworks(SliceTransfer& transfer, const TrainingState& state) {
+  for (const at::Tensor& slice : SlicesOf(state)) DD2_TRY(transfer.Move(slice));
   return {};
 }
 
-Status CheckMeans(Means means, const Trainer& trainer, const TrainingState& state) {
+// The coordinator plans with what ranks have said; a rank that is elsewhere would mix two states.
+Status CheckMeans(Means means, const Trainer& trainer, const proto::Position& start) {
+  const proto::HeldState held = trainer.Held();
+  proto::Position rolled = held.position();
+  rolled.set_updates(rolled.updates() + 1);
   const bool fits = means == proto::GenerationMember::RECEIVE ||
-                    (state.whole && means == proto::GenerationMember::KEEP) ||
-                    (means == proto::GenerationMember::ROLL && trainer.Held().pending());
+                    means == proto::GenerationMember::RECALL ||
+                    (means == proto::GenerationMember::KEEP && held.has_state() &&
+                     trainer.SameState(held.position(), start)) ||
+                    (means == proto::GenerationMember::ROLL && held.pending() &&
+                     trainer.SameState(rolled, start));
   if (fits) return {};
   return Error(Code::kInternal, "told to " + proto::GenerationMember::Means_Name(means) +
                                     " a state that this rank does not hold");
@@ -152,7 +153,7 @@ Status SyncState(const proto::Assignment& assignment, const proto::RankState& mi
   const RankLayout ranks = LayoutOf(assignment);
   const std::vector<Means> means = MeansOf(assignment);
   const Means my_means = means.at(static_cast<std::size_t>(ranks.rank));
-  DD2_TRY(CheckMeans(my_means, trainer, state));
+  DD2_TRY(CheckMeans(my_means, trainer, assignment.start()));
   DD2_TRY_ASSIGN(const std::string bytes,
                  ShareFrom(assignment.source(), mine.SerializeAsString(), collectives));
   proto::RankState small;
@@ -167,6 +168,7 @@ Status SyncState(const proto::Assignment& assignment, const proto::RankState& mi
   } else {
     TakeOver(small, state);
     take_over(small);
+    state.whole = true;  // RECALL: its networks are there, now it has their position
   }
   if (std::ranges::count(means, proto::GenerationMember::RECEIVE) > 0) {
     SliceTransfer transfer(ranks, means, collectives);

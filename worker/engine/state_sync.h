@@ -18,6 +18,7 @@ RankLayout LayoutOf(const proto::Assignment& assignment);
 // Brings all ranks of a new generation to the state that `assignment.start` says, by the means that
 // it says for each rank. Collective; the trainer has been regrouped. What a rank reports as held
 // (Trainer::Held) is true at every moment, so this can be interrupted and a later generation begun.
+// RECALL: the rank's snapshot lies in its networks already, and its small state in `mine`.
 // `mine`: this rank's small state, with all that others shall take over from it if it is the
 // source. `take_over`: called once with the source's, together with the change of position.
 // Errors: of the collectives; kCorruption: something arrived damaged; kInternal: the means do not

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "common/check.h"
+#include "proto/position.h"
 #include "worker/distill/losses.h"
 
 namespace dd2 {
@@ -101,6 +102,10 @@ proto::HeldState Trainer::Held() const {
   held.mutable_position()->set_updates(state_.updates);
   held.set_pending(state_.whole && updater_.has_pending());
   return held;
+}
+
+bool Trainer::SameState(const proto::Position& a, const proto::Position& b) const {
+  return Same(Normalised(a, config_.phases), Normalised(b, config_.phases));
 }
 
 Status Trainer::SpreadParameters() {

@@ -41,6 +41,8 @@ class Trainer {
   void Regroup(const RankLayout& ranks);
   // What this rank brings into the next generation.
   proto::HeldState Held() const;
+  // Two names of one state.
+  bool SameState(const proto::Position& a, const proto::Position& b) const;
   bool RollForward() { return updater_.RollForward(); }  // the pending update; local
   void DropPending() { updater_.DropPending(); }
   // Full parameters of both networks from the slices of the ranks of the domain.

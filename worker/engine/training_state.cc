@@ -133,6 +133,17 @@ void AdvanceSteps(TrainingState& state, std::int64_t steps) {
   state.step_wish = Wish();
 }
 
+std::vector<at::Tensor> SlicesOf(const TrainingState& state) {
+  std::vector<at::Tensor> slices;
+  for (const NetworkState* network : {&state.generator, &state.guidance}) {
+    slices.push_back(network->params.flat().detach().narrow(0, network->begin, network->slice));
+    for (const at::Tensor& own : {network->adam_m, network->adam_v, network->ema}) {
+      slices.push_back(own);
+    }
+  }
+  return slices;
+}
+
 proto::RankState SmallStateOf(const TrainingState& state) {
   proto::RankState small;
   small.mutable_position()->set_phase(state.phase);

@@ -62,6 +62,9 @@ std::int64_t CheckpointBytes(const ParamLayout& layout);
 // The step in progress is finished, or a number of steps that have no updates.
 void AdvanceSteps(TrainingState& state, std::int64_t steps);
 
+// This rank's slice of both networks: parameters, moments and averages, as they lie in the state.
+// The slices of the ranks of a domain are the whole.
+std::vector<at::Tensor> SlicesOf(const TrainingState& state);
 // The small state that other ranks take over, and taking it over; without the progress list and the
 // number of checkpoint requests, which are the loop's.
 proto::RankState SmallStateOf(const TrainingState& state);

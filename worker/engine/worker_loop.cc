@@ -9,6 +9,7 @@
 
 #include "common/config.h"
 #include "common/file.h"
+#include "common/process.h"
 #include "common/timeouts.h"
 #include "common/version.h"
 #include "storage/checkpoint_store.h"
@@ -16,6 +17,7 @@
 #include "worker/engine/checkpoint_saver.h"
 #include "worker/engine/control_client.h"
 #include "worker/engine/phase_steps.h"
+#include "worker/engine/state_snapshots.h"
 #include "worker/engine/state_sync.h"
 #include "worker/engine/trainer.h"
 #include "worker/engine/training_state.h"
@@ -42,6 +44,7 @@ Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
                                                const Timeouts& timeouts,
                                                const CheckpointIdentity& identity,
                                                std::int64_t checkpoint_bytes,
+                                               const StateSnapshots& snapshots,
                                                GenerationCollectives& collectives) {
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   ControlOptions control;
@@ -51,18 +54,19 @@ Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
   control.away = timeouts.coordinator_away;
   control.abort_before = [&](std::uint64_t generation) { collectives.AbortBefore(generation); };
   control.collectives = [&] { return std::pair(collectives.entered(), collectives.waiting()); };
-  char host[256] = "";
-  gethostname(host, sizeof host - 1);
   control.hello.set_secret(std::move(secret));
   control.hello.set_domain(options.domain);
   control.hello.set_local_rank(options.local_rank);
   control.hello.set_local_size(options.local_size);
   control.hello.set_pid(getpid());
-  control.hello.set_host(host);
+  control.hello.set_host(HostName());
   control.hello.set_numeric_mode(identity.numeric_mode);
   control.hello.set_teacher_digest(identity.teacher_digest);
   control.hello.set_code_version(identity.code_version);
   control.hello.set_checkpoint_bytes(checkpoint_bytes);
+  for (proto::MemorySnapshot& one : snapshots.held()) {
+    *control.hello.mutable_held()->add_snapshots() = std::move(one);
+  }
   return ControlClient::Join(control);
 }
 
@@ -92,7 +96,7 @@ class WorkerLoop {
  public:
   WorkerLoop(const WorkerOptions& options, const RunConfig& config, ControlClient& control,
              GenerationCollectives& collectives, PhaseSteps& steps, TrainingState& state,
-             CheckpointIdentity identity, CheckpointSaver& saver)
+             CheckpointIdentity identity, CheckpointSaver& saver, StateSnapshots& snapshots)
       : options_(options),
         checkpoints_(options.run / "checkpoints"),
         config_(config),
@@ -101,7 +105,8 @@ class WorkerLoop {
         steps_(steps),
         state_(state),
         identity_(std::move(identity)),
-        saver_(saver) {
+        saver_(saver),
+        snapshots_(snapshots) {
     steps_.trainer().OnFrozen([this](NetworkRole frozen) {
       if (IsBorder(state_.step + 1)) saver_.StageAhead(frozen, state_.step + 1);
     });
@@ -110,13 +115,13 @@ class WorkerLoop {
   Result<WorkerOutcome> Run() {
     for (;;) {
       DD2_TRY_ASSIGN(const std::optional<proto::Assignment> assignment,
-                     control_.NextAssignment(steps_.trainer().Held()));
+                     control_.NextAssignment(Held()));
       if (!assignment) return WorkerOutcome::kFinished;
       ranks_ = LayoutOf(*assignment);
       Result<WorkerOutcome> outcome = RunGeneration(*assignment);
       if (outcome || !IsBreak(outcome.error().code())) return outcome;
       if (!control_.regrouping()) TellFailure(outcome.error());
-      control_.SetHeld(steps_.trainer().Held());
+      control_.SetHeld(Held());
       collectives_.Leave();
       // The reason says more than that nobody called us.
       if (!control_.WaitForRegroup(config_.timeouts.regroup)) return outcome;
@@ -161,7 +166,7 @@ class WorkerLoop {
     } else {
       DD2_TRY(Restore(assignment.restore_checkpoint()));
     }
-    control_.SetHeld(steps_.trainer().Held());
+    control_.SetHeld(Held());
     DD2_TRY(steps_.Regroup(ranks_));
     DD2_TRY_ASSIGN(const bool stop, ObeyAtStart(assignment.has_start()));
     if (stop) return WorkerOutcome::kStopped;
@@ -173,11 +178,29 @@ class WorkerLoop {
     }
   }
 
+  // What this rank brings into the next generation.
+  proto::HeldState Held() const {
+    proto::HeldState held = steps_.trainer().Held();
+    for (proto::MemorySnapshot& one : snapshots_.held()) *held.add_snapshots() = std::move(one);
+    return held;
+  }
+
+  // With what the loop knows.
+  proto::RankState SmallState() const {
+    proto::RankState small = SmallStateOf(state_);
+    small.set_checkpoint_requests(requests_served_);
+    small.set_checkpoint_begun(begun_);
+    for (proto::Progress& step : control_.Unrecorded()) *small.add_unrecorded() = std::move(step);
+    return small;
+  }
+
   Status Sync(const proto::Assignment& assignment) {
-    proto::RankState mine = SmallStateOf(state_);
-    mine.set_checkpoint_requests(requests_served_);
-    mine.set_checkpoint_begun(begun_);
-    for (proto::Progress& step : control_.Unrecorded()) *mine.add_unrecorded() = std::move(step);
+    proto::RankState mine = SmallState();
+    const proto::GenerationMember& me = assignment.members(assignment.rank());
+    if (me.means() == proto::GenerationMember::RECALL) {
+      steps_.trainer().DropPending();
+      DD2_TRY_ASSIGN(mine, snapshots_.Recall(me.snapshot()));
+    }
     return SyncState(
         assignment, mine, steps_.trainer(), state_, collectives_,
         [this, &assignment](const proto::RankState& small) {
@@ -236,14 +259,15 @@ class WorkerLoop {
     }
     while (state_.step < end) {
       const auto start = std::chrono::steady_clock::now();
-      control_.SetHeld(steps_.trainer().Held());
+      control_.SetHeld(Held());
       DD2_TRY_ASSIGN(PhaseStepResult result, steps_.Run(end, CurrentWish()));
       AdvanceSteps(state_, result.steps_done);
       Report(result, SecondsSince(start));
+      SnapshotIfDue();
       DD2_TRY_ASSIGN(const bool stop, Obey(result.outcome.wish));
       if (stop) return true;
     }
-    control_.SetHeld(steps_.trainer().Held());
+    control_.SetHeld(Held());
     return false;
   }
 
@@ -297,6 +321,18 @@ class WorkerLoop {
     return !ChangesState(state_.phase) || !ChangesState(next);
   }
 
+  // After the step that is due, and at the end of a phase: what the next one begins with.
+  void SnapshotIfDue() {
+    const int every = config_.checkpoint.memory_every;
+    const PhaseKind kind = phase().kind;
+    const bool trains = ChangesState(state_.phase) && kind != PhaseKind::kTeacherCheck &&
+                        kind != PhaseKind::kSample;
+    if (!snapshots_.works() || every == 0 || !trains) return;
+    if (state_.step % every == 0 || state_.step == phase().steps) {
+      snapshots_.Take(control_.generation(), SmallState());
+    }
+  }
+
   // At borders that the configuration sets, on request, before a stop, and when the one before was
   // lost with its generation. Every rank decides from the same facts.
   Status CheckpointIfDue(const Wish& wish) {
@@ -329,6 +365,7 @@ class WorkerLoop {
   TrainingState& state_;
   const CheckpointIdentity identity_;
   CheckpointSaver& saver_;
+  StateSnapshots& snapshots_;
   RankLayout ranks_;  // of this generation
   std::uint64_t requests_served_ = 0;
   std::string begun_;  // the newest checkpoint, of any generation; goes back with the state
@@ -351,14 +388,17 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
                                     .numeric_mode = numeric_mode,
                                     .code_version = std::string(CodeVersion()),
                                     .seed = config.seed};
+  StateSnapshots snapshots(config.checkpoint.memory_every > 0 ? options.snapshots : "",
+                           options.run_id, options.local_rank, options.local_size, identity, state);
   GenerationCollectives collectives;
   PhaseSteps steps(options, config, teacher, collectives, state, numeric_mode);
-  DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control,
-                 JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), collectives));
+  DD2_TRY_ASSIGN(
+      const std::unique_ptr<ControlClient> control,
+      JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), snapshots, collectives));
   // After the control connection, so that it ends first: it still reports what it finishes.
   CheckpointSaver saver(RealFileSystem(), options.run / "checkpoints", std::move(staging), state,
                         identity, *control, config.timeouts.checkpoint_parts);
-  WorkerLoop loop(options, config, *control, collectives, steps, state, identity, saver);
+  WorkerLoop loop(options, config, *control, collectives, steps, state, identity, saver, snapshots);
   Result<WorkerOutcome> outcome = loop.Run();
   if (!outcome) {
     loop.TellFailure(outcome.error());  // in vain when it is the connection that failed

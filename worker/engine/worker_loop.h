@@ -16,6 +16,8 @@ struct WorkerOptions {
   std::string domain;  // the failure domain this process dies with
   int local_rank = 0;
   int local_size = 1;
+  std::filesystem::path snapshots;  // folder in shared memory; empty: there is none
+  std::string run_id;               // whose snapshots they are
 };
 
 enum class WorkerOutcome : std::uint8_t {

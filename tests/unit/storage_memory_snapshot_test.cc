@@ -1,0 +1,202 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "storage/memory_snapshot.h"
+
+namespace dd2 {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+constexpr std::size_t kNote = 100;
+constexpr std::size_t kData = 3 * 5000;  // of three pieces; no multiple of a page
+
+class MemorySnapshotTest : public testing::Test {
+ protected:
+  MemorySnapshotTest()
+      : file_(fs::path(access("/dev/shm", W_OK) == 0 ? "/dev/shm" : testing::TempDir()) /
+              ("dd2-test-" + std::to_string(getpid()))) {}
+  ~MemorySnapshotTest() override { fs::remove(file_); }
+
+  Result<MemorySnapshots> Open(const std::string& identity = "us") const {
+    return MemorySnapshots::Open(file_, identity, kNote, kData);
+  }
+  // Filled with `value`.
+  static int Save(MemorySnapshots& snapshots, std::string_view note, std::byte value) {
+    const std::vector<std::byte> piece(kData / 3, value);
+    const std::vector<std::span<const std::byte>> pieces(3, piece);
+    return snapshots.Save(note, pieces).value();
+  }
+  static std::vector<std::string> Notes(const MemorySnapshots& snapshots) {
+    std::vector<std::string> notes;
+    for (const MemorySnapshots::Found& one : snapshots.Verify()) notes.push_back(one.note);
+    return notes;
+  }
+  void Flip(std::streamoff offset) const {
+    std::fstream file(file_, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(offset);
+    const int byte = file.get();
+    file.seekp(offset);
+    file.put(static_cast<char>(byte ^ 0x10));
+  }
+
+  const fs::path file_;
+};
+
+TEST_F(MemorySnapshotTest, TheTwoNewestOutliveTheProcess) {
+  {
+    MemorySnapshots snapshots = Open().value();
+    EXPECT_THAT(Notes(snapshots), IsEmpty());
+    Save(snapshots, "one", std::byte{1});
+    Save(snapshots, "two", std::byte{2});
+    Save(snapshots, "three", std::byte{3});
+  }
+  const MemorySnapshots snapshots = Open().value();
+  ASSERT_THAT(Notes(snapshots), ElementsAre("three", "two"));
+  std::array<std::vector<std::byte>, 3> loaded;
+  std::vector<std::span<std::byte>> pieces;
+  for (std::vector<std::byte>& piece : loaded) {
+    piece.resize(kData / 3);
+    pieces.emplace_back(piece);
+  }
+  ASSERT_TRUE(snapshots.Load(snapshots.Verify().back().place, pieces));
+  for (const std::vector<std::byte>& piece : loaded) {
+    EXPECT_EQ(piece, std::vector<std::byte>(kData / 3, std::byte{2}));
+  }
+}
+
+TEST_F(MemorySnapshotTest, EveryFlippedByteOfASnapshotIsFound) {
+  {
+    MemorySnapshots snapshots = Open().value();
+    Save(snapshots, "one", std::byte{1});
+  }
+  // One snapshot: its head, note and data; the page gaps between them mean nothing.
+  constexpr std::streamoff kPlace = 4096;
+  std::vector<std::streamoff> offsets;
+  for (std::streamoff i = 0; i < 40; ++i) offsets.push_back(kPlace + i);
+  for (std::streamoff i = 0; i < 3; ++i) offsets.push_back(kPlace + 4096 + i);
+  for (std::streamoff i = 0; i < static_cast<std::streamoff>(kData); i += 499) {
+    offsets.push_back(kPlace + 8192 + i);
+  }
+  for (const std::streamoff offset : offsets) {
+    SCOPED_TRACE(offset);
+    Flip(offset);
+    EXPECT_THAT(Notes(Open().value()), IsEmpty());
+    Flip(offset);
+    ASSERT_THAT(Notes(Open().value()), ElementsAre("one"));
+  }
+}
+
+TEST_F(MemorySnapshotTest, WhatIsDamagedAfterItWasVerifiedIsNotLoaded) {
+  MemorySnapshots snapshots = Open().value();
+  const int place = Save(snapshots, "one", std::byte{1});
+  ASSERT_THAT(Notes(snapshots), ElementsAre("one"));
+  Flip(4096 + 8192 + 77);
+  std::vector<std::byte> loaded(kData);
+  const std::vector<std::span<std::byte>> pieces{loaded};
+  EXPECT_EQ(snapshots.Load(place, pieces).error().code(), Code::kCorruption);
+}
+
+TEST_F(MemorySnapshotTest, AnotherIdentityOrSizeBeginsAnew) {
+  {
+    MemorySnapshots snapshots = Open().value();
+    Save(snapshots, "one", std::byte{1});
+  }
+  EXPECT_THAT(Notes(Open("others").value()), IsEmpty());
+  EXPECT_THAT(Notes(Open().value()), IsEmpty()) << "they have overwritten ours";
+  {
+    MemorySnapshots snapshots = Open().value();
+    Save(snapshots, "one", std::byte{1});
+  }
+  EXPECT_THAT(Notes(MemorySnapshots::Open(file_, "us", kNote, kData + 4096).value()), IsEmpty());
+}
+
+TEST_F(MemorySnapshotTest, OneProcessAtATime) {
+  const MemorySnapshots snapshots = Open().value();
+  EXPECT_EQ(Open().error().code(), Code::kUnavailable);
+}
+
+TEST_F(MemorySnapshotTest, OtherSizesAreRefused) {
+  MemorySnapshots snapshots = Open().value();
+  const std::vector<std::byte> piece(kData - 1);
+  const std::vector<std::span<const std::byte>> pieces{piece};
+  EXPECT_EQ(snapshots.Save("one", pieces).error().code(), Code::kInvalidArgument);
+  const std::vector<std::byte> whole(kData);
+  const std::vector<std::span<const std::byte>> right{whole};
+  EXPECT_EQ(snapshots.Save(std::string(kNote + 1, 'x'), right).error().code(),
+            Code::kInvalidArgument);
+  EXPECT_TRUE(snapshots.Save(std::string(kNote, 'x'), right));
+}
+
+TEST_F(MemorySnapshotTest, TooLittleMemoryIsAnErrorAndNotASignal) {
+  const pid_t child = fork();
+  if (child == 0) {
+    signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{.rlim_cur = kData, .rlim_max = kData};
+    setrlimit(RLIMIT_FSIZE, &limit);
+    const Result<MemorySnapshots> none = Open();
+    _exit(!none && none.error().code() == Code::kResourceExhausted ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(fs::file_size(file_), 0U) << "memory that was reserved in part is given back";
+}
+
+// Killed at any moment of a save, the process leaves the save before it whole.
+TEST_F(MemorySnapshotTest, AKilledProcessLeavesAWholeSnapshot) {
+  constexpr std::size_t kLarge = std::size_t{4} << 20;
+  for (int round = 0; round < 40; ++round) {
+    std::array<int, 2> begun{};
+    ASSERT_EQ(pipe(begun.data()), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+      MemorySnapshots snapshots =
+          std::move(MemorySnapshots::Open(file_, "large", kNote, kLarge).value());
+      for (unsigned i = 0;; ++i) {
+        const std::vector<std::byte> piece(kLarge, std::byte(i));
+        const std::vector<std::span<const std::byte>> pieces{piece};
+        if (!snapshots.Save(std::string(1, static_cast<char>(i)), pieces)) _exit(1);
+        if (i == 0 && write(begun[1], "", 1) != 1) _exit(1);
+      }
+    }
+    char ignored = 0;
+    ASSERT_EQ(read(begun[0], &ignored, 1), 1);
+    close(begun[0]);
+    close(begun[1]);
+    std::this_thread::sleep_for(std::chrono::microseconds(round * 97));
+    kill(child, SIGKILL);
+    int status = 0;
+    waitpid(child, &status, 0);
+    ASSERT_TRUE(WIFSIGNALED(status));
+    const MemorySnapshots snapshots = MemorySnapshots::Open(file_, "large", kNote, kLarge).value();
+    const std::vector<MemorySnapshots::Found> found = snapshots.Verify();
+    ASSERT_FALSE(found.empty());
+    for (const MemorySnapshots::Found& one : found) {
+      std::vector<std::byte> loaded(kLarge);
+      const std::vector<std::span<std::byte>> pieces{loaded};
+      ASSERT_TRUE(snapshots.Load(one.place, pieces));
+      EXPECT_EQ(loaded, std::vector<std::byte>(kLarge, std::byte(one.note.at(0))));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dd2
