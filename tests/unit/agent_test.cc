@@ -231,16 +231,23 @@ TEST_F(AgentTest, JoinsStartsMpirunAndReportsItsEnd) {
   EXPECT_THAT(exited.domain_exited().log_tail(),
               AllOf(HasSubstr("-n 2 "), HasSubstr("threads 3\n"),
                     HasSubstr(worker_.string() + " run --run " + run_.string() + " --coordinator " +
-                              coordinator_.address() + " --domain node-a\n")));
+                              coordinator_.address() + " --domain node-a"),
+                    HasSubstr("-snapshots --run-id run-1\n")));
   EXPECT_EQ(ReadAll(run_ / "logs" / "domain-node-a.log"), exited.domain_exited().log_tail());
   const std::string session = ReadAll(folder_ / "tmpdir");
   EXPECT_THAT(session, HasSubstr("/tmp/dd2-"));
   EXPECT_LT(session.size(), 40u);
 
+  const std::string tail = exited.domain_exited().log_tail();
+  const std::size_t named = tail.find("--snapshots ") + sizeof("--snapshots ") - 1;
+  const fs::path snapshots = tail.substr(named, tail.find(' ', named) - named);
+  EXPECT_TRUE(fs::is_directory(snapshots)) << snapshots << " stays for the next workers";
+
   EXPECT_EQ(agent_->TryWait(), std::nullopt);  // it waits for what the coordinator decides
   coordinator_.StopDomain();
   EXPECT_EQ(ExitCode(), kExitOk) << Output();
   EXPECT_FALSE(fs::exists(session.substr(0, session.size() - 1)));
+  EXPECT_FALSE(fs::exists(snapshots));
   EXPECT_THAT(ReadAll(run_ / "logs" / "agent-node-a.log"), HasSubstr("ended with status 3"));
 }
 
