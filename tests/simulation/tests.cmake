@@ -39,5 +39,5 @@ dd2_mutant(same_generation membership.cc 2000
 dd2_mutant(no_lease run_core_generation.cc 2000
   "if (plan.start) SendGrantedLease(worker->connection, *plan.start, out);" "")
 # A snapshot in memory is taken although the record lacks what was done before it.
-dd2_mutant(hole_in_record run_core_generation.cc 2000
+dd2_mutant(hole_in_record run_core_generation.cc 4000
   "<= scheduler_.position();" ">= RunPosition();")
