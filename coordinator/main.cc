@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +15,7 @@
 #include <random>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -213,6 +215,23 @@ Task<void> WatchSignals(asio::signal_set& signals, CoordinatorLoop& loop) {
   std::_Exit(kExitCannotStart);
 }
 
+// The one before may have died of a full disk, or while it was full: then workers train on, and a
+// little patience keeps the run. Whatever comes after it goes on and says what it lacks.
+void WaitForSpace(const fs::path& run) {
+  constexpr std::uint64_t kNeeded = std::uint64_t{16} << 20;
+  constexpr auto kPatience = std::chrono::seconds(60);
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  const auto lacks = [&run] {
+    const Result<std::uint64_t> free = FreeBytes(run);
+    return free && *free < kNeeded;
+  };
+  if (!lacks()) return;
+  std::fprintf(stderr, "dd2-coordinator: the disk of %s is full; waiting for space\n", run.c_str());
+  while (lacks() && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  }
+}
+
 // Where the coordinator before was reached; zeros: any port.
 struct Ports {
   std::uint16_t control = 0;
@@ -351,6 +370,7 @@ OrFailure<ExitCode> Main(const std::vector<std::string>& words) {
     return Fail(lock.error().code() == Code::kUnavailable ? kExitAlreadyStarted : kExitCannotStart,
                 "the run in " + run.string() + " is in use: " + lock.error().message());
   }
+  if (arguments->recover) WaitForSpace(run);
   const Ports ports = arguments->recover ? LastPorts(run) : Ports();
   // Nobody may be led to the coordinator that was here before.
   const Status removed = RealFileSystem().Remove(run / "coordinator.json");

@@ -64,8 +64,8 @@ class Chaos:
                 return
             idle_resumes = idle_resumes + 1 if kinds.position(self.run) == before else 0
             expect(idle_resumes < RESUMES_IN_A_ROW, f"no progress over {idle_resumes} resumes\n{self.run.tail()}")
-            self.run.wait_gone()
             kinds.heal(self.run)
+            self.run.wait_gone()
             self.resumes += 1
             self.run.start(resume=True)
 

@@ -91,10 +91,12 @@ def wait_for_progress(run, since, rng):
 
 
 def heal(run):
-    """Takes back what lasts: before the run is resumed."""
+    """Takes back what lasts, before the run is resumed. A domain that joined waits for its coordinator as long
+    as it may; the operator of this run does not."""
     (run.folder / FILLER).unlink(missing_ok=True)
     for domain in getattr(run, "far", []):
         domain.link("up")
+        run.signal(run.agents(domain.name) + run.workers(domain.name))
 
 
 def pick(rng, values):
