@@ -153,7 +153,8 @@ def recover(side, rng):
         later = [line for line in side.cycles()[known:] if line["time"] > killed]
         if isinstance(side, Ours):
             ends = [incident["unix_ms"] / 1000 + incident["resumed_seconds"] for incident in side.incidents()
-                    if incident["kind"] == "lost" and incident["unix_ms"] / 1000 >= killed - 0.01]
+                    if incident["kind"] == "lost" and incident["unix_ms"] / 1000 >= killed - 0.01
+                    and incident["resumed_seconds"] is not None]
             return ends and (ends[0], side.steps_lost() - lost)
         again = [line for line in later if line["cycle"] <= before]
         if again:

@@ -132,7 +132,8 @@ def join_incidents(run, done):
                 continue
             incident["taken"] = True
             fault["noticed"] = max(0, incident["unix_ms"] / 1000 - fault["unix"])
-            fault["resumed"] = fault["noticed"] + incident["resumed_seconds"]
+            if incident["resumed_seconds"] is not None:  # else the run ended before it could go on
+                fault["resumed"] = fault["noticed"] + incident["resumed_seconds"]
             fault["steps_lost"] = incident["steps_lost"]
             fault["reason"] = incident["reason"].splitlines()[0]
             break
