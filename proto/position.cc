@@ -49,10 +49,10 @@ proto::Position Normalised(const proto::Position& position,
 bool Same(const proto::Position& a, const proto::Position& b) { return Key(a) == Key(b); }
 
 proto::Position RecordedBefore(const proto::Position& position, const proto::Progress* first_kept) {
-  if (first_kept == nullptr) return position;
+  // Updates of a step that is not finished have no progress yet, even if they are all of it.
   proto::Position recorded;
-  recorded.set_phase(first_kept->phase());
-  recorded.set_step(first_kept->step() - 1);
+  recorded.set_phase(first_kept == nullptr ? position.phase() : first_kept->phase());
+  recorded.set_step(first_kept == nullptr ? position.step() : first_kept->step() - 1);
   return recorded;
 }
 

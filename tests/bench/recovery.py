@@ -66,7 +66,7 @@ def children(pid):
 
 
 class Started:
-    """A process group that ends with us."""
+    """A process that ends with us, and all that it started: torchrun's workers are in sessions of their own."""
 
     def __init__(self, command, log, environment=None):
         self.sink = open(log, "ab")
@@ -77,12 +77,18 @@ class Started:
         return self
 
     def __exit__(self, *_):
+        below = children(self.process.pid)
         self.process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(sides.END_SECONDS_MAX)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for pid, words in below.items():
+            with contextlib.suppress(OSError):
+                # Unless somebody else has the number by now.
+                if (pathlib.Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0") == words:
+                    os.kill(pid, signal.SIGKILL)
         self.sink.close()
 
 

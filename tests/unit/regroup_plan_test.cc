@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "proto/position.h"
+
 namespace dd2 {
 namespace {
 
@@ -176,6 +178,20 @@ TEST(RegroupPlan, ASnapshotThatItsDomainLacksIsNoAim) {
   ASSERT_TRUE(plan.start);
   EXPECT_EQ(plan.start->updates(), 2);
   EXPECT_THAT(MeansOf(plan), ElementsAre(kKeep, kKeep, kReceive, kReceive));
+}
+
+TEST(RecordedBefore, ProgressIsOfFinishedSteps) {
+  proto::Position position;
+  position.set_phase(1);
+  position.set_step(2);
+  position.set_updates(3);  // all of them: another name of step 3
+  EXPECT_EQ(Normalised(position, Phases()).step(), 3);
+  EXPECT_EQ(RecordedBefore(position, nullptr).step(), 2) << "nobody has told step 3 yet";
+  EXPECT_EQ(RecordedBefore(position, nullptr).updates(), 0);
+  proto::Progress kept;
+  kept.set_phase(1);
+  kept.set_step(2);
+  EXPECT_EQ(RecordedBefore(position, &kept).step(), 1);
 }
 
 }  // namespace
