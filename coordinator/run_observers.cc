@@ -1,6 +1,5 @@
 #include "coordinator/run_observers.h"
 
-#include <fstream>
 #include <string>
 
 #include "common/log.h"
@@ -19,11 +18,7 @@ Status RecordObserver::OnPosition(std::int32_t phase, std::int64_t step) {
 }
 
 Status RecordObserver::OnIncident(const IncidentState& incident) {
-  std::ofstream file(incidents_, std::ios::app | std::ios::binary);
-  file << IncidentJson(incident) + "\n";
-  file.flush();
-  if (file) return Status();
-  return Error(Code::kUnavailable, "cannot write " + incidents_.string());
+  return AppendLine(incidents_, IncidentJson(incident));
 }
 
 void LogObserver::OnChange(const RunState& state) {

@@ -187,6 +187,19 @@ std::size_t KeptRecordBytes(std::string_view content, RecordPosition position) {
   return kept;
 }
 
+Status AppendLine(const fs::path& path, std::string_view line) {
+  std::ifstream in(path, std::ios::binary);
+  const std::string content{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  const std::size_t whole = content.rfind('\n') + 1;  // none: 0
+  std::error_code error;
+  if (whole < content.size()) fs::resize_file(path, whole, error);
+  std::ofstream out(path, std::ios::app | std::ios::binary);
+  out << std::string(line) + "\n";
+  out.flush();
+  if (out && !error) return {};
+  return Error(Code::kUnavailable, "cannot write " + path.string());
+}
+
 RecordPosition LastRecorded(std::string_view content) {
   RecordPosition last;
   std::size_t begin = 0;

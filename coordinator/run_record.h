@@ -39,6 +39,10 @@ std::string RecordLine(const StepRecord& record);
 // lines up to the first one that lies after it, is torn (no newline) or is not a line of ours.
 std::size_t KeptRecordBytes(std::string_view content, RecordPosition position);
 
+// Appends `line` and its end to a file of lines. Half a line, as a killed process or a full disk
+// leaves it, goes first: the new one would be lost with it. kUnavailable.
+Status AppendLine(const std::filesystem::path& path, std::string_view line);
+
 // Position of the last whole line of `content`; {-1, 0}: there is none.
 RecordPosition LastRecorded(std::string_view content);
 

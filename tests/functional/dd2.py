@@ -198,7 +198,9 @@ class Run:
     def incidents(self):
         """Those that are over, of all lives of the run."""
         path = self.folder / "incidents.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        # The last line may be torn, as long as nobody has gone on after it.
+        return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")] \
+            if path.exists() else []
 
     def members(self):
         """Ranks in the current generation, as the API says; None: nobody answers just now."""

@@ -300,5 +300,17 @@ TEST_F(RunRecordTest, AFolderThatCannotBeWrittenIsAnError) {
   EXPECT_THAT(record.error().message(), testing::HasSubstr((folder_ / "tb").string()));
 }
 
+TEST_F(RunRecordTest, ALineIsNotLostWithATornOneBeforeIt) {
+  const fs::path path = folder_ / "lines";
+  ASSERT_TRUE(AppendLine(path, "one"));
+  ASSERT_TRUE(AppendLine(path, "two"));
+  std::ofstream(path, std::ios::app) << "tor";
+  ASSERT_TRUE(AppendLine(path, "three"));
+  EXPECT_EQ(ReadAll(path), "one\ntwo\nthree\n");
+  std::ofstream(path, std::ios::trunc) << "torn at once";
+  ASSERT_TRUE(AppendLine(path, "four"));
+  EXPECT_EQ(ReadAll(path), "four\n");
+}
+
 }  // namespace
 }  // namespace dd2
