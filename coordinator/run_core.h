@@ -196,6 +196,7 @@ class RunCore {
   bool ever_formed_ = false;  // in this life or, when it was recovered, before
   bool all_lost_ = false;     // everybody of the last generation, which may be our own fault
   Generation last_formed_;
+  std::vector<std::string> last_domains_;  // of that generation, if it was formed in this process
   std::uint64_t attempts_ = 0;
   std::string restore_checkpoint_;  // what a generation without survivors starts from
   std::map<std::string, RunPosition> checkpoint_positions_;

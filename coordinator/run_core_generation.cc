@@ -140,13 +140,13 @@ bool RunCore::IsAwaited(const proto::WorkerHello& hello) const {
 }
 
 // Nobody was told to end it, and nobody of its generation goes on without it. Not one that was
-// given up in an earlier generation: its state is of the past.
+// given up in an earlier generation, or left out of the last one: its state is of the past.
 bool RunCore::MayReturn(const proto::WorkerHello& hello, Generation said) const {
   if (members_.formed() || said < last_formed_) return false;
   if (start_.recovered) return true;
   const auto domain = members_.domains().find(hello.domain());
-  return all_lost_ && ever_formed_ && domain != members_.domains().end() &&
-         !(domain->second.agent && domain->second.killed);
+  return all_lost_ && std::ranges::count(last_domains_, hello.domain()) > 0 &&
+         domain != members_.domains().end() && !(domain->second.agent && domain->second.killed);
 }
 
 // A worker whose connection broke, because of the network or because the coordinator died.
@@ -416,6 +416,7 @@ void RunCore::Form(Moment at, Actions& out) {
     }
   }
   members_.Form(plan.domains);
+  last_domains_ = plan.domains;
   all_lost_ = false;
   const auto world_size = static_cast<std::int32_t>(plan.members.size());
   ledger_.StartGeneration(world_size);

@@ -586,5 +586,28 @@ TEST_F(DrainTest, ALossWhileTheRunStopsLeavesTheStopItsTime) {
   EXPECT_EQ(core_->state().word, RunWord::kStopped);
 }
 
+TEST_F(DrainTest, OneThatHasLeftDoesNotComeBackWhenTheOthersAreLost) {
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 1);
+  ASSERT_TRUE(Drain('b'));
+  SayProgress('a', 2);
+  SayRegrouped('a', 2);
+  SayRegrouped('b', 2);
+  ASSERT_EQ(Formed(), "a");
+  // It is cut off before it hears that it may go; then the others are.
+  for (const char domain : {'b', 'a'}) {
+    Take(core_->OnClosed(Agent(domain), "reset", at_));
+    Take(core_->OnClosed(Worker(domain), "reset", at_));
+  }
+  SayAgentHello('b', true);
+  SayReturns('b', 2);
+  EXPECT_TRUE(SentTo(Worker('b')).at(0).has_refused());
+  SayAgentHello('a', true);
+  SayReturns('a', 2);
+  EXPECT_TRUE(Regroups('a'));
+}
+
 }  // namespace
 }  // namespace dd2
