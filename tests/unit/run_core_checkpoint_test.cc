@@ -9,6 +9,7 @@
 #include "coordinator/core_start.h"
 #include "coordinator/journal_replay.h"
 #include "coordinator/run_core.h"
+#include "tests/unit/run_core_testing.h"
 
 namespace dd2 {
 namespace {
@@ -22,13 +23,6 @@ using testing::StartsWith;
 constexpr ConnectionId kAgent{1};
 constexpr ConnectionId kWorker{10};
 constexpr std::int64_t kCheckpointBytes = 1'000'000'000;
-
-PhaseConfig Phase(PhaseKind kind, std::int64_t steps) {
-  PhaseConfig phase;
-  phase.kind = kind;
-  phase.steps = steps;
-  return phase;
-}
 
 // A run of one rank.
 class RunCoreCheckpointTest : public testing::Test {

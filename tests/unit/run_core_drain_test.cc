@@ -159,15 +159,7 @@ TEST_F(DrainTest, ARestartedCoordinatorKnowsWhoWasToLeave) {
   SayAgentHello('a', true);
   SayAgentHello('b', true);
   EXPECT_THAT(SentTo(Agent('a')), IsEmpty()) << "it is still needed";
-  for (const char domain : {'a', 'b'}) {
-    proto::Envelope envelope;
-    proto::WorkerHello& hello = *envelope.mutable_worker_hello();
-    hello.set_domain(std::string(1, domain));
-    hello.set_local_size(1);
-    hello.set_resumes(true);
-    hello.set_rank(domain - 'a');
-    Say(Worker(domain), envelope, 1);
-  }
+  for (const char domain : {'a', 'b'}) SayReturns(domain, 1);
   SayProgress('a', 2);
   EXPECT_TRUE(Regroups('b'));
   SayRegrouped('a', 2);
@@ -190,12 +182,7 @@ TEST_F(DrainTest, OneThatWasLeftOutDoesNotTakeAnothersRank) {
   StartTakingOver(ReplayJournal(journal_), options_.config.phases, RunPosition{0, 2}, at_.unix_ms,
                   start);
   Begin(std::move(start));
-  proto::Envelope envelope;
-  envelope.mutable_worker_hello()->set_domain("a");
-  envelope.mutable_worker_hello()->set_local_size(1);
-  envelope.mutable_worker_hello()->set_resumes(true);
-  envelope.mutable_worker_hello()->set_rank(0);
-  Say(Worker('a'), envelope, 2);
+  SayReturns('a', 2);
   EXPECT_TRUE(SentTo(Worker('a')).at(0).has_refused());
 }
 

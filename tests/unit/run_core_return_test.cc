@@ -56,8 +56,7 @@ TEST_F(ReturnTest, OneThatOthersGoOnWithoutDoesNotComeBack) {
   Join('a');
   Join('b');
   SayProgress('a', 3);
-  Take(core_->OnClosed(Agent('b'), "reset", at_));
-  Take(core_->OnClosed(Worker('b'), "reset", at_));
+  Cut('b');
   SayAgentHello('b', true);
   SayReturns('b', 1);
   EXPECT_TRUE(SentTo(Worker('b')).at(0).has_refused());
@@ -91,8 +90,7 @@ TEST_F(ReturnTest, WhoReturnsSaysAgainWhatItHolds) {
   Begin();
   Join('a');
   SayProgress('a', 3);
-  Take(core_->OnClosed(Agent('a'), "reset", at_));
-  Take(core_->OnClosed(Worker('a'), "reset", at_));
+  Cut('a');
   SayAgentHello('a', true);
   SayReturns('a', 2);  // it has heard of the next generation already
   EXPECT_TRUE(Regroups('a')) << "its hello may be of the last step's begin";
@@ -134,10 +132,7 @@ TEST_F(ReturnTest, OneThatHasLeftDoesNotComeBackWhenTheOthersAreLost) {
   SayRegrouped('b', 2);
   ASSERT_EQ(Formed(), "a");
   // It is cut off before it hears that it may go; then the others are.
-  for (const char domain : {'b', 'a'}) {
-    Take(core_->OnClosed(Agent(domain), "reset", at_));
-    Take(core_->OnClosed(Worker(domain), "reset", at_));
-  }
+  for (const char domain : {'b', 'a'}) Cut(domain);
   SayAgentHello('b', true);
   SayReturns('b', 2);
   EXPECT_TRUE(SentTo(Worker('b')).at(0).has_refused());

@@ -10,6 +10,7 @@
 #include "common/timeouts.h"
 #include "coordinator/journal_replay.h"
 #include "coordinator/result_json.h"
+#include "tests/unit/run_core_testing.h"
 
 namespace dd2 {
 namespace {
@@ -20,13 +21,6 @@ using testing::SizeIs;
 
 constexpr ConnectionId kAgent{1};
 constexpr ConnectionId kWorkers[] = {ConnectionId(10), ConnectionId(11)};
-
-PhaseConfig Phase(PhaseKind kind, std::int64_t steps) {
-  PhaseConfig phase;
-  phase.kind = kind;
-  phase.steps = steps;
-  return phase;
-}
 
 class RunCoreTest : public testing::Test {
  protected:

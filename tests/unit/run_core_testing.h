@@ -15,6 +15,7 @@
 
 namespace dd2 {
 
+// A phase with nothing else set.
 inline PhaseConfig Phase(PhaseKind kind, std::int64_t steps) {
   PhaseConfig phase;
   phase.kind = kind;
@@ -78,6 +79,11 @@ class DomainsTest : public testing::Test {
   void Join(char domain) {
     SayAgentHello(domain);
     SayWorkerHello(domain);
+  }
+  // Its agent's and its worker's connections break.
+  void Cut(char domain) {
+    Take(core_->OnClosed(Agent(domain), "reset", at_));
+    Take(core_->OnClosed(Worker(domain), "reset", at_));
   }
   // Its connection broke, and it is back.
   void SayReturns(char domain, std::uint64_t generation) {

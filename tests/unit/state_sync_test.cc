@@ -239,6 +239,18 @@ class StateSyncTest : public testing::Test {
     return Work(process, metrics);
   }
 
+  // The next generation, interrupted at this exchange of its synchronisation or a little later.
+  std::vector<Domain> InterruptedAgain(Gathered gathered, int exchange,
+                                       const std::vector<int>& failing) {
+    const auto world = ThreadWorldOf(kWorld);
+    world->BreakAt(exchange, failing);
+    Generation(gathered.ranks, world, [&](Process& process) {
+      StepMetrics metrics;
+      EXPECT_FALSE(SyncAndWork(process, gathered, metrics));
+    });
+    return Domains(std::move(gathered.ranks));
+  }
+
   // One more generation to the end of the phase; then everybody has the bits of the calm run.
   void ExpectCalmEnd(std::vector<Domain> domains) {
     const Gathered gathered = Gather(std::move(domains));
@@ -320,13 +332,7 @@ TEST_F(StateSyncTest, InterruptedWhileTheStateIsSent) {
                      (newcomer_lost ? ", the newcomer is lost" : ""));
         Gathered gathered = Gather(Interrupted(6, {1, 2}, 0));
         ASSERT_FALSE(gathered.ranks.empty());
-        const auto world = ThreadWorldOf(kWorld);
-        world->BreakAt(exchange, failing);
-        Generation(gathered.ranks, world, [&](Process& process) {
-          StepMetrics metrics;
-          EXPECT_FALSE(SyncAndWork(process, gathered, metrics));
-        });
-        std::vector<Domain> domains = Domains(std::move(gathered.ranks));
+        std::vector<Domain> domains = InterruptedAgain(std::move(gathered), exchange, failing);
         // The plan has put the survivors first.
         if (newcomer_lost) domains[1] = NewDomain(kLocalSize);
         ExpectCalmEnd(std::move(domains));
@@ -364,13 +370,7 @@ TEST_F(StateSyncTest, InterruptedWhileAllGoOnFromMemory) {
                      (again ? ", all are lost again" : ""));
         Gathered gathered = Gather(AllLost(Interrupted(kSecondCycle, kFailing[0], kNone, true)));
         ASSERT_FALSE(gathered.ranks.empty());
-        const auto world = ThreadWorldOf(kWorld);
-        world->BreakAt(exchange, failing);
-        Generation(gathered.ranks, world, [&](Process& process) {
-          StepMetrics metrics;
-          EXPECT_FALSE(SyncAndWork(process, gathered, metrics));
-        });
-        std::vector<Domain> domains = Domains(std::move(gathered.ranks));
+        std::vector<Domain> domains = InterruptedAgain(std::move(gathered), exchange, failing);
         if (again) domains = AllLost(std::move(domains));
         ExpectCalmEnd(std::move(domains));
         if (HasFailure()) return;

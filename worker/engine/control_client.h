@@ -97,6 +97,7 @@ class ControlClient final : public CommitChannel {
   void AddLease(proto::Lease lease);
   void SetRecorded(const proto::Position& recorded);
   void CatchUp();  // send_mutex_ is held
+  // What a hello or Regrouped says; mutex_ is held.
   proto::HeldState WithRecorded(proto::HeldState held) const;
   Status SendNow(proto::Envelope envelope, std::uint64_t generation);
   // And again after a reconnection, while `generation` lasts.

@@ -4,7 +4,6 @@
 #include <filesystem>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "common/result.h"
@@ -19,7 +18,8 @@ namespace dd2 {
 // says so once. Compute thread only.
 class StateSnapshots {
  public:
-  // `folder`: empty: none. `state` must outlive it.
+  // `folder`: in shared memory; empty: none. Snapshots of another run, configuration, teacher,
+  // numeric mode, version or place in the domain are not taken up. `state` must outlive it.
   StateSnapshots(const std::filesystem::path& folder, const std::string& run_id, int local_rank,
                  int local_size, const CheckpointIdentity& identity, TrainingState& state);
 

@@ -12,6 +12,7 @@
 #include "common/process.h"
 #include "common/timeouts.h"
 #include "common/version.h"
+#include "proto/position.h"
 #include "storage/checkpoint_store.h"
 #include "storage/score_cache.h"
 #include "worker/engine/checkpoint_saver.h"
@@ -324,10 +325,7 @@ class WorkerLoop {
   // After the step that is due, and at the end of a phase: what the next one begins with.
   void SnapshotIfDue() {
     const int every = config_.checkpoint.memory_every;
-    const PhaseKind kind = phase().kind;
-    const bool trains = ChangesState(state_.phase) && kind != PhaseKind::kTeacherCheck &&
-                        kind != PhaseKind::kSample;
-    if (!snapshots_.works() || every == 0 || !trains) return;
+    if (!snapshots_.works() || every == 0 || UpdatesOfStep(phase()) == 0) return;
     if (state_.step % every == 0 || state_.step == phase().steps) {
       snapshots_.Take(control_.generation(), SmallState());
     }
