@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "cli/control_file.h"
+#include "common/exit_codes.h"
 #include "common/file.h"
 
 namespace dd2 {
@@ -56,8 +57,7 @@ std::string RunCoordinator::Watch() {
   if (up()) {
     ++lives_;
     if (lives_ == 1) return "";
-    return "the coordinator died (signal " + std::to_string(died_of_) +
-           "); restarted, the workers kept training";
+    return died_ + "; restarted, the workers kept training";
   }
   // The end that follows is seen like any other.
   if (clock_.Now() - started_ > kCoordinatorStart) static_cast<void>(process_->Signal(SIGKILL));
@@ -66,21 +66,25 @@ std::string RunCoordinator::Watch() {
 
 std::string RunCoordinator::OnEnded(int status) {
   address_.reset();
-  const bool died = status > 128;
+  const bool full = status == kExitDiskFull;
+  const bool died = full || status > 128;
   if (!died || !restarting_ || lives_ == 0) {
     status_ = status;
     return "";
   }
-  died_of_ = status - 128;
-  const std::string what = "the coordinator died (signal " + std::to_string(died_of_) + ")";
+  died_ = full ? "the coordinator found the disk of " + run_.string() + " full"
+               : "the coordinator died (signal " + std::to_string(status - 128) + ")";
   if (!policy_.OnEnded(clock_.Now())) {
     status_ = status;
-    return what + " again and is not started any more";
+    return died_ + " again and is not started any more";
   }
   const Status spawned = Spawn({"--recover"});
-  if (spawned) return "";  // it is told when it is up
-  status_ = status;
-  return what + " and cannot be started: " + spawned.error().message();
+  if (!spawned) {
+    status_ = status;
+    return died_ + " and cannot be started: " + spawned.error().message();
+  }
+  // One that died is told of when the next is up; space has to be made by somebody.
+  return full ? died_ + ": free some space; it waits for that, the workers train on" : "";
 }
 
 void RunCoordinator::Terminate(std::chrono::milliseconds grace) {

@@ -13,9 +13,9 @@
 
 namespace dd2 {
 
-// The coordinator of a run as a child process. One that a signal killed after it had come up is
-// started again on the same ports and takes the run over: workers and agents wait for it. One that
-// ended by itself had a reason and is left.
+// The coordinator of a run as a child process. One that a signal killed after it had come up, or
+// that found the disk full, is started again on the same ports and takes the run over: workers and
+// agents wait for it. One that ended with another exit code had a reason and is left.
 //
 // Owned by RunSession; main thread only: it dies with the thread that started it. The destructor
 // kills it.
@@ -58,7 +58,7 @@ class RunCoordinator {
   TimePoint started_;
   std::optional<std::string> address_;
   std::optional<int> status_;
-  int died_of_ = 0;  // the signal that killed the one before
+  std::string died_;  // what became of the one before
   int lives_ = 0;
   bool restarting_ = true;
   bool terminated_ = false;

@@ -19,6 +19,7 @@ enum ExitCode : int {
   kExitBadData = 8,      // a weight file, checkpoint or cache failed its check
   kExitUnreachable = 9,  // the run's coordinator does not answer (status, pause, ...)
   kExitDoNotRestart = 10,  // the same failure again and again: a restart would only repeat it
+  kExitDiskFull = 11,  // the coordinator only: the next one waits for space and takes the run over
 };
 
 // The exit code of a program that ends because of `error`.

@@ -27,10 +27,10 @@ ControlHandlers CoordinatorLoop::Handlers() {
   ControlHandlers handlers;
   handlers.on_message = [this](ConnectionId from, const std::string& address,
                                const proto::Envelope& envelope) {
-    Perform(core_.OnMessage(from, address, envelope, Now()));
+    static_cast<void>(Perform(core_.OnMessage(from, address, envelope, Now())));
   };
   handlers.on_closed = [this](ConnectionId connection, const std::string& reason) {
-    Perform(core_.OnClosed(connection, reason, Now()));
+    static_cast<void>(Perform(core_.OnClosed(connection, reason, Now())));
   };
   return handlers;
 }
@@ -42,14 +42,14 @@ Result<std::uint16_t> CoordinatorLoop::Listen() {
 }
 
 Task<ExitCode> CoordinatorLoop::Run() {
-  Perform(core_.Start(Now()));
+  static_cast<void>(Perform(core_.Start(Now())));
   error_code code;
   while (!ended_) {
     tick_.expires_after(timeouts::kTick);
     co_await tick_.async_wait(asio::redirect_error(asio::use_awaitable, code));
     if (ended_) break;
     store_.OnTick();
-    Perform(core_.OnTick(Now()));
+    static_cast<void>(Perform(core_.OnTick(Now())));
   }
   co_await control_.Stop();
   co_return exit_code_;
@@ -57,7 +57,7 @@ Task<ExitCode> CoordinatorLoop::Run() {
 
 void CoordinatorLoop::OnSignal(const std::string& name) {
   if (++signals_ > 1) {
-    Perform(core_.StopNow(name, Now()));
+    static_cast<void>(Perform(core_.StopNow(name, Now())));
     return;
   }
   // A run that is ending already ends.
@@ -82,8 +82,7 @@ Status CoordinatorLoop::Drain(const std::string& domain, const std::string& by) 
 
 Status CoordinatorLoop::PerformWish(Result<Actions> actions) {
   if (!actions) return actions.error();
-  Perform(std::move(*actions));
-  return Status();
+  return Perform(std::move(*actions));
 }
 
 Moment CoordinatorLoop::Now() const {
@@ -93,7 +92,7 @@ Moment CoordinatorLoop::Now() const {
   return moment;
 }
 
-void CoordinatorLoop::Perform(Actions actions) {
+Status CoordinatorLoop::Perform(Actions actions) {
   std::size_t i = 0;
   while (i < actions.size()) {
     std::vector<proto::JournalRecord> records;
@@ -106,11 +105,12 @@ void CoordinatorLoop::Perform(Actions actions) {
     if (!done) {
       // Nothing behind the failed action may happen; the core says how it ends.
       const Error error = done.error().Wrap(journal ? "the journal" : "the run folder");
-      Perform(core_.OnEffectFailed(error, !journal, Now()));
-      return;
+      static_cast<void>(Perform(core_.OnEffectFailed(error, !journal, Now())));
+      return error;
     }
   }
   Notify();
+  return Status();
 }
 
 Status CoordinatorLoop::Do(const Action& action) {

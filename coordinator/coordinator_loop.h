@@ -57,7 +57,8 @@ class CoordinatorLoop final : public RunControl {
   Moment Now() const;
   ControlHandlers Handlers();
   Status PerformWish(Result<Actions> actions);
-  void Perform(Actions actions);
+  // An error: an action failed, and what the core made of that was done instead.
+  Status Perform(Actions actions);
   // One action that is no journal record.
   Status Do(const Action& action);
   Status WriteResult();

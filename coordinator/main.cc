@@ -71,6 +71,12 @@ tl::unexpected<Failure> Fail(ExitCode exit_code, std::string message) {
   return tl::unexpected<Failure>(std::move(failure));
 }
 
+// Of a failure before the run goes on. A full disk: dd2 run starts it again if the run has begun.
+ExitCode StartCode(const Error& error) {
+  if (error.code() == Code::kCorruption) return kExitBadData;
+  return error.code() == Code::kResourceExhausted ? kExitDiskFull : kExitCannotStart;
+}
+
 OrFailure<Arguments> ParseArguments(const std::vector<std::string>& words) {
   Arguments arguments;
   for (std::size_t i = 0; i < words.size(); ++i) {
@@ -137,20 +143,14 @@ OrFailure<OpenedRun> OpenRun(const fs::path& run) {
   opened.config_digest = ConfigDigest(opened.config).Hex();
   for (const char* name : {"secret", "token"}) {
     Result<std::string> content = LoadOrMakeSecret(run / name);
-    if (!content) return Fail(kExitCannotStart, content.error().message());
+    if (!content) return Fail(StartCode(content.error()), content.error().message());
     (std::string_view(name) == "secret" ? opened.secret : opened.token) = std::move(*content);
   }
   RocksOptions options;
   Result<std::unique_ptr<KvStore>> store = OpenRocksStore(run / "journal", options);
-  if (!store) {
-    const bool corrupt = store.error().code() == Code::kCorruption;
-    return Fail(corrupt ? kExitBadData : kExitCannotStart, store.error().message());
-  }
+  if (!store) return Fail(StartCode(store.error()), store.error().message());
   Result<std::unique_ptr<Journal>> journal = Journal::Open(std::move(*store));
-  if (!journal) {
-    return Fail(journal.error().code() == Code::kCorruption ? kExitBadData : kExitCannotStart,
-                journal.error().message());
-  }
+  if (!journal) return Fail(StartCode(journal.error()), journal.error().message());
   opened.journal = std::move(*journal);
   opened.view = ReplayJournal(opened.journal->records());
   return opened;
@@ -210,26 +210,33 @@ Task<void> WatchSignals(asio::signal_set& signals, CoordinatorLoop& loop) {
 
 // Ends the process before the run has begun but after a port was opened: its coroutines wait in a
 // loop that will not run, so they go with the process. What was journalled is synced.
-[[noreturn]] void Leave(const std::string& message) {
+[[noreturn]] void Leave(ExitCode exit_code, const std::string& message) {
   std::fprintf(stderr, "dd2-coordinator: %s\n", message.c_str());
-  std::_Exit(kExitCannotStart);
+  std::_Exit(exit_code);
 }
 
-// The one before may have died of a full disk, or while it was full: then workers train on, and a
-// little patience keeps the run. Whatever comes after it goes on and says what it lacks.
-void WaitForSpace(const fs::path& run) {
+// The one before may have ended because the disk was full, or while it was: the workers train on,
+// and a little patience keeps the run. False: it still is.
+bool WaitForSpace(const fs::path& run) {
   constexpr std::uint64_t kNeeded = std::uint64_t{16} << 20;
-  constexpr auto kPatience = std::chrono::seconds(60);
+  // Well below the time in which dd2 run wants it to be up.
+  constexpr auto kPatience = std::chrono::seconds(40);
   const auto deadline = std::chrono::steady_clock::now() + kPatience;
-  const auto lacks = [&run] {
-    const Result<std::uint64_t> free = FreeBytes(run);
-    return free && *free < kNeeded;
+  // By doing it: a quota, or no more files, cannot be asked for.
+  const fs::path probe = run / "space.probe";
+  const std::string bytes(kNeeded, '\0');
+  const auto lacks = [&] {
+    const Status written = WriteFileAtomically(RealFileSystem(), probe, bytes);
+    static_cast<void>(RealFileSystem().Remove(probe));
+    return !written && written.error().code() == Code::kResourceExhausted;
   };
-  if (!lacks()) return;
+  if (!lacks()) return true;
   std::fprintf(stderr, "dd2-coordinator: the disk of %s is full; waiting for space\n", run.c_str());
-  while (lacks() && std::chrono::steady_clock::now() < deadline) {
+  while (lacks()) {
+    if (std::chrono::steady_clock::now() >= deadline) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(200));
   }
+  return true;
 }
 
 // Where the coordinator before was reached; zeros: any port.
@@ -269,11 +276,11 @@ class Program {
 
   OrFailure<ExitCode> Run() {
     Result<CoreStart> start = FindStart();
-    if (!start) return Fail(kExitCannotStart, start.error().message());
+    if (!start) return Fail(StartCode(start.error()), start.error().message());
     // Not to know it is no reason not to start.
     if (const auto free = FreeBytes(run_)) start->free_bytes = *free;
     const Status built = BuildLoop(std::move(*start));
-    if (!built) return Fail(kExitCannotStart, built.error().message());
+    if (!built) return Fail(StartCode(built.error()), built.error().message());
     const Result<std::uint16_t> control_port = loop_->Listen();
     if (!control_port) return Fail(kExitCannotStart, control_port.error().message());
     HttpOptions options;
@@ -282,19 +289,23 @@ class Program {
     options.token = opened_.token;
     Result<std::unique_ptr<HttpServer>> http = HttpServer::Start(context_, options, *loop_);
     if (!http) {
-      Leave(http.error().message() + ". Set api.port to another port, or to 0 for any");
+      Leave(kExitCannotStart,
+            http.error().message() + ". Set api.port to another port, or to 0 for any");
     }
     HttpObserver notify(**http);
     loop_->AddObserver(notify);
     const Status written =
         WriteCoordinatorFile(run_, run_id_, opened_.config.api.host, *control_port, **http);
-    if (!written) Leave(written.error().message());
+    if (!written) Leave(StartCode(written.error()), written.error().message());
     LogInfo("run " + run_id_ + " in " + run_.string() + ": control port " +
             std::to_string(*control_port) + ", API " + (*http)->url());
     asio::co_spawn(context_, WatchSignals(signals_, *loop_), asio::detached);
     asio::co_spawn(context_, Work(**http), asio::detached);
     context_.run();
-    static_cast<void>(RealFileSystem().Remove(run_ / "coordinator.json"));
+    // The next one takes the ports from it.
+    if (exit_code_ != kExitDiskFull) {
+      static_cast<void>(RealFileSystem().Remove(run_ / "coordinator.json"));
+    }
     if (!loop_->state().message.empty())
       std::fprintf(stderr, "%s\n", loop_->state().message.c_str());
     return exit_code_;
@@ -370,11 +381,15 @@ OrFailure<ExitCode> Main(const std::vector<std::string>& words) {
     return Fail(lock.error().code() == Code::kUnavailable ? kExitAlreadyStarted : kExitCannotStart,
                 "the run in " + run.string() + " is in use: " + lock.error().message());
   }
-  if (arguments->recover) WaitForSpace(run);
+  if (arguments->recover && !WaitForSpace(run)) {
+    return Fail(kExitDiskFull, "the disk of " + run.string() + " is full; free some space");
+  }
   const Ports ports = arguments->recover ? LastPorts(run) : Ports();
-  // Nobody may be led to the coordinator that was here before.
-  const Status removed = RealFileSystem().Remove(run / "coordinator.json");
-  if (!removed) return Fail(kExitCannotStart, removed.error().message());
+  // Nobody may be led to the coordinator that was here before, unless this one takes its ports.
+  if (!arguments->recover) {
+    const Status removed = RealFileSystem().Remove(run / "coordinator.json");
+    if (!removed) return Fail(kExitCannotStart, removed.error().message());
+  }
   OrFailure<OpenedRun> opened = OpenRun(run);
   if (!opened) return tl::unexpected<Failure>(opened.error());
   if (std::optional<Failure> failure = CheckStart(*arguments, *opened)) {

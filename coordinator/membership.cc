@@ -90,6 +90,7 @@ void Membership::Insert(ConnectionId connection, std::string address, proto::Wor
   hello.clear_secret();
   DomainMember& domain = domains_[hello.domain()];
   domain.name = hello.domain();
+  if (!domain.running) domain.started = now;
   domain.running = true;
   WorkerMember member;
   member.connection = connection;

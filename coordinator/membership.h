@@ -52,9 +52,10 @@ struct DomainMember {
   TimePoint started;                             // when that was asked for
   std::optional<TimePoint> start_at;             // it is to be started again then
   std::int32_t failures = 0;                     // ends in a row without a time of work between
-  bool worked = false;     // it had ranks in a generation since its last start
-  bool killed = false;     // its agent, on this connection, was told to kill it
-  bool dismissed = false;  // drained: its agent was told to leave
+  bool worked = false;       // it had ranks in a generation since its last start
+  bool lacks_space = false;  // one of its workers said that the disk is full, which may pass
+  bool killed = false;       // its agent, on this connection, was told to kill it
+  bool dismissed = false;    // drained: its agent was told to leave
 };
 
 // None of its workers, if it has any, was ever in a generation.

@@ -42,6 +42,7 @@ Actions RunCore::OnMessage(ConnectionId from, const std::string& address,
                            const proto::Envelope& envelope, Moment at) {
   Actions out;
   if (stage_ == Stage::kEnded) return out;
+  begun_ = true;
   members_.Seen(from, at.now);
   if (envelope.has_agent_hello()) {
     OnAgentHello(from, envelope.agent_hello(), at, out);
@@ -184,6 +185,7 @@ void RunCore::OnProgress(WorkerMember& member, const proto::Progress& progress, 
   }
   if (!step.metrics.empty()) out.emplace_back(RecordAction{std::move(step)});
   strikes_.clear();
+  space_failures_ = 0;
   last_failure_.clear();
   if (progress.phase_finished()) OnPhaseFinished(progress, at, out);
   ResumeIncidents(at, out);

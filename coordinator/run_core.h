@@ -39,7 +39,8 @@ class RunCore {
                     Moment at);
   Actions OnClosed(ConnectionId connection, const std::string& reason, Moment at);
   Actions OnTick(Moment at);
-  // An action failed: the run ends. `journal_works` is false when it was the journal.
+  // An action failed. A full disk ends this process, not the run: whoever takes it over (--recover)
+  // waits for space. Anything else ends the run. `journal_works` is false when it was the journal.
   Actions OnEffectFailed(const Error& error, bool journal_works, Moment at);
 
   // Wishes of people. kFailedPrecondition with a reason.
@@ -203,6 +204,7 @@ class RunCore {
   std::map<std::string, double> checkpoint_seconds_;  // of its phase, at the commit
   std::string last_failure_;                     // of a domain or worker, for the message of an end
   std::map<std::string, std::int32_t> strikes_;  // failure -> times, since the last progress
+  std::int32_t space_failures_ = 0;              // of workers, since the last progress
   std::set<std::string> drained_;                // domains that are to leave, or have left
   std::set<std::int32_t> awaited_;               // ranks of an orphan generation that are not back
   std::optional<TimePoint> gather_deadline_;     // of the generation that is being gathered
@@ -213,6 +215,7 @@ class RunCore {
   std::optional<TimePoint> tell_domain_at_;
   bool domains_told_ = false;  // StopDomain was sent
   std::optional<TimePoint> last_tick_;
+  bool begun_ = false;  // what Start decided was done
   std::optional<TimePoint> view_updated_;
   std::map<std::int32_t, RunCounters> rank_counters_;
   RunState state_;

@@ -220,7 +220,21 @@ Actions RunCore::OnEffectFailed(const Error& error, bool journal_works, Moment a
   Actions out;
   journal_works_ = journal_works_ && journal_works;
   ++state_.version;
-  if (stage_ != Stage::kFarewell && stage_ != Stage::kEnded) {
+  const bool ending = stage_ == Stage::kFarewell || stage_ == Stage::kEnded;
+  // A life whose beginning is not in the journal cannot be taken over.
+  const bool begun = start_.recovered || begun_;
+  if (!ending && begun && error.code() == Code::kResourceExhausted) {
+    // As after kill -9: what was decided is in the journal, the workers train on, and nobody is
+    // told of anything that could not be written.
+    stage_ = Stage::kEnded;
+    state_.message = error.message();
+    Event(at, "incident", "the coordinator ends, the next one waits for space: " + error.message());
+    EndAction end;
+    end.exit_code = kExitDiskFull;
+    out.emplace_back(end);
+    return out;
+  }
+  if (!ending) {
     Fail(error.message(), at, out);
     return out;
   }

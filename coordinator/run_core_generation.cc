@@ -223,8 +223,16 @@ void RunCore::OnWorkerFailed(const WorkerMember& member, const proto::WorkerFail
     QuarantineNewest(failed.message(), at, out);
   }
   const std::string what = failed.code() + ": " + failed.message();
-  if (strikes_[what] + 1 == kStrikesMax) OpenIncident("failed", domain->name, reason, at);
-  if (StruckOut(what, at, out)) return;
+  domain->lacks_space = failed.code() == CodeName(Code::kResourceExhausted);
+  if (domain->lacks_space) {
+    if (++space_failures_ >= kDomainFailuresMax) {
+      Fail(reason, at, out);
+      return;
+    }
+  } else {
+    if (strikes_[what] + 1 == kStrikesMax) OpenIncident("failed", domain->name, reason, at);
+    if (StruckOut(what, at, out)) return;
+  }
   LoseDomain(*domain, reason, "failed", at, out);
 }
 
@@ -284,7 +292,8 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
   ++domain.failures;
   // One that cannot even join a run that trains is its own affair.
   const bool of_the_run = domain.worked || !members_.formed();
-  if (of_the_run && StruckOut(end, at, out)) return;
+  const bool may_pass = std::exchange(domain.lacks_space, false);
+  if (of_the_run && !may_pass && StruckOut(end, at, out)) return;
   if (domain.failures >= kDomainFailuresMax) {
     Event(at, "incident",
           "domain '" + domain.name + "' is given up: it ended " + std::to_string(domain.failures) +

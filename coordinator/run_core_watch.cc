@@ -67,6 +67,7 @@ Actions RunCore::OnTick(Moment at) {
     members_.ForgiveSilence(at.now);
   }
   last_tick_ = at.now;
+  begun_ = true;
   for (const ConnectionId connection : members_.Expired(at.now, times().heartbeat_expiry)) {
     out.emplace_back(CloseAction{connection});
     const std::string reason = "no sign of life for " + FormatSeconds(times().heartbeat_expiry);
@@ -93,7 +94,9 @@ void RunCore::CheckGenerations(Moment at, Actions& out) {
     if (ever_formed_ && domain.running && !domain.dismissed && !members_.Whole(domain) &&
         at.now - domain.started >= times().workers_join) {
       domain.started = at.now;
-      if (stage_ == Stage::kActive) deadline_ = at.now + times().workers_join;
+      // Without its agent nobody starts it again; one that comes back says what it runs.
+      if (!domain.agent) domain.running = false;
+      if (stage_ == Stage::kActive && domain.agent) deadline_ = at.now + times().workers_join;
       LoseDomain(domain, "not all workers of domain '" + name + "' joined in time", "lost", at,
                  out);
     }

@@ -10,13 +10,12 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <system_error>
 #include <utility>
 
 #include "common/check.h"
+#include "common/file.h"
 #include "common/json.h"
 #include "coordinator/tfrecord.h"
 #include "tensorboard.pb.h"
@@ -92,7 +91,7 @@ std::string FramedEvent(const tb::Event& event) { return FrameTfRecord(event.Ser
 }  // namespace
 
 // A file that only ever holds whole appends: what a failed write left behind is cut off again.
-class RunRecord::AppendFile {
+class AppendFile {
  public:
   // Opens or creates `path` and keeps its first `keep` bytes.
   static Result<std::unique_ptr<AppendFile>> Open(const fs::path& path, std::size_t keep) {
@@ -188,16 +187,11 @@ std::size_t KeptRecordBytes(std::string_view content, RecordPosition position) {
 }
 
 Status AppendLine(const fs::path& path, std::string_view line) {
-  std::ifstream in(path, std::ios::binary);
-  const std::string content{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  const std::size_t whole = content.rfind('\n') + 1;  // none: 0
-  std::error_code error;
-  if (whole < content.size()) fs::resize_file(path, whole, error);
-  std::ofstream out(path, std::ios::app | std::ios::binary);
-  out << std::string(line) + "\n";
-  out.flush();
-  if (out && !error) return {};
-  return Error(Code::kUnavailable, "cannot write " + path.string());
+  const Result<std::string> content = RealFileSystem().Read(path);
+  if (!content && content.error().code() != Code::kNotFound) return content.error();
+  const std::size_t whole = content ? content->rfind('\n') + 1 : 0;
+  DD2_TRY_ASSIGN(const std::unique_ptr<AppendFile> file, AppendFile::Open(path, whole));
+  return file->Append(std::string(line) + "\n");
 }
 
 RecordPosition LastRecorded(std::string_view content) {
@@ -262,9 +256,9 @@ Status RunRecord::Append(const StepRecord& record) {
 Status RunRecord::Rewind(RecordPosition position) {
   const fs::path path = run_folder_ / "metrics.jsonl";
   // Read again rather than remembered: rewinding is rare, and after a crash there is no memory.
-  std::ifstream in(path, std::ios::binary);
-  const std::string content{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  const std::size_t kept = KeptRecordBytes(content, position);
+  const Result<std::string> content = RealFileSystem().Read(path);
+  if (!content && content.error().code() != Code::kNotFound) return content.error();
+  const std::size_t kept = content ? KeptRecordBytes(*content, position) : 0;
   if (lines_ == nullptr) {
     DD2_TRY_ASSIGN(lines_, AppendFile::Open(path, kept));
   } else {

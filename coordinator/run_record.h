@@ -40,8 +40,10 @@ std::string RecordLine(const StepRecord& record);
 std::size_t KeptRecordBytes(std::string_view content, RecordPosition position);
 
 // Appends `line` and its end to a file of lines. Half a line, as a killed process or a full disk
-// leaves it, goes first: the new one would be lost with it. kUnavailable.
+// leaves it, goes first: the new one would be lost with it. Errors as RunRecord's.
 Status AppendLine(const std::filesystem::path& path, std::string_view line);
+
+class AppendFile;
 
 // Position of the last whole line of `content`; {-1, 0}: there is none.
 RecordPosition LastRecorded(std::string_view content);
@@ -78,7 +80,6 @@ class RunRecord {
   const std::filesystem::path& event_file() const { return event_path_; }
 
  private:
-  class AppendFile;
   RunRecord(std::filesystem::path run_folder, std::vector<std::int64_t> phase_steps,
             const Clock& clock);
 

@@ -89,7 +89,7 @@ Result<std::size_t> AsyncCheckpointWriter::BytesFor(const PartName& name,
 AsyncCheckpointWriter::AsyncCheckpointWriter(FileSystem& files, fs::path checkpoints,
                                              StagingMemory memory)
     : files_(files), checkpoints_(std::move(checkpoints)), memory_(std::move(memory)) {
-  thread_ = std::thread([this] { WriteSaves(); });
+  thread_ = std::thread([this] { Work(); });
 }
 
 AsyncCheckpointWriter::~AsyncCheckpointWriter() {
@@ -120,13 +120,12 @@ Result<std::unique_ptr<AsyncCheckpointWriter::Plan>> AsyncCheckpointWriter::Make
 }
 
 // Copies a piece and zeroes the gap after it, which a save of another layout may have filled.
-std::int64_t AsyncCheckpointWriter::CopyPiece(Plan& plan, std::span<const PieceToWrite> pieces,
-                                              std::size_t index) {
-  const auto data = std::as_bytes(pieces[index].data);
+std::int64_t AsyncCheckpointWriter::CopyPiece(Plan& plan, std::size_t index) {
+  const auto data = std::as_bytes(pieces_[index].data);
   const std::uint64_t begin = plan.layout.offsets[index];
   const std::uint64_t end = begin + data.size();
   const std::uint64_t next =
-      index + 1 < pieces.size() ? plan.layout.offsets[index + 1] : plan.layout.file_bytes;
+      index + 1 < pieces_.size() ? plan.layout.offsets[index + 1] : plan.layout.file_bytes;
   std::byte* const to = memory_.bytes().data();
   if (!data.empty()) std::memcpy(to + begin, data.data(), data.size());
   std::memset(to + end, 0, next - end);
@@ -156,7 +155,7 @@ Result<bool> AsyncCheckpointWriter::StageAhead(const PartName& name,
     if (state_ != State::kIdle) return false;
     state_ = State::kStaging;
     if (plan_ == nullptr || !plan_->SameAs(*plan)) plan_ = std::move(plan);
-    to_stage_.assign(pieces.begin(), pieces.end());
+    pieces_.assign(pieces.begin(), pieces.end());
     stage_first_ = first;
     stage_count_ = count;
     drop_ = false;
@@ -172,32 +171,32 @@ void AsyncCheckpointWriter::DropStaged() {
   if (state_ == State::kIdle) plan_.reset();
 }
 
-Result<SaveStall> AsyncCheckpointWriter::Begin(const PartName& name,
-                                               std::span<const PieceToWrite> pieces, Done done) {
+Status AsyncCheckpointWriter::Begin(const PartName& name, std::span<const PieceToWrite> pieces,
+                                    Done done) {
   DD2_TRY_ASSIGN(std::unique_ptr<Plan> plan, MakePlan(name, pieces));
   const SystemClock clock;
   const TimePoint start = clock.Now();
   {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return state_ == State::kIdle; });
+    stall_ = {};
+    stall_.waited_seconds = SecondsBetween(start, clock.Now());
+    if (plan_ == nullptr || !plan_->SameAs(*plan)) plan_ = std::move(plan);
+    pieces_.assign(pieces.begin(), pieces.end());
+    done_ = std::move(done);
     state_ = State::kCopying;
   }
-  const TimePoint copying = clock.Now();
-  if (plan_ == nullptr || !plan_->SameAs(*plan)) plan_ = std::move(plan);
-  SaveStall stall;
-  stall.waited_seconds = SecondsBetween(start, copying);
-  std::memcpy(memory_.bytes().data(), plan_->layout.head.data(), plan_->layout.head.size());
-  for (std::size_t i = 0; i < pieces.size(); ++i) {
-    if (plan_->staged[i]) {
-      stall.ahead_bytes += static_cast<std::int64_t>(pieces[i].data.size_bytes());
-    } else {
-      stall.copied_bytes += CopyPiece(*plan_, pieces, i);
-    }
-  }
-  stall.copied_seconds = SecondsBetween(copying, clock.Now());
-  done_ = std::move(done);
-  SetState(State::kWriting);
-  return stall;
+  changed_.notify_all();
+  return {};
+}
+
+SaveStall AsyncCheckpointWriter::WaitCopied() {
+  const SystemClock clock;
+  const TimePoint start = clock.Now();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return state_ != State::kCopying; });
+  stall_.copied_seconds += SecondsBetween(start, clock.Now());
+  return stall_;
 }
 
 void AsyncCheckpointWriter::Wait() {
@@ -205,27 +204,20 @@ void AsyncCheckpointWriter::Wait() {
   changed_.wait(lock, [this] { return state_ == State::kIdle; });
 }
 
-// The writer's thread.
-void AsyncCheckpointWriter::WriteSaves() {
+void AsyncCheckpointWriter::Work() {
   while (true) {
+    State state = State::kIdle;
     {
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] {
-        return state_ == State::kWriting || state_ == State::kStaging || ending_;
-      });
-      if (state_ == State::kStaging) {
-        lock.unlock();
-        Stage();
-        continue;
-      }
-      if (state_ != State::kWriting) return;
+      changed_.wait(lock, [this] { return state_ != State::kIdle || ending_; });
+      state = state_;
     }
-    Result<proto::CheckpointPart> part = Write(*plan_);
-    if (!part) part = Explain(part.error(), plan_->name.id, checkpoints_);
-    done_(std::move(part));
-    done_ = nullptr;
-    plan_.reset();
-    SetState(State::kIdle);
+    if (state == State::kIdle) return;
+    if (state == State::kStaging) {
+      Stage();
+    } else {
+      Save();
+    }
   }
 }
 
@@ -235,8 +227,26 @@ void AsyncCheckpointWriter::Stage() {
       const std::lock_guard lock(mutex_);
       if (drop_) break;
     }
-    CopyPiece(*plan_, to_stage_, i);
+    CopyPiece(*plan_, i);
   }
+  SetState(State::kIdle);
+}
+
+void AsyncCheckpointWriter::Save() {
+  std::memcpy(memory_.bytes().data(), plan_->layout.head.data(), plan_->layout.head.size());
+  for (std::size_t i = 0; i < pieces_.size(); ++i) {
+    if (plan_->staged[i]) {
+      stall_.ahead_bytes += static_cast<std::int64_t>(pieces_[i].data.size_bytes());
+    } else {
+      stall_.copied_bytes += CopyPiece(*plan_, i);
+    }
+  }
+  SetState(State::kWriting);
+  Result<proto::CheckpointPart> part = Write(*plan_);
+  if (!part) part = Explain(part.error(), plan_->name.id, checkpoints_);
+  done_(std::move(part));
+  done_ = nullptr;
+  plan_.reset();
   SetState(State::kIdle);
 }
 

@@ -48,18 +48,19 @@ struct PartName {
 // What a save cost the thread that trains.
 struct SaveStall {
   double waited_seconds = 0;  // until the save before it was on the disk, or a staging at its end
-  double copied_seconds = 0;  // copying what was not staged ahead
+  double copied_seconds = 0;  // until its copy was made, where it could not train before
   std::int64_t copied_bytes = 0;
-  std::int64_t ahead_bytes = 0;  // staged ahead, so not copied now
+  std::int64_t ahead_bytes = 0;  // staged ahead, so not copied again
 };
 
-// Writes a rank's part of a checkpoint beside the training: the training waits for a copy in
-// memory, a thread of its own does the rest. The file is the one WriteCheckpointPart writes, byte
-// for byte.
+// Writes a rank's part of a checkpoint beside the training: a thread of its own copies the values
+// into memory, while the training computes its next gradients, and does the rest. The training
+// waits when it is about to change them before the copy is made. The file is the one
+// WriteCheckpointPart writes, byte for byte.
 //
 // There is room for one save: the memory holds the file as it will lie on the disk, so nothing is
 // copied a second time. Thread-safe; `done` is called on the writer's thread, in the order of the
-// saves, and must not call Begin, StageAhead or Wait. FileSystem is used from that thread only.
+// saves, and must not call any function of this class. FileSystem is used from that thread only.
 class AsyncCheckpointWriter {
  public:
   using Done = std::function<void(Result<proto::CheckpointPart>)>;
@@ -84,11 +85,13 @@ class AsyncCheckpointWriter {
   // What was staged ahead is about to change after all. Waits for the piece that is being copied.
   void DropStaged();
 
-  // Waits until the save before is finished, copies, and hands over; the pieces may change once it
-  // returns. After an error (as StageAhead's) `done` is not called; else it is, once, with the part
-  // or with kResourceExhausted, kUnavailable, kFailedPrecondition (committed already) and what to
-  // do. A failed save leaves earlier checkpoints alone and may be begun again.
-  Result<SaveStall> Begin(const PartName& name, std::span<const PieceToWrite> pieces, Done done);
+  // Waits until the save before is finished, and hands over; the pieces may change once WaitCopied
+  // has returned. After an error (as StageAhead's) `done` is not called; else it is, once, with the
+  // part or with kResourceExhausted, kUnavailable, kFailedPrecondition (committed already) and what
+  // to do. A failed save leaves earlier checkpoints alone and may be begun again.
+  Status Begin(const PartName& name, std::span<const PieceToWrite> pieces, Done done);
+  // Until what was begun last is copied; what it cost so far.
+  SaveStall WaitCopied();
 
   // Until no save is in flight and its `done` has returned.
   void Wait();
@@ -99,10 +102,12 @@ class AsyncCheckpointWriter {
 
   Result<std::unique_ptr<Plan>> MakePlan(const PartName& name,
                                          std::span<const PieceToWrite> pieces) const;
-  std::int64_t CopyPiece(Plan& plan, std::span<const PieceToWrite> pieces, std::size_t index);
+  std::int64_t CopyPiece(Plan& plan, std::size_t index);
   void SetState(State state);
-  void WriteSaves();
+  // On the writer's thread: it waits for kStaging or kCopying.
+  void Work();
   void Stage();
+  void Save();
   Result<proto::CheckpointPart> Write(Plan& plan);
 
   FileSystem& files_;
@@ -113,12 +118,12 @@ class AsyncCheckpointWriter {
   State state_ = State::kIdle;
   bool ending_ = false;
   bool drop_ = false;  // what is being staged
-  // Belong to who set the state to kCopying, to the writer's thread in kStaging and kWriting; in
-  // kIdle to the mutex.
+  // Belong to the mutex in kIdle, else to the writer's thread.
   std::unique_ptr<Plan> plan_;
-  std::vector<PieceToWrite> to_stage_;
+  std::vector<PieceToWrite> pieces_;  // of plan_
   std::size_t stage_first_ = 0, stage_count_ = 0;
   Done done_;
+  SaveStall stall_;     // of what was begun last; to the mutex once it is copied
   std::thread thread_;  // last: it uses the others
 };
 

@@ -25,8 +25,10 @@ RIVAL = [sys.executable, sides.HERE / "checkpoint_rival.py"]
 STAGERS = {"DCP default": ("default", False), "DCP default, tuned malloc": ("default", True),
            "DCP async staging, tuned malloc": ("async", True),
            "DCP cached by hand, tuned malloc": ("cached", True)}
+BESIDE = "beside a step"
 SAVED, LOADED = "p000-s000000001", "dcp-four"
 FROM, TO = 4, 2  # ranks
+STEP_SECONDS = 2  # of computing, in a step that a save is made beside
 
 
 class Program:
@@ -119,10 +121,16 @@ class Bench:
         shapes = self.work / "shapes.json"
         shapes.write_text(json.dumps(ours.ask("shapes")))
         dcp = {tuned: rivals(self.dcp, shapes, 1, tuned) for tuned in (False, True)}
-        sides_of = [self.save_of(ours, "save"), self.save_of(ours, "save-ahead"),
+        ours.ask("step 10")
+        products = round(20 * STEP_SECONDS / ours.ask("step 20")["seconds"])
+        sides_of = [self.save_of(ours, "save", "save"), self.save_of(ours, "save-ahead", "save-ahead"),
+                    self.save_of(ours, f"beside {products}", BESIDE),
                     lambda: self.note("memcpy", ours.ask("memcpy")["seconds"]),
-                    *[self.stager_of(dcp[tuned][0], kind, name)
-                      for name, (kind, tuned) in STAGERS.items()]]
+                    lambda: self.note("dd2, step alone", ours.ask(f"step {products}")["seconds"]),
+                    lambda: self.note("DCP, step alone", dcp[True][0].ask(f"step {products}")["seconds"])]
+        for name, (kind, tuned) in STAGERS.items():
+            sides_of += [self.stager_of(dcp[tuned][0], kind, name, 0),
+                         self.stager_of(dcp[tuned][0], kind, f"{name}, {BESIDE}", products)]
         for number in range(self.options.rounds):
             for side in sides_of if number % 2 == 0 else reversed(sides_of):
                 os.sync()
@@ -130,13 +138,15 @@ class Bench:
         end([ours, *dcp[False], *dcp[True]])
         return shapes
 
-    def save_of(self, ours, command):
+    def save_of(self, ours, command, name):
         def measure():
             answer = ours.ask(command)
             self.bytes = answer["bytes"]
-            self.note(f"dd2 {command}, stall", answer["stall"])
+            self.note(f"dd2 {name}, stall", answer["stall"])
+            if name == BESIDE:
+                self.note(f"dd2 {name}, step", answer["step"])
             file = pathlib.Path(answer["file"])
-            if command == "save":
+            if name == "save":
                 self.note("dd2 write", answer["write"])
                 self.dd(file)
             shutil.rmtree(file.parent)
@@ -154,13 +164,13 @@ class Bench:
             self.note("dd", time.perf_counter() - begin)
             target.unlink()
 
-    def stager_of(self, rival, kind, name):
+    def stager_of(self, rival, kind, name, products):
         def measure():
-            answer = rival.ask(f"save {kind}")
+            answer = rival.ask(f"save {kind} {products}")
             self.note(f"{name}, stall", answer["stall"])
             if kind == "async":
                 self.note(f"{name}, call", answer["call"])
-            self.note(f"{name}, write", answer["write"])
+            self.note(f"{name}, step" if products else f"{name}, write", answer["step" if products else "write"])
         return measure
 
     def loads(self, shapes):
@@ -201,14 +211,27 @@ class Bench:
 
     def ratios(self):
         of = self.median
+        # What a save adds to a step: the stall, and what the step itself is slower by.
+        def added(name, alone):
+            return of(f"{name}, stall") + max(0, of(f"{name}, step") - of(alone))
+
+        beside = {name: added(f"{name}, {BESIDE}", "DCP, step alone") for name in STAGERS}
         stalls = {name: of(f"{name}, stall") for name in STAGERS}
         ours, ahead = of("dd2 save, stall"), of("dd2 save-ahead, stall")
-        rows = [("stall: DCP default / dd2 with half staged ahead", stalls["DCP default"] / ahead, 10),
-                ("stall: DCP default / dd2", stalls["DCP default"] / ours, 10),
-                ("stall: best DCP / dd2", min(stalls.values()) / ours, 10),
-                ("stall: dd2 / memcpy", ours / of("memcpy"), -1.2),
-                ("stall: dd2 with half staged ahead / memcpy",
-                 ahead / of("memcpy"), -1.2),
+        ours_beside = added(f"dd2 {BESIDE}", "dd2, step alone")
+        rows = [("stall beside a step: DCP default / dd2",
+                 of(f"DCP default, {BESIDE}, stall") / of(f"dd2 {BESIDE}, stall"), 10),
+                ("stall beside a step: best DCP / dd2",
+                 min(of(f"{name}, {BESIDE}, stall") for name in STAGERS) / of(f"dd2 {BESIDE}, stall"), 10),
+                ("stall beside a step: dd2 / memcpy", of(f"dd2 {BESIDE}, stall") / of("memcpy"), -1.2),
+                ("added to a step: DCP default / dd2", beside["DCP default"] / ours_beside, 10),
+                ("added to a step: best DCP / dd2", min(beside.values()) / ours_beside, 10),
+                ("added to a step: dd2 / memcpy", ours_beside / of("memcpy"), -1.2),
+                ("at once: DCP default / dd2 with half staged ahead", stalls["DCP default"] / ahead, 10),
+                ("at once: DCP default / dd2", stalls["DCP default"] / ours, 10),
+                ("at once: best DCP / dd2", min(stalls.values()) / ours, 10),
+                ("at once: dd2 / memcpy", ours / of("memcpy"), -1.2),
+                ("at once: dd2 with half staged ahead / memcpy", ahead / of("memcpy"), -1.2),
                 ("write: dd / dd2", of("dd") / of("dd2 write"), 0.9)]
         rows += [(f"load {FROM} -> {TO}, {kind}: DCP / dd2",
                   of(f"DCP load, {kind}") / of(f"dd2 load, {kind}"), 2)

@@ -3,12 +3,15 @@
 // one line of JSON. tests/bench/checkpoint.py drives it.
 //
 //   dd2-bench-checkpoint FOLDER WIDTH LAYERS LOCAL_RANK LOCAL_SIZE
-//   save          the stall of a save, and the time until its part was on the disk
+//   save          the stall of a save, and the time until its part was on the disk; nothing is
+//                 computed meanwhile
 //   save-ahead    the same with the guidance network's half staged before
+//   beside N      the same while a step computes N matrix products before the state may change
+//   step N        that step alone
 //   memcpy        the same bytes into memory that was touched before
-//   part ID       this rank's part of checkpoint ID (a 4-rank checkpoint is made by 4 processes in
-//   turn) publish ID N  makes it a checkpoint of the N parts that were written load ID       into
-//   this rank's state, which was touched before
+//   part ID       this rank's part of checkpoint ID (of 4 ranks: by 4 processes in turn)
+//   publish ID N  makes it a checkpoint of the N parts that were written
+//   load ID       into this rank's state, which was touched before
 
 #include <cstdio>
 #include <cstdlib>
@@ -27,6 +30,7 @@
 #include "proto/control.pb.h"
 #include "storage/checkpoint_store.h"
 #include "worker/engine/checkpoint_saver.h"
+#include "worker/engine/phase_steps.h"
 #include "worker/engine/training_state.h"
 
 namespace dd2 {
@@ -89,8 +93,10 @@ class Bench {
     std::string id;
     int count = 0;
     words >> command >> id >> count;
-    if (command == "save") return Save(false);
-    if (command == "save-ahead") return Save(true);
+    if (command == "save") return Save(false, 0);
+    if (command == "save-ahead") return Save(true, 0);
+    if (command == "beside") return Save(false, std::stoi(id));
+    if (command == "step") return Step(std::stoi(id));
     if (command == "memcpy") return Copy();
     if (command == "shapes") return Shapes();
     if (command == "part") return WritePart(id);
@@ -100,7 +106,19 @@ class Bench {
   }
 
  private:
-  Status Save(bool ahead) {
+  // On one thread; the other core is free for the copy. Seconds.
+  double Compute(int products) {
+    const double start = Now();
+    for (int i = 0; i < products; ++i) at::mm_out(product_, factor_, factor_);
+    return Now() - start;
+  }
+
+  Status Step(int products) {
+    std::printf("{\"seconds\": %.6f}\n", Compute(products));
+    return {};
+  }
+
+  Status Save(bool ahead, int products) {
     if (!saver_) {
       DD2_TRY_ASSIGN(StagingMemory memory, CheckpointSaver::Allocate(state_));
       saver_ = std::make_unique<CheckpointSaver>(RealFileSystem(), folder_, std::move(memory),
@@ -115,17 +133,18 @@ class Bench {
     }
     const double start = Now();
     DD2_TRY(saver_->Save(false));
-    const double stalled = Now();
+    const double computed = Compute(products);
+    saver_->BeforeChange();
+    const double changing = Now();
     const proto::Envelope part = listener_.Part();
     const double written = Now();
     saver_->Wait();
     listener_.Reset();
     if (!part.has_part_report()) return Error(Code::kUnavailable, part.part_failed().message());
     std::printf(
-        "{\"stall\": %.6f, \"write\": %.6f, \"bytes\": %lld, \"ahead\": %lld, "
+        "{\"stall\": %.6f, \"step\": %.6f, \"write\": %.6f, \"bytes\": %lld, "
         "\"file\": \"%s\"}\n",
-        stalled - start, written - stalled, static_cast<long long>(bytes_),
-        static_cast<long long>(saver_->stall().ahead_bytes),
+        changing - start - computed, computed, written - changing, static_cast<long long>(bytes_),
         (folder_ / part.part_report().checkpoint_id() / part.part_report().part().file()).c_str());
     return {};
   }
@@ -194,6 +213,8 @@ class Bench {
   const RankLayout ranks_;
   TrainingState state_;
   std::size_t bytes_ = 0;
+  const at::Tensor factor_ = at::ones({1024, 1024});
+  at::Tensor product_ = at::empty({1024, 1024});
   std::unique_ptr<StagingMemory> copy_;
   Listener listener_;
   std::unique_ptr<CheckpointSaver> saver_;  // last: it uses the others
@@ -207,6 +228,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: dd2-bench-checkpoint FOLDER WIDTH LAYERS LOCAL_RANK LOCAL_SIZE\n");
     return 2;
   }
+  dd2::SetComputeThreads(1);
   dd2::Bench bench(argv[1], dd2::SpecOf(std::atoll(argv[2]), std::atoll(argv[3])),
                    std::atoi(argv[4]), std::atoi(argv[5]));
   std::printf("{\"ready\": true}\n");

@@ -2,7 +2,9 @@
 """PyTorch DCP's side of `scripts/bench checkpoint`; answers commands as dd2-bench-checkpoint does.
 
 usage: checkpoint_rival.py FOLDER SHAPES, alone or under torchrun; SHAPES a JSON file {name: shape} of one network
-    save STAGER   async_save: until the call returns, until the state may change, until it is on the disk
+    step N        N matrix products
+    save STAGER N async_save: until the call returns, until the state may change (without what the N matrix products
+                  of a step between the two took), until it is on the disk
     make ID       a checkpoint by all processes
     load ID       into tensors that were touched before
 """
@@ -68,8 +70,21 @@ class Side:
     def __init__(self, folder, shapes):
         self.folder, self.state, self.saves = folder, state_of(shapes), 0
         self.cached = None
+        self.factor, self.product = torch.ones(1024, 1024), torch.empty(1024, 1024)
 
-    def save(self, kind):
+    def compute(self, products):
+        """On one thread; the other core is free for the copy, as on our side. Seconds."""
+        begin, threads = time.perf_counter(), torch.get_num_threads()
+        torch.set_num_threads(1)
+        for _ in range(products):
+            torch.mm(self.factor, self.factor, out=self.product)
+        torch.set_num_threads(threads)
+        return time.perf_counter() - begin
+
+    def step(self, products):
+        return {"seconds": self.compute(int(products))}
+
+    def save(self, kind, products):
         stager = self.cached if kind == "cached" and self.cached else stager_of(kind, self.state)
         if kind == "cached":
             self.cached = stager  # kept over all saves
@@ -79,6 +94,7 @@ class Side:
         response = dcp.async_save(self.state, storage_writer=dcp.FileSystemWriter(path),
                                   async_stager=stager, no_dist=True)
         returned = time.perf_counter()
+        computed = self.compute(int(products))
         if isinstance(response, AsyncSaveResponse):
             response.staging_completion.result()
             upload = response.upload_completion
@@ -88,7 +104,7 @@ class Side:
         upload.result()
         done = time.perf_counter()
         shutil.rmtree(path)
-        return {"call": returned - begin, "stall": free - begin, "write": done - free}
+        return {"call": returned - begin, "stall": free - begin - computed, "step": computed, "write": done - free}
 
     def make(self, name):
         dcp.save(self.state, checkpoint_id=self.folder / name)

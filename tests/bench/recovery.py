@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A rank is killed: how long until the survivors' next finished step, and what is done again.
+"""A rank is killed: how long until the survivors' next finished update, and what is done again.
 
 `scripts/bench recovery` calls it; docs/PERFORMANCE.md says what is measured and how.
 """
@@ -23,7 +23,7 @@ from bench import machine
 sys.path.insert(0, str(sides.ROOT / "tests" / "functional"))
 from dd2 import Run  # noqa: E402
 
-WARM_CYCLES = 6       # finished before the first kill, and after each recovery
+WARM_UPDATES = 24     # finished before the first kill, and after each recovery
 WAIT_SECONDS = 180
 FAULT_EVERY = 30      # seconds, as the rival figure in docs/PERFORMANCE.md
 
@@ -93,16 +93,17 @@ class Started:
 
 
 class Ours(Started):
-    """csd cycles of `dd2 run` on `domains` x 1 rank."""
+    """Steps of one update of `dd2 run` on `domains` x 1 rank."""
 
-    def __init__(self, work, name, domains, config):
+    def __init__(self, work, name, domains, config, overrides=()):
         self.run, self.domains = work / name, domains
         super().__init__([sides.BIN / "dd2", "run", config, "--run", self.run, "--domains", domains,
-                          "--ranks", 1, "--set", f"cache.path={work / 'cache'}"], work / f"{name}.log")
+                          "--ranks", 1, "--set", f"cache.path={work / 'cache'}",
+                          *sides.set_options(overrides)], work / f"{name}.log")
 
-    def cycles(self):
-        return [{"cycle": line["step"], "time": line["time"]}
-                for line in lines(self.run / "metrics.jsonl") if line["kind"] == "csd"]
+    def updates(self):
+        return [{"update": line["step"], "time": line["time"]}
+                for line in lines(self.run / "metrics.jsonl") if line["kind"] == "align"]
 
     def workers(self):
         return [pid for pid, words in children(self.process.pid).items()
@@ -120,7 +121,7 @@ class Ours(Started):
 
 
 class Rival(Started):
-    """The same cycles under torchrun with 2 processes, restarted from its last checkpoint."""
+    """The same updates under torchrun with 2 processes, restarted from its last checkpoint."""
 
     def __init__(self, work, name, settings, checkpoint_every):
         self.folder = work / name
@@ -132,8 +133,8 @@ class Rival(Started):
                           sides.HERE / "recovery_rival.py", job, self.folder], work / f"{name}.log",
                          {**sides.RIVAL_ENVIRONMENT, "OMP_NUM_THREADS": "1"})
 
-    def cycles(self):
-        return lines(self.folder / "cycles.jsonl")
+    def updates(self):
+        return lines(self.folder / "updates.jsonl")
 
     def workers(self):
         return [int((self.folder / f"pid-{rank}").read_text()) for rank in range(2)]
@@ -143,55 +144,76 @@ class Rival(Started):
 
 
 def recover(side, rng):
-    """Kills one worker at a random moment of a cycle: seconds until the next finished cycle of whoever goes on,
-    and finished cycles that are done again."""
-    begin = len(side.cycles())
-    wait_for("warm cycles", lambda: len(side.cycles()) >= begin + WARM_CYCLES and side.whole())
+    """Kills one worker at a random moment of an update: seconds until the next finished one of whoever goes on,
+    and finished updates that are done again."""
+    begin = len(side.updates())
+    wait_for("warm updates", lambda: len(side.updates()) >= begin + WARM_UPDATES and side.whole())
     time.sleep(rng.uniform(0, 1))
-    before = side.cycles()[-1]["cycle"]
-    known = len(side.cycles())
+    before = side.updates()[-1]["update"]
+    known = len(side.updates())
     lost = side.steps_lost() if isinstance(side, Ours) else 0
     killed = time.time()
     os.kill(side.workers()[-1], signal.SIGKILL)
 
     def resumed():
         # A line that was under way when the rank died is not what was recovered.
-        later = [line for line in side.cycles()[known:] if line["time"] > killed]
+        later = [line for line in side.updates()[known:] if line["time"] > killed]
         if isinstance(side, Ours):
             ends = [incident["unix_ms"] / 1000 + incident["resumed_seconds"] for incident in side.incidents()
                     if incident["kind"] == "lost" and incident["unix_ms"] / 1000 >= killed - 0.01
                     and incident["resumed_seconds"] is not None]
             return ends and (ends[0], side.steps_lost() - lost)
-        again = [line for line in later if line["cycle"] <= before]
+        again = [line for line in later if line["update"] <= before]
         if again:
-            return again[0]["time"], before - again[0]["cycle"] + 1
+            return again[0]["time"], before - again[0]["update"] + 1
         # The kill came right behind a checkpoint: nothing is done again, or it still has to come back.
         late = [line for line in later if line["time"] > killed + 1]
         return late and (late[0]["time"], 0)
 
-    end, again = wait_for("the next cycle", resumed)
+    end, again = wait_for("the next update", resumed)
     return {"seconds": end - killed, "again": again}
 
 
+def recoveries(batch, options, config, work, rng):
+    """Both sides, with updates of that batch; the smaller, the less of it is the update itself."""
+    overrides = [f"phases.3.batch={batch}"]
+    settings = sides.settings_of(config, "align", overrides)
+    found = {"batch": batch, "ours": [], "rival": [], "gave_up": None}
+    with Ours(work, f"ours-{batch}", 2, config, overrides) as ours:
+        for _ in range(options.kills):
+            found["ours"].append(recover(ours, rng))
+            print(f"batch {batch}, dd2: {found['ours'][-1]}", file=sys.stderr, flush=True)
+    with Rival(work, f"rival-{batch}", settings, settings["checkpoint_every"]) as rival:
+        for _ in range(options.kills):
+            try:
+                found["rival"].append(recover(rival, rng))
+            except RuntimeError as error:
+                found["gave_up"] = f"{error}, {WAIT_SECONDS} s after a kill"
+                break
+            print(f"batch {batch}, torchrun: {found['rival'][-1]}", file=sys.stderr, flush=True)
+    return found
+
+
 def rate(side, seconds, fault_every, rng):
-    """Cycles per second over a time, with a worker killed every so often."""
-    wait_for("warm cycles", lambda: len(side.cycles()) >= WARM_CYCLES and side.whole())
-    begin, first = time.time(), side.cycles()[-1]["cycle"]
+    """Updates per second over a time, with a worker killed every so often."""
+    wait_for("warm updates", lambda: len(side.updates()) >= WARM_UPDATES and side.whole())
+    begin, first = time.time(), side.updates()[-1]["update"]
     faults = 0
     while time.time() - begin < seconds:
         time.sleep(0.05)
         if fault_every and time.time() - begin > (faults + 0.5) * fault_every:
             faults += 1
             os.kill(rng.choice(side.workers()), signal.SIGKILL)
-    done = side.cycles()[-1]
-    return {"rate": (done["cycle"] - first) / (done["time"] - begin), "faults": faults,
+    done = side.updates()[-1]
+    return {"rate": (done["update"] - first) / (done["time"] - begin), "faults": faults,
             "lost": side.steps_lost()}
 
 
 def main():
     parser = argparse.ArgumentParser(prog="scripts/bench recovery", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=5, help="of each side (5)")
-    parser.add_argument("--seconds", type=int, default=180, help="of each throughput measurement (180)")
+    parser.add_argument("--pairs", type=int, default=3, help="of throughput with and without faults (3)")
+    parser.add_argument("--seconds", type=int, default=120, help="of each throughput measurement (120)")
     parser.add_argument("--domains", type=int, default=4, help="of the throughput measurement (4)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all values there")
     options = parser.parse_args()
@@ -199,21 +221,13 @@ def main():
         signal.signal(sign, lambda number, _: sys.exit(128 + number))
     rng = random.Random(1)
     config = sides.HERE / "recovery.yaml"
-    settings = sides.settings_of(config, "csd", [])
-    every = settings["checkpoint_every"]
     head = machine()
     work = pathlib.Path(tempfile.mkdtemp(prefix="dd2-bench-")).resolve()
-    document = {"machine": head, "ours": [], "rival": [], "rates": []}
+    document = {"machine": head, "recoveries": [], "rates": []}
     try:
-        with Ours(work, "ours", 2, config) as ours:
-            for _ in range(options.kills):
-                document["ours"].append(recover(ours, rng))
-                print(f"dd2: {document['ours'][-1]}", file=sys.stderr, flush=True)
-        with Rival(work, "rival", settings, every) as rival:
-            for _ in range(options.kills):
-                document["rival"].append(recover(rival, rng))
-                print(f"torchrun: {document['rival'][-1]}", file=sys.stderr, flush=True)
-        for fault_every in (0, FAULT_EVERY, 0, FAULT_EVERY):
+        for batch in (32, 8):
+            document["recoveries"].append(recoveries(batch, options, config, work, rng))
+        for fault_every in (0, FAULT_EVERY) * options.pairs:
             name = f"rate-{len(document['rates'])}"
             with Ours(work, name, options.domains, config) as ours:
                 found = rate(ours, options.seconds, fault_every, rng)
@@ -222,28 +236,34 @@ def main():
             shutil.rmtree(work / name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    report(document, every)
+    report(document)
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def report(document, every):
-    print(f"{document['machine']}\n\n| a rank is killed | next finished cycle, s: median | min | max | cycles done again |")
+def report(document):
+    print(f"{document['machine']}\n\n| a rank is killed | next finished update, s: median | min | max | updates done again |")
     print("|---|---|---|---|---|")
-    medians = {}
-    for name, label in (("ours", "dd2, 2 domains x 1 rank"),
-                        ("rival", f"torchrun, 2 processes, checkpoint every {every} cycles")):
-        seconds = [one["seconds"] for one in document[name]]
-        medians[name] = statistics.median(seconds)
-        print(f"| {label} | **{medians[name]:.2f}** | {min(seconds):.2f} | {max(seconds):.2f} | "
-              f"{sum(one['again'] for one in document[name])} in {len(seconds)} kills |")
-    print(f"\nRatio {medians['rival'] / medians['ours']:.1f}")
-    calm = [one["rate"] for one in document["rates"] if not one["fault_every"]]
-    hit = [one for one in document["rates"] if one["fault_every"]]
-    for one in hit:
-        print(f"A worker killed every {one['fault_every']} s ({one['faults']} kills): {one['rate']:.3f} cycles/s, "
-              f"{one['rate'] / statistics.mean(calm):.1%} of the undisturbed {statistics.mean(calm):.3f}; "
-              f"{one['lost']} finished cycles done again")
+    ratios = []
+    for found in document["recoveries"]:
+        medians = {}
+        for name, label in (("ours", "dd2, 2 domains x 1 rank"), ("rival", "torchrun, 2 processes")):
+            seconds = [one["seconds"] for one in found[name]]
+            medians[name] = statistics.median(seconds) if seconds else float("nan")
+            print(f"| batch {found['batch']}: {label} | **{medians[name]:.2f}** | {min(seconds, default=0):.2f} | "
+                  f"{max(seconds, default=0):.2f} | {sum(one['again'] for one in found[name])} in {len(seconds)} kills |")
+        ratios.append(f"batch {found['batch']}: ratio {medians['rival'] / medians['ours']:.1f}")
+        if found["gave_up"]:
+            ratios.append(f"torchrun was ended: {found['gave_up']}")
+    print("\n" + "\n".join(ratios))
+    # Each against the one before it: the machine's own pace changes over minutes.
+    kept = []
+    for calm, hit in zip(document["rates"][::2], document["rates"][1::2]):
+        kept.append(hit["rate"] / calm["rate"])
+        print(f"A worker killed every {hit['fault_every']} s ({hit['faults']} kills): {hit['rate']:.3f} updates/s, "
+              f"{kept[-1]:.1%} of the undisturbed {calm['rate']:.3f}; {hit['lost']} finished updates done again")
+    if kept:
+        print(f"Throughput kept: {statistics.median(kept):.1%}")
 
 
 if __name__ == "__main__":

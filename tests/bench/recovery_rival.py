@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The rival of `scripts/bench recovery`: the csd cycles of rival.py under torchrun with restarts.
+"""The rival of `scripts/bench recovery`: guidance updates under torchrun with restarts.
 
 usage: torchrun ... recovery_rival.py JOB FOLDER. It is what PyTorch's own elastic example does: every process
-loads the last checkpoint, trains, and rank 0 saves every `checkpoint_every` cycles; when a process dies,
-torchrun ends the others and starts all of them again. Rank 0 writes a line {"cycle", "time"} into
-FOLDER/cycles.jsonl for each finished cycle, every process its pid into FOLDER/pid-RANK.
+loads the last checkpoint, trains, and rank 0 saves every `checkpoint_every` updates; when a process dies,
+torchrun ends the others and starts all of them again. Rank 0 writes a line {"update", "time"} into
+FOLDER/updates.jsonl for each finished update, every process its pid into FOLDER/pid-RANK.
 """
+import datetime
 import json
 import os
 import pathlib
@@ -20,8 +21,8 @@ import rival
 import steps
 
 
-def save(path, cycle, trained):
-    state = {"cycle": cycle}
+def save(path, update, trained):
+    state = {"update": update}
     for name, one in trained.items():
         state[name] = {"flat": one.flat, "adam": one.adam.state_dict(), "updates": one.updates, "ema": one.ema}
     torch.save(state, path.with_suffix(".partial"))
@@ -41,14 +42,15 @@ def load(path, trained):
         one.updates = state[name]["updates"]
         if one.ema is not None:
             one.ema.copy_(state[name]["ema"])
-    return state["cycle"]
+    return state["update"]
 
 
 def main():
     job = json.loads(pathlib.Path(sys.argv[1]).read_text())
     folder = pathlib.Path(sys.argv[2])
     torch.set_num_threads(job["threads"])
-    dist.init_process_group("gloo")
+    # After some restarts Gloo's processes do not find each other: then torchrun shall start them again.
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=20))
     rank, world = dist.get_rank(), dist.get_world_size()
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     settings = job["settings"]
@@ -57,17 +59,19 @@ def main():
     trained = {"generator": steps.Trained(rival.make_network(settings, shape, teacher), settings, ema=True),
                "guidance": steps.Trained(rival.make_network(settings, shape, teacher), settings, ema=False)}
     path = folder / "checkpoint.pt"
-    cycle = load(path, trained)
+    update = load(path, trained)
     torch.manual_seed(100 + rank)
     while True:
-        steps.csd_cycle(trained["guidance"], trained["generator"], teacher, codebook, settings, draw, cycle)
-        cycle += 1
+        rate = steps.scheduled(settings["guidance_lr"], settings["guidance_final_lr_ratio"], settings["warmup"],
+                               update, settings["steps"])
+        steps.guidance_update(trained["guidance"], trained["generator"], settings, draw, rate)
+        update += 1
         if rank != 0:
             continue
-        with open(folder / "cycles.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"cycle": cycle, "time": time.time()}) + "\n")
-        if cycle % job["checkpoint_every"] == 0:
-            save(path, cycle, trained)
+        with open(folder / "updates.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"update": update, "time": time.time()}) + "\n")
+        if update % job["checkpoint_every"] == 0:
+            save(path, update, trained)
 
 
 if __name__ == "__main__":

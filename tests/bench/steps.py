@@ -83,7 +83,7 @@ class Trained:
             groups.append({"params": [whole], "slope": slope})
         self.adam = torch.optim.Adam(groups, lr=0.0, betas=(settings["beta1"], settings["beta2"]),
                                      fused=True)
-        self.ema_max = settings["ema_max"]
+        self.ema_max = settings.get("ema_max")
         self.ema = self.flat.clone() if ema else None
 
     def begin(self):

@@ -13,12 +13,15 @@ import time
 from dd2 import ROOT, Workspace, binary, expect, wait_until
 
 COORDINATOR = r'''#!/usr/bin/env python3
-import http.server, json, os, pathlib, sys, time
+import http.server, json, os, pathlib, sys, threading, time
 run = pathlib.Path(sys.argv[sys.argv.index("--run") + 1])
 with open(run / "started", "a") as log:
     log.write(f"coordinator {os.getpid()} {' '.join(sys.argv[3:])}\n")
 known = run / "coordinator.json"
 if "--recover" in sys.argv:
+    if (run / "full").exists():
+        time.sleep(1)
+        sys.exit(11)
     http_port = json.loads(known.read_text())["http_port"]
     known.unlink()
     if (run / "refuse").exists():
@@ -51,6 +54,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             log.write(f"post {os.getpid()} {self.path}\n")
         self.answer("{}")
 
+
+def fill():
+    while not (run / "full").exists():
+        time.sleep(0.05)
+    os._exit(11)
+threading.Thread(target=fill, daemon=True).start()
 server = http.server.ThreadingHTTPServer(("127.0.0.1", http_port), Handler)
 (run / "token").write_text("t")
 # By rename: a reader must not find half of it.
@@ -150,6 +159,23 @@ def check_refusal(work):
     run.says("this run cannot be recovered")
 
 
+def check_full_disk(work):
+    """The run outlives it, as often as the coordinator finds no space."""
+    run = Fake(work, "full")
+    run.says("started ")
+    agent = run.wait_for("agent", 1)[0]
+    (run.folder / "full").touch()
+    run.says("full: free some space; it waits for that, the workers train on")
+    third = run.wait_for("coordinator", 3)[2]
+    expect("--recover" in third, f"{third}")
+    (run.folder / "full").unlink()
+    run.says("full; restarted, the workers kept training")
+    expect(alive(agent[0]), "the agent did not survive the full disk")
+    for _ in range(2):
+        run.process.send_signal(signal.SIGINT)
+    run.ends(5)
+
+
 def check_limit(work):
     run = Fake(work, "limit")
     run.says("started ")
@@ -184,5 +210,5 @@ with Workspace() as workspace:
     for name, text in (("dd2-coordinator", COORDINATOR), ("dd2-agent", AGENT), ("dd2-worker", "#!/bin/sh\n")):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    for check in (check_restarts, check_refusal, check_limit, check_kill):
+    for check in (check_restarts, check_refusal, check_full_disk, check_limit, check_kill):
         check(workspace)

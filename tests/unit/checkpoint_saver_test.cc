@@ -120,6 +120,7 @@ class CheckpointSaverTest : public testing::Test {
                                                    CheckpointIdentity(), coordinator_,
                                                    std::chrono::seconds(60));
     saver->StartGeneration(7, OneDomain(0, 1), "");
+    trainer_.OnChange([saver = saver.get()] { saver->BeforeChange(); });
     return saver;
   }
   void Step() {
@@ -161,9 +162,10 @@ TEST_F(CheckpointSaverTest, TrainingGoesOnWhileThePartIsWritten) {
   coordinator_.HoldUp(true);
   ASSERT_TRUE(saver->Save(false));
   EXPECT_EQ(saver->begun(), CheckpointId(kGts, 1));
+  EXPECT_TRUE(coordinator_.held.empty()) << "what it costs is known when the state may change";
+  Step();
   ASSERT_EQ(coordinator_.held.size(), 1U);
   EXPECT_EQ(coordinator_.held[0].step(), 1);
-  Step();
   // One is in flight: the next waits for it.
   auto next = std::async(std::launch::async, [&] { return saver->Save(false); });
   EXPECT_EQ(next.wait_for(std::chrono::milliseconds(100)), std::future_status::timeout);
@@ -171,6 +173,7 @@ TEST_F(CheckpointSaverTest, TrainingGoesOnWhileThePartIsWritten) {
   coordinator_.HoldUp(false);
   ASSERT_TRUE(next.get());
   EXPECT_FALSE(coordinator_.waits_for_disk);
+  saver->BeforeChange();
   EXPECT_GE(coordinator_.held.at(1).waited_seconds(), 0.05);
   EXPECT_GE(coordinator_.held[1].seconds(), coordinator_.held[1].waited_seconds());
   const proto::PartReport first = coordinator_.Said(1).part_report();
@@ -200,6 +203,7 @@ TEST_F(CheckpointSaverTest, TheFrozenHalfIsStagedAheadAndTheFileIsTheSame) {
       Step();
       const std::string expected = Expected();
       ASSERT_TRUE(saver->Save(false));
+      saver->BeforeChange();
       EXPECT_EQ(saver->stall().ahead_bytes, saver->stall().copied_bytes) << "one half of it each";
       EXPECT_EQ(Written(coordinator_.Said(++saves).part_report()), expected);
       saver->Wait();  // what follows has the memory to itself
@@ -210,18 +214,50 @@ TEST_F(CheckpointSaverTest, TheFrozenHalfIsStagedAheadAndTheFileIsTheSame) {
   }
 }
 
+// Until the trainer says that it changes the state, a save may read it.
+TEST_F(CheckpointSaverTest, TheTrainerTellsBeforeEveryChange) {
+  std::string last = Expected();
+  int told = 0;
+  trainer_.OnChange([&] {
+    ++told;
+    if (told == 1) {
+      EXPECT_EQ(Expected(), last);
+    }
+  });
+  const auto expect_change = [&](int times) {
+    EXPECT_EQ(told, times);
+    const std::string now = Expected();
+    EXPECT_NE(now, last);
+    last = now;
+    told = 0;
+  };
+  for (const std::int32_t phase : {kGts, kRegress, kCsd, kAlign}) {
+    SCOPED_TRACE(phase);
+    ASSERT_TRUE(trainer_.EnterPhase(phase));
+    EXPECT_EQ(told, 1);
+    last = Expected();
+    told = 0;
+    Step();
+    expect_change(phase == kCsd ? 3 : 1);
+    Step();
+    expect_change(phase == kCsd ? 3 : 1);
+  }
+}
+
 TEST_F(CheckpointSaverTest, WhatWasStagedForAnotherPositionOrGenerationIsNotUsed) {
   const auto saver = NewSaver();
   saver->StageAhead(NetworkRole::kGuidance, 5);
   saver->StartGeneration(8, OneDomain(0, 1), "");  // from here on the state may change
   Step();
   ASSERT_TRUE(saver->Save(false));
+  saver->BeforeChange();
   EXPECT_EQ(saver->stall().ahead_bytes, 0);
   EXPECT_EQ(Written(coordinator_.Said(1).part_report()), Expected());
   saver->Wait();
   saver->StageAhead(NetworkRole::kGenerator, 3);
   Step();
   ASSERT_TRUE(saver->Save(false));  // asked for, one step before
+  saver->BeforeChange();
   EXPECT_EQ(saver->stall().ahead_bytes, 0);
   EXPECT_EQ(Written(coordinator_.Said(2).part_report()), Expected());
 }

@@ -59,6 +59,13 @@ class CheckpointWriterTest : public testing::Test {
       parts_.push_back(std::move(part));
     };
   }
+  // Until the pieces may change.
+  static SaveStall Save(AsyncCheckpointWriter& writer, const PartName& name,
+                        const std::vector<PieceToWrite>& pieces, AsyncCheckpointWriter::Done done) {
+    const Status begun = writer.Begin(name, pieces, std::move(done));
+    EXPECT_TRUE(begun) << begun.error().message();
+    return writer.WaitCopied();
+  }
   std::string Bytes(const std::string& id) const {
     return ReadAll(root_ / id / "rank-1-of-2.safetensors");
   }
@@ -82,10 +89,9 @@ TEST_F(CheckpointWriterTest, TheFileIsTheSynchronousOne) {
   AsyncCheckpointWriter writer(RealFileSystem(), root_, Memory());
   proto::CheckpointPart part;
   const std::string expected = Expected(&part);
-  const auto stall = writer.Begin({"a", 1, 2}, Pieces(), Keep("a"));
-  ASSERT_TRUE(stall) << stall.error().message();
-  EXPECT_EQ(stall->copied_bytes, (1000 + 77 + 77) * 4);
-  EXPECT_EQ(stall->ahead_bytes, 0);
+  const SaveStall stall = Save(writer, {"a", 1, 2}, Pieces(), Keep("a"));
+  EXPECT_EQ(stall.copied_bytes, (1000 + 77 + 77) * 4);
+  EXPECT_EQ(stall.ahead_bytes, 0);
   // The copy is what counts.
   moving_[0] = 99;
   writer.Wait();
@@ -93,6 +99,24 @@ TEST_F(CheckpointWriterTest, TheFileIsTheSynchronousOne) {
   ASSERT_TRUE(parts_[0]) << parts_[0].error().message();
   EXPECT_EQ(parts_[0]->SerializeAsString(), part.SerializeAsString());
   EXPECT_EQ(Bytes("a"), expected);
+}
+
+// 400 MB take a while to copy: a WaitCopied that did not wait would let the change into the file.
+TEST_F(CheckpointWriterTest, TheChangeWaitsForTheCopy) {
+  std::vector<float> large(100'000'000, 0.5F);
+  const auto count = static_cast<std::int64_t>(large.size());
+  const std::vector<PieceToWrite> pieces = {{"g/w", {count}, 0, count, large}};
+  const auto bytes = AsyncCheckpointWriter::BytesFor({"a", 0, 1}, pieces);
+  AsyncCheckpointWriter writer(RealFileSystem(), root_, *StagingMemory::Allocate(*bytes));
+  ASSERT_TRUE(writer.Begin({"a", 0, 1}, pieces, Keep("a")));
+  writer.WaitCopied();
+  large.back() = 1.0F;
+  writer.Wait();
+  const std::string file = ReadAll(root_ / "a" / parts_.at(0)->file());
+  float last = 0;
+  ASSERT_GE(file.size(), sizeof(last));
+  std::memcpy(&last, file.data() + file.size() - sizeof(last), sizeof(last));
+  EXPECT_EQ(last, 0.5F);
 }
 
 TEST_F(CheckpointWriterTest, ALargePartIsWrittenInPieces) {
@@ -113,9 +137,9 @@ TEST_F(CheckpointWriterTest, PiecesStagedAheadAreNotCopiedAgain) {
   ASSERT_TRUE(staged && *staged);
   moving_[3] = 1234;
   const std::string expected = Expected();
-  const auto stall = writer.Begin({"a", 1, 2}, Pieces(), Keep("a"));
-  EXPECT_EQ(stall->ahead_bytes, 4000);
-  EXPECT_EQ(stall->copied_bytes, 2 * 77 * 4);
+  const SaveStall stall = Save(writer, {"a", 1, 2}, Pieces(), Keep("a"));
+  EXPECT_EQ(stall.ahead_bytes, 4000);
+  EXPECT_EQ(stall.copied_bytes, 2 * 77 * 4);
   writer.Wait();
   EXPECT_EQ(Bytes("a"), expected);
 }
@@ -125,16 +149,16 @@ TEST_F(CheckpointWriterTest, WhatWasStagedForAnotherSaveIsNotUsed) {
   ASSERT_TRUE(writer.StageAhead({"a", 1, 2}, Pieces(), 0, 2));
   writer.Wait();
   frozen_[0] = 7;
-  EXPECT_EQ(writer.Begin({"b", 1, 2}, Pieces(), Keep("b"))->ahead_bytes, 0);
+  EXPECT_EQ(Save(writer, {"b", 1, 2}, Pieces(), Keep("b")).ahead_bytes, 0);
   writer.Wait();
   EXPECT_EQ(Bytes("b"), Expected());
   // Nor after the save, nor when it was dropped.
-  EXPECT_EQ(writer.Begin({"c", 1, 2}, Pieces(), Keep("c"))->ahead_bytes, 0);
+  EXPECT_EQ(Save(writer, {"c", 1, 2}, Pieces(), Keep("c")).ahead_bytes, 0);
   writer.Wait();
   ASSERT_TRUE(writer.StageAhead({"d", 1, 2}, Pieces(), 0, 2));
   writer.DropStaged();
   frozen_[0] = 8;
-  EXPECT_EQ(writer.Begin({"d", 1, 2}, Pieces(), Keep("d"))->ahead_bytes, 0);
+  EXPECT_EQ(Save(writer, {"d", 1, 2}, Pieces(), Keep("d")).ahead_bytes, 0);
   writer.Wait();
   EXPECT_EQ(Bytes("d"), Expected());
 }
@@ -152,7 +176,7 @@ TEST_F(CheckpointWriterTest, StagingIsDroppedBetweenTwoPieces) {
     ASSERT_TRUE(*writer.StageAhead({id, 0, 1}, pieces, 0, 200));
     writer.DropStaged();
     frozen_[5] = static_cast<float>(round);  // nobody reads it any more
-    EXPECT_EQ(writer.Begin({id, 0, 1}, pieces, Keep(id))->ahead_bytes, 0);
+    EXPECT_EQ(Save(writer, {id, 0, 1}, pieces, Keep(id)).ahead_bytes, 0);
     writer.Wait();
   }
   const auto part = WriteCheckpointPart(RealFileSystem(), folder_.path() / "sync", 0, 1, pieces);
@@ -163,7 +187,7 @@ TEST_F(CheckpointWriterTest, TheGenerationIsInTheNameOfTheFile) {
   AsyncCheckpointWriter writer(RealFileSystem(), root_, Memory());
   // Staged for one generation, it is of no use to the next.
   ASSERT_TRUE(*writer.StageAhead({"a", 1, 2, 3}, Pieces(), 0, 2));
-  EXPECT_EQ(writer.Begin({"a", 1, 2, 4}, Pieces(), Keep("a"))->ahead_bytes, 0);
+  EXPECT_EQ(Save(writer, {"a", 1, 2, 4}, Pieces(), Keep("a")).ahead_bytes, 0);
   writer.Wait();
   EXPECT_EQ(parts_.at(0)->file(), "rank-1-of-2-g4.safetensors");
   EXPECT_EQ(ReadAll(root_ / "a" / "rank-1-of-2-g4.safetensors"), Expected());
@@ -181,21 +205,19 @@ TEST_F(CheckpointWriterTest, GapsAreZeroAfterASaveOfAnotherLayout) {
 TEST_F(CheckpointWriterTest, ASecondSaveWaitsForTheFirst) {
   GatedFileSystem files(folder_.path());
   AsyncCheckpointWriter writer(files, root_, Memory());
-  ASSERT_TRUE(writer.Begin({"a", 1, 2}, Pieces(), Keep("a")));
+  Save(writer, {"a", 1, 2}, Pieces(), Keep("a"));
   const std::string first = Expected();
   const auto staged = writer.StageAhead({"b", 1, 2}, Pieces(), 0, 2);
   ASSERT_TRUE(staged);
   EXPECT_FALSE(*staged) << "the memory is the first save's";
   moving_[0] = 42;
   auto second = std::async(std::launch::async, [&] {
-    return writer.Begin({"b", 1, 2}, Pieces(), Keep("b"));
+    return Save(writer, {"b", 1, 2}, Pieces(), Keep("b"));
   });
   EXPECT_EQ(second.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
   EXPECT_TRUE(order_.empty());
   files.Open();
-  const auto stall = second.get();
-  ASSERT_TRUE(stall);
-  EXPECT_GE(stall->waited_seconds, 0.03);
+  EXPECT_GE(second.get().waited_seconds, 0.03);
   files.Open();
   writer.Wait();
   EXPECT_THAT(order_, ElementsAre("a", "b"));

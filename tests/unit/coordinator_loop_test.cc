@@ -292,7 +292,7 @@ TEST_F(CoordinatorLoopTest, AJournalledCheckpointWithoutManifestIsPublishedAtThe
     return fails ? Status(Error(Code::kResourceExhausted, "no space left on device")) : Status();
   };
   const Life first = LiveNormally();
-  EXPECT_EQ(first.exit_code, kExitRunFailed);
+  EXPECT_EQ(first.exit_code, kExitDiskFull);
   EXPECT_THAT(first.state.message, HasSubstr("no space left on device"));
   EXPECT_EQ(Manifests().back(), CheckpointId(1, 8));
   EXPECT_TRUE(Journalled(CheckpointId(1, 16)));
@@ -340,11 +340,20 @@ TEST_F(CoordinatorLoopTest, AFullJournalStopsEverythingBehindIt) {
     domain.Join();
     steps_ = domain.worker(0).steps;
   });
-  EXPECT_EQ(life.exit_code, kExitRunFailed);
+  EXPECT_EQ(life.exit_code, kExitDiskFull);
   EXPECT_THAT(life.state.message, HasSubstr("the journal: no space left on device"));
   EXPECT_THAT(steps_, ElementsAre(std::make_pair(0, std::int64_t{1})))
       << "a lease was handed out that is not in the journal";
   EXPECT_THAT(Manifests(), IsEmpty());
+}
+
+TEST_F(CoordinatorLoopTest, AWishThatIsNotInTheJournalIsNotAgreedTo) {
+  full_journal_ = std::make_unique<FullJournal>(1);  // the start
+  Status answer;
+  const Life life =
+      Live([&](std::uint16_t) { asio::post(*context_, [&] { answer = loop_->Pause("a test"); }); });
+  ASSERT_FALSE(answer);
+  EXPECT_EQ(answer.error().code(), Code::kResourceExhausted);
 }
 
 // Sends one message as the first of a connection; the first answer.

@@ -531,9 +531,9 @@ TEST_F(RunCoreTest, PauseResumeAndCheckpointReachEveryRankOnce) {
 
 TEST_F(RunCoreTest, ABrokenJournalEndsTheRunWithoutAnotherRecord) {
   Form();
-  Take(core_->OnEffectFailed(Error(Code::kResourceExhausted, "disk full"), false, at_));
+  Take(core_->OnEffectFailed(Error(Code::kUnavailable, "I/O error"), false, at_));
   EXPECT_EQ(state().word, RunWord::kFailed);
-  EXPECT_THAT(state().message, HasSubstr("disk full"));
+  EXPECT_THAT(state().message, HasSubstr("I/O error"));
   EXPECT_EQ(IndexOf<JournalAction>(), -1);
   EXPECT_TRUE(SentTo(kAgent).at(0).has_stop_domain());
   LetGo();

@@ -48,6 +48,7 @@ CheckpointSaver::CheckpointSaver(FileSystem& files, std::filesystem::path checkp
 void CheckpointSaver::StartGeneration(std::uint64_t generation, const RankLayout& ranks,
                                       const std::string& committed) {
   writer_.DropStaged();
+  being_copied_.reset();
   generation_ = generation;
   ranks_ = ranks;
   begun_ = committed;
@@ -76,6 +77,7 @@ Result<bool> CheckpointSaver::WaitForDecision() {
 }
 
 Status CheckpointSaver::Save(bool for_commit) {
+  BeforeChange();
   const std::string id = CheckpointId(state_.phase, state_.step);
   if (id == begun_) {
     writer_.DropStaged();
@@ -90,21 +92,30 @@ Status CheckpointSaver::Save(bool for_commit) {
   const SystemClock clock;
   const TimePoint start = clock.Now();
   DD2_TRY(Begin(id));
-  if (stall_.waited_seconds > kWaitWorthALine) {
-    LogInfo("checkpoint " + id + " waited " +
-            FormatSeconds(milliseconds(std::llround(stall_.waited_seconds * 1000))) +
-            " for the one before it to be written");
-  }
   if (for_commit) DD2_TRY(WaitForDecision());
-  if (ranks_.rank != 0) return {};
   proto::CheckpointHeld held;
   held.set_checkpoint_id(id);
   held.set_seconds(SecondsBetween(start, clock.Now()));
-  held.set_waited_seconds(stall_.waited_seconds);
   held.set_phase(state_.phase);
   held.set_step(state_.step);
-  channel_.Send(std::move(held));
+  being_copied_ = std::move(held);
+  if (for_commit) BeforeChange();
   return {};
+}
+
+void CheckpointSaver::BeforeChange() {
+  if (!being_copied_) return;
+  proto::CheckpointHeld held = *std::exchange(being_copied_, std::nullopt);
+  stall_ = writer_.WaitCopied();
+  if (stall_.waited_seconds > kWaitWorthALine) {
+    LogInfo("checkpoint " + held.checkpoint_id() + " waited " +
+            FormatSeconds(milliseconds(std::llround(stall_.waited_seconds * 1000))) +
+            " for the one before it to be written");
+  }
+  if (ranks_.rank != 0) return;
+  held.set_seconds(held.seconds() + stall_.copied_seconds);
+  held.set_waited_seconds(stall_.waited_seconds);
+  channel_.Send(std::move(held));
 }
 
 Status CheckpointSaver::Begin(const std::string& id) {
@@ -134,12 +145,9 @@ Status CheckpointSaver::Begin(const std::string& id) {
     channel.SendPart(generation, std::move(envelope));
   };
   channel_.SetWaitsForDisk(true);
-  const Result<SaveStall> stall =
-      writer_.Begin(NameOf(id), PiecesOf(state_, ranks_), std::move(done));
+  Status begun = writer_.Begin(NameOf(id), PiecesOf(state_, ranks_), std::move(done));
   channel_.SetWaitsForDisk(false);
-  if (!stall) return stall.error();
-  stall_ = *stall;
-  return {};
+  return begun;
 }
 
 }  // namespace dd2

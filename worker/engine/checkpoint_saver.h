@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 
 #include "common/file.h"
@@ -30,10 +31,10 @@ class CommitChannel {
                                          std::chrono::milliseconds timeout) = 0;
 };
 
-// The checkpoints of one rank, through all generations: training stops for a copy, the rest happens
-// on the writer's thread (AsyncCheckpointWriter), which also tells the coordinator. A save that
-// fails is reported and logged; it is no error here. Compute thread only; every rank makes the same
-// calls at the same steps.
+// The checkpoints of one rank, through all generations, made on the writer's thread
+// (AsyncCheckpointWriter), which also tells the coordinator. A save that fails is reported and
+// logged; it is no error here. Compute thread only; every rank makes the same calls at the same
+// steps.
 class CheckpointSaver {
  public:
   // Allocates and touches what the largest part of this rank needs, that of the whole slice.
@@ -44,13 +45,17 @@ class CheckpointSaver {
                   const TrainingState& state, CheckpointIdentity identity, CommitChannel& channel,
                   std::chrono::milliseconds patience);
 
-  // Drops what was staged: the state may change now. `committed`: the newest checkpoint there is.
+  // Drops what was staged, waits for what is being copied: the state may change now. `committed`:
+  // the newest checkpoint there is.
   void StartGeneration(std::uint64_t generation, const RankLayout& ranks,
                        const std::string& committed);
   // The checkpoint of the state as it stands. One that was begun already is not begun again, unless
   // it is known to have failed. Waits until the save before is on the disk, and, if `for_commit`,
   // until this one is decided. kAborted, kUnavailable: of that wait.
   Status Save(bool for_commit);
+  // Before the state changes: until the save that was begun has its copy. Tells the coordinator
+  // what that save cost.
+  void BeforeChange();
   // One network stays as it is until the state has `step` steps of its phase and is saved: its half
   // of that save is copied beside the training. In vain while a save is in flight.
   void StageAhead(NetworkRole frozen, std::int64_t step);
@@ -58,7 +63,7 @@ class CheckpointSaver {
   void Wait() { writer_.Wait(); }
   // The newest checkpoint that was begun in this generation, or the one that it started with.
   const std::string& begun() const { return begun_; }
-  // What the newest save cost.
+  // What the newest save cost, once the state may change.
   const SaveStall& stall() const { return stall_; }
 
  private:
@@ -75,6 +80,7 @@ class CheckpointSaver {
   RankLayout ranks_;
   std::string begun_;
   std::int32_t attempt_ = 0;  // of begun_
+  std::optional<proto::CheckpointHeld> being_copied_;
   SaveStall stall_;
   AsyncCheckpointWriter writer_;
 };

@@ -180,6 +180,7 @@ const PhaseConfig* Trainer::LastGeneratorPhase(std::int32_t before) const {
 
 Status Trainer::EnterPhase(std::int32_t index) {
   const at::NoGradGuard no_grad;
+  TellChange();
   state_.phase = index;
   state_.step = 0;
   AdvanceSteps(state_, 0);
@@ -250,6 +251,7 @@ std::vector<std::uint64_t> Trainer::StoredSamples(ShardRange range, std::int64_t
 
 Status Trainer::Commit(NetworkState& network, const AdamStep& adam, const UpdateScalars& scalars,
                        const Book& book) {
+  TellChange();
   DD2_TRY_ASSIGN(const UpdateResult result, updater_.Apply(network, adam, scalars));
   book(result);
   state_.step_wish = WishOf(result);

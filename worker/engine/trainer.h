@@ -65,6 +65,8 @@ class Trainer {
   Result<StepOutcome> Agree(const Wish& wish);
   // Called within a step, once nothing will change that network before the end of the step.
   void OnFrozen(std::function<void(NetworkRole)> frozen) { frozen_ = std::move(frozen); }
+  // Called before each change of the tensors of the state by EnterPhase or a step.
+  void OnChange(std::function<void()> change) { change_ = std::move(change); }
 
   // The generator's EMA as a network of its own (a copy; collective: every rank calls it).
   Result<ParamBuffer> GatherGeneratorEma();
@@ -109,6 +111,9 @@ class Trainer {
   void TellFrozen(NetworkRole network) const {
     if (frozen_) frozen_(network);
   }
+  void TellChange() const {
+    if (change_) change_();
+  }
   AdamStep Adam(const ScheduleConfig& schedule, std::int64_t step) const;
   AdamStep GeneratorAdam() const;  // of the next generator update, with its EMA decay
   // The head learns `ratio` times as fast as the backbone.
@@ -124,6 +129,7 @@ class Trainer {
   Network generator_;
   std::int64_t head_begin_ = 0;  // first element of the head in the flat buffer
   std::function<void(NetworkRole)> frozen_;
+  std::function<void()> change_;
 };
 
 // Linear warm-up to the peak, then cosine to final_ratio of it at `total` (design 4).

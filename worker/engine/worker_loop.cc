@@ -111,6 +111,7 @@ class WorkerLoop {
     steps_.trainer().OnFrozen([this](NetworkRole frozen) {
       if (IsBorder(state_.step + 1)) saver_.StageAhead(frozen, state_.step + 1);
     });
+    steps_.trainer().OnChange([this] { saver_.BeforeChange(); });
   }
 
   Result<WorkerOutcome> Run() {
@@ -346,6 +347,7 @@ class WorkerLoop {
   // Every newer wish is agreed on by all ranks before anybody acts on it; true: stop.
   Result<bool> WaitWhilePaused(Wish wish) {
     while (wish.paused && !wish.stop) {
+      saver_.BeforeChange();  // so that what the checkpoint cost is known meanwhile
       DD2_TRY(control_.WaitForDesiredAfter(wish.version));
       DD2_TRY_ASSIGN(const StepOutcome agreed, steps_.Agree(CurrentWish()));
       wish = agreed.wish;
