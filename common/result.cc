@@ -1,5 +1,7 @@
 #include "common/result.h"
 
+#include "common/utf8.h"
+
 namespace dd2 {
 
 std::string_view CodeName(Code code) {
@@ -16,6 +18,8 @@ std::string_view CodeName(Code code) {
   }
   return "unknown";
 }
+
+Error::Error(Code code, std::string message) : code_(code), message_(ToUtf8(std::move(message))) {}
 
 Error Error::Wrap(std::string_view context) const {
   return Error(code_, std::string(context) + ": " + message_);

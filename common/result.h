@@ -28,7 +28,8 @@ std::string_view CodeName(Code code);
 // do.
 class Error {
  public:
-  Error(Code code, std::string message) : code_(code), message_(std::move(message)) {}
+  // Bytes of `message` that are no UTF-8 become '?'.
+  Error(Code code, std::string message);
   Code code() const { return code_; }
   const std::string& message() const { return message_; }
   // The same error with `context` and ": " in front of its message.

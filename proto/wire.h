@@ -13,6 +13,9 @@ namespace dd2 {
 
 // The home of Protobuf's own interface: everyone else sees generated classes only.
 
+// Makes every text in it UTF-8 (ToUtf8): Protobuf writes others and then refuses to read them.
+void MakeTextsUtf8(google::protobuf::Message& message);
+
 // The JSON form with the field names of the .proto file, indented; 64-bit integers are strings.
 // kInternal when Protobuf refuses (invalid UTF-8 in a string field).
 Result<std::string> MessageToJson(const google::protobuf::Message& message);

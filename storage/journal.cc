@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "proto/records.pb.h"
+#include "proto/wire.h"
 #include "storage/sealed.h"
 
 namespace dd2 {
@@ -28,6 +29,7 @@ class StoredJournal : public Journal {
     for (proto::JournalRecord& record : records) {
       record.set_sequence(records_.size() + entries.size() + 1);
       record.set_unix_ms(unix_ms);
+      MakeTextsUtf8(record);  // else it could never be read again
       std::string key = KeyOf(record.sequence());
       std::string value = Seal(key, record.SerializeAsString());
       entries.emplace_back(std::move(key), std::move(value));

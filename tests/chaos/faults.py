@@ -195,10 +195,14 @@ def flip_checkpoint(run, rng):
         return None  # none would be left
     try:
         path = pick(rng, committed[-1].iterdir())
+        whole = path.read_bytes()
         places = flip(path, rng)
     except (OSError, ValueError):
         return None  # deleted just now
     kill_everything(run, rng)
+    if (run.folder / "result.json").exists():
+        path.write_bytes(whole)  # it was faster: nobody will ever look at that checkpoint again
+        return None
     return f"byte {places[0]} of {path.parent.name}/{path.name}, then everything killed"
 
 

@@ -1,4 +1,5 @@
 dd2_test(unit/rng_test.cc DEPS dd2_common LABELS unit)
+dd2_test(unit/utf8_test.cc DEPS dd2_common LABELS unit)
 dd2_test(unit/config_test.cc DEPS dd2_common LABELS unit)
 target_compile_definitions(config_test PRIVATE DD2_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 dd2_test(unit/log_test.cc DEPS dd2_common LABELS unit)

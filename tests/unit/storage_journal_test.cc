@@ -61,6 +61,20 @@ class JournalTest : public testing::Test {
   std::unique_ptr<KvStore> store_ = NewMemStore();
 };
 
+// What a damaged file or a command line says gets into records.
+TEST_F(JournalTest, ATextThatIsNoUtf8CanBeReadAgain) {
+  auto journal = Open();
+  ASSERT_TRUE(journal);
+  std::vector<proto::JournalRecord> records(2);
+  records[0].mutable_checkpoint_dropped()->set_reason("no tensor 'w\xfe'");
+  records[1].mutable_checkpoint_committed()->add_parts()->set_file("rank-\xc3");
+  ASSERT_TRUE((*journal)->Append(records, 7));
+  const auto again = Open();
+  ASSERT_TRUE(again) << again.error().message();
+  EXPECT_EQ((*again)->records().at(0).checkpoint_dropped().reason(), "no tensor 'w?'");
+  EXPECT_EQ((*again)->records().at(1).checkpoint_committed().parts(0).file(), "rank-?");
+}
+
 TEST_F(JournalTest, ReopeningOnADiskFindsEveryRecordInOrder) {
   const TemporaryFolder folder;
   for (int round = 0; round < 3; ++round) {
