@@ -25,6 +25,7 @@ void AddWorkerCommands(CLI::App& app, int& exit_code);    // teacher, sample, ev
 void AddAgentCommands(CLI::App& app, int& exit_code);     // agent join, drain
 void AddIncidentsCommand(CLI::App& app, int& exit_code);  // incidents
 void AddReportCommands(CLI::App& app, int& exit_code);    // report, version
+void AddSubmitCommand(CLI::App& app, const std::vector<std::string>& words, int& exit_code);
 
 // Whether `word` is neither an option nor a command of `app`; if so, says it and names the nearest.
 bool IsUnknownCommand(const CLI::App& app, const std::string& word);

@@ -36,7 +36,8 @@ JoinSession::JoinSession(std::filesystem::path run, std::string domain, std::fil
       domain_(std::move(domain)),
       address_(std::move(address)),
       clock_(clock),
-      agents_(std::move(agent), run_, {domain_}, clock, long_life,
+      agents_(std::move(agent), run_,
+              AgentPlaces{.domains = {domain_}, .launcher = {}, .options = {}}, clock, long_life,
               RunAgents::Restarts::kKilledOnly) {}
 
 Result<std::string> JoinSession::AskState() const {

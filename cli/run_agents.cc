@@ -13,11 +13,26 @@ namespace dd2 {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-std::vector<std::string> DomainNames(int domains) {
-  if (domains == 1) return {"local"};
-  std::vector<std::string> names;
-  for (int i = 1; i <= domains; ++i) names.push_back("local-" + std::to_string(i));
-  return names;
+AgentPlaces OnThisMachine(int domains) {
+  AgentPlaces places;
+  if (domains == 1) {
+    places.domains = {"local"};
+    return places;
+  }
+  for (int i = 1; i <= domains; ++i) places.domains.push_back("local-" + std::to_string(i));
+  return places;
+}
+
+AgentPlaces OnSlurmNodes(std::vector<std::string> nodes, const std::string& job) {
+  AgentPlaces places;
+  places.domains = std::move(nodes);
+  // A step of its own for each node: the end of one is nothing to the others.
+  places.launcher = {"srun",           "--nodes=1",    "--ntasks=1",
+                     "--nodelist=%d",  "--overlap",    "--mpi=none",
+                     "--no-kill",      "--wait=0",     "--kill-on-bad-exit=0",
+                     "--job-name=dd2", "--unbuffered", "--quiet"};
+  places.options = {"--slurm-job", job};
+  return places;
 }
 
 std::string DescribeStatus(int status) {
@@ -26,23 +41,33 @@ std::string DescribeStatus(int status) {
   return text;
 }
 
-RunAgents::RunAgents(std::filesystem::path program, std::filesystem::path run,
-                     const std::vector<std::string>& domains, const Clock& clock,
-                     milliseconds long_life, Restarts restarts)
-    : program_(std::move(program)), run_(std::move(run)), clock_(clock), restarts_(restarts) {
+RunAgents::RunAgents(std::filesystem::path program, std::filesystem::path run, AgentPlaces places,
+                     const Clock& clock, milliseconds long_life, Restarts restarts)
+    : program_(std::move(program)),
+      run_(std::move(run)),
+      places_(std::move(places)),
+      clock_(clock),
+      restarts_(restarts) {
   const RestartLimits limits{.first_delay = milliseconds(500),
                              .longest_delay = seconds(10),
                              .in_a_row = 5,
                              .long_life = long_life};
-  for (const std::string& name : domains) {
+  for (const std::string& name : places_.domains) {
     agents_.push_back(Agent{name, RestartPolicy(limits), {}, {}, {}});
   }
 }
 
 Status RunAgents::Spawn(Agent& agent) {
   SpawnOptions options;
-  options.argv = {program_.string(), "--run",         run_.string(), "--domain",
-                  agent.domain,      "--coordinator", address_};
+  for (std::string word : places_.launcher) {
+    if (const std::size_t at = word.find("%d"); at != std::string::npos) {
+      word.replace(at, 2, agent.domain);
+    }
+    options.argv.push_back(std::move(word));
+  }
+  options.argv.insert(options.argv.end(), {program_.string(), "--run", run_.string(), "--domain",
+                                           agent.domain, "--coordinator", address_});
+  options.argv.insert(options.argv.end(), places_.options.begin(), places_.options.end());
   options.output = run_ / "logs" / ("agent-" + agent.domain + ".out");
   DD2_TRY_ASSIGN(agent.process, ChildProcess::Spawn(options));
   agent.status.reset();

@@ -14,11 +14,20 @@
 
 namespace dd2 {
 
-// "local", or "local-1" ... "local-N" where a run has several failure domains.
-std::vector<std::string> DomainNames(int domains);
+// Where the agents of a run are started.
+struct AgentPlaces {
+  std::vector<std::string> domains;  // names
+  // Words in front of an agent's own; "%d" stands for the name of its domain.
+  std::vector<std::string> launcher;
+  std::vector<std::string> options;  // more of the agent's own
+};
+// Domain "local", or "local-1" ... "local-N" where a run has several.
+AgentPlaces OnThisMachine(int domains);
+// Nodes of the Slurm job that we are in: each is a domain and gives it its name.
+AgentPlaces OnSlurmNodes(std::vector<std::string> nodes, const std::string& job);
 
-// The agents of a run on this machine, one for each failure domain. One that dies takes its domain
-// along and is started again; what the others do meanwhile is the coordinator's affair.
+// The agents of a run that this process started, one for each failure domain. One that dies takes
+// its domain along and is started again; what the others do meanwhile is the coordinator's affair.
 //
 // Owned by RunSession; main thread only: agents die with the thread that started them. The
 // destructor kills them.
@@ -28,9 +37,9 @@ class RunAgents {
   // signal, as an agent that ended by itself had a reason.
   enum class Restarts : std::uint8_t { kAll, kKilledOnly };
   // `long_life`: earlier ends of an agent that has lived for this long are forgotten.
-  RunAgents(std::filesystem::path program, std::filesystem::path run,
-            const std::vector<std::string>& domains, const Clock& clock,
-            std::chrono::milliseconds long_life, Restarts restarts = Restarts::kAll);
+  RunAgents(std::filesystem::path program, std::filesystem::path run, AgentPlaces places,
+            const Clock& clock, std::chrono::milliseconds long_life,
+            Restarts restarts = Restarts::kAll);
 
   // Starts all of them; `address` is the coordinator's control address, HOST:PORT.
   Status Start(std::string address);
@@ -64,6 +73,7 @@ class RunAgents {
 
   const std::filesystem::path program_;
   const std::filesystem::path run_;
+  const AgentPlaces places_;
   const Clock& clock_;
   std::string address_;
   std::vector<Agent> agents_;

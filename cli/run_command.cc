@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 
 #include "cli/commands.h"
@@ -24,6 +25,7 @@ struct RunArguments {
   int domains = 0;
   int ranks = 0;
   std::uint64_t seed = 0;
+  std::vector<std::string> nodes;
 };
 
 int Refuse(int exit_code, const std::string& message) {
@@ -45,7 +47,15 @@ Result<RunPrograms> FindPrograms() {
   return programs;
 }
 
-int StartRun(const RunRequest& request) {
+// `nodes`: of the Slurm job that this is a part of; none: this machine.
+int StartRun(const RunRequest& request, const std::vector<std::string>& nodes) {
+  for (const std::string& node : nodes) {
+    if (!IsDomainName(node)) return Refuse(kExitUsage, "--nodes: '" + node + "' is no node's name");
+  }
+  const char* const job = std::getenv("SLURM_JOB_ID");
+  if (!nodes.empty() && job == nullptr) {
+    return Refuse(kExitUsage, "--nodes belongs into a Slurm job: dd2 submit writes one");
+  }
   auto config = CheckRequest(request);
   if (!config) return Refuse(config.error().exit_code, config.error().message);
   const auto programs = FindPrograms();
@@ -62,8 +72,10 @@ int StartRun(const RunRequest& request) {
       return PrintResult(run->folder);
     }
   }
+  AgentPlaces places =
+      nodes.empty() ? OnThisMachine(run->config.domains) : OnSlurmNodes(nodes, job);
   const SystemClock clock;
-  RunSession session(std::move(*run), *programs, request.command, clock,
+  RunSession session(std::move(*run), *programs, std::move(places), request.command, clock,
                      ::isatty(STDOUT_FILENO) == 1);
   return session.Run();
 }
@@ -95,6 +107,12 @@ void AddRunCommand(CLI::App& app, const std::vector<std::string>& words, int& ex
   command->add_option("--set", arguments->request.overrides, "Overrule a setting (may be repeated)")
       ->type_name("KEY.PATH=VALUE")
       ->allow_extra_args(false);
+  command
+      ->add_option("--nodes", arguments->nodes,
+                   "In a Slurm job: its nodes, each a failure domain with an agent started by srun")
+      ->type_name("NODE,...")
+      ->delimiter(',')
+      ->excludes(domains);
   command->add_flag("--resume", arguments->request.resume,
                     "Go on from the newest checkpoint of the run folder");
   command->footer(
@@ -106,7 +124,10 @@ void AddRunCommand(CLI::App& app, const std::vector<std::string>& words, int& ex
     if (domains->count() > 0) arguments->request.domains = arguments->domains;
     if (ranks->count() > 0) arguments->request.ranks = arguments->ranks;
     if (seed->count() > 0) arguments->request.seed = arguments->seed;
-    exit_code = StartRun(arguments->request);
+    if (!arguments->nodes.empty()) {
+      arguments->request.domains = static_cast<int>(arguments->nodes.size());
+    }
+    exit_code = StartRun(arguments->request, arguments->nodes);
   });
 }
 

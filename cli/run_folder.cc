@@ -126,7 +126,7 @@ struct ResumeCheck {
 
 // What a resume takes over from the new configuration.
 bool MayDiffer(const std::string& key) {
-  return key == "domains" || key == "ranks" || key.starts_with("timeouts.");
+  return key == "domains" || key == "ranks" || key == "api.host" || key.starts_with("timeouts.");
 }
 
 // A difference is fatal when it alone changes the digest of the stored configuration.
@@ -175,9 +175,10 @@ tl::expected<PreparedRun, StartFailure> PrepareResume(const fs::path& folder,
   }
   RunConfig& config = run.config;
   if (config.domains != asked.domains || config.ranks != asked.ranks ||
-      config.timeouts != asked.timeouts) {
+      config.api.host != asked.api.host || config.timeouts != asked.timeouts) {
     config.domains = asked.domains;
     config.ranks = asked.ranks;
+    config.api.host = asked.api.host;
     config.timeouts = asked.timeouts;
     if (auto written =
             WriteFileAtomically(RealFileSystem(), folder / config_name, DumpRunConfig(run.config));

@@ -35,8 +35,8 @@ std::string LastLines(const std::string& text) {
 
 }  // namespace
 
-RunSession::RunSession(PreparedRun run, RunPrograms programs, std::string command,
-                       const Clock& clock, bool live)
+RunSession::RunSession(PreparedRun run, RunPrograms programs, AgentPlaces places,
+                       std::string command, const Clock& clock, bool live)
     : run_(std::move(run)),
       programs_(std::move(programs)),
       command_(std::move(command)),
@@ -44,7 +44,7 @@ RunSession::RunSession(PreparedRun run, RunPrograms programs, std::string comman
       live_(live),
       coordinator_(programs_.coordinator, run_.folder, command_, clock,
                    run_.config.timeouts.restart_forgotten),
-      agents_(programs_.agent, run_.folder, DomainNames(run_.config.domains), clock,
+      agents_(programs_.agent, run_.folder, std::move(places), clock,
               run_.config.timeouts.restart_forgotten) {}
 
 int RunSession::Tell(int exit_code, const std::string& message) const {

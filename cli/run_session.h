@@ -31,8 +31,8 @@ class RunSession {
  public:
   // `live`: standard output is a terminal.
   // `command`: the line as typed, for the record.
-  RunSession(PreparedRun run, RunPrograms programs, std::string command, const Clock& clock,
-             bool live);
+  RunSession(PreparedRun run, RunPrograms programs, AgentPlaces places, std::string command,
+             const Clock& clock, bool live);
 
   // The exit code (common/exit_codes.h). Everything worth saying has been printed.
   int Run();

@@ -24,6 +24,7 @@ using std::chrono::seconds;
 constexpr milliseconds kWatch{50};
 // The last message to the coordinator may take this long.
 constexpr milliseconds kFlush = seconds(2);
+constexpr milliseconds kScriptHears = seconds(10);
 // SIGKILL takes effect within this, unless a process hangs in the kernel.
 constexpr milliseconds kKillWait = seconds(5);
 
@@ -179,12 +180,35 @@ Task<void> Agent::WatchLoop() {
   }
 }
 
+// As before the time limit (slurm/one-allocation.sh): a checkpoint, and the job queues again. Steps
+// hear of a preemption, the script does not.
+Task<bool> Agent::TellScript() {
+  SpawnOptions options;
+  options.argv = {"scancel", "--batch", "--signal=USR2", options_.slurm_job};
+  options.output = options_.paths.run / "logs" / ("agent-" + options_.paths.domain + ".out");
+  Result<ChildProcess> child = ChildProcess::Spawn(options);
+  const TimePoint deadline = clock_.Now() + kScriptHears;
+  while (child && clock_.Now() < deadline) {
+    if (const std::optional<int> status = child->TryWait()) co_return *status == 0;
+    const Status waited = co_await Pause(executor_, milliseconds(20));
+    if (!waited) break;
+  }
+  co_return false;
+}
+
 Task<void> Agent::SignalLoop() {
   error_code code;
+  bool told = options_.slurm_job.empty();
   while (!exit_code_) {
     const int signal =
         co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, code));
     if (code) co_return;
+    if (signal == SIGTERM && !told) {
+      told = true;
+      LogInfo("Slurm wants the nodes; its job's script is told");
+      const bool heard = co_await TellScript();
+      if (heard) continue;
+    }
     Leave(kExitStopped, "got " + SignalName(signal));
   }
 }

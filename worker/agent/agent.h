@@ -26,6 +26,8 @@ struct AgentOptions {
   std::chrono::milliseconds beat = Timeouts().heartbeat_interval;
   // A coordinator that was reached and is gone is waited for this long; the domain runs meanwhile.
   std::chrono::milliseconds away_limit = Timeouts().coordinator_away;
+  // The Slurm job that this is a step of; empty: none.
+  std::string slurm_job;
 };
 
 // One connection to the coordinator. Shared by the coroutines that read and write it.
@@ -47,9 +49,11 @@ class Agent {
   Agent(asio::io_context& context, const Clock& clock, AgentOptions options);
 
   // Works until the coordinator says StopDomain or stays away too long, or a SIGTERM, SIGINT or
-  // SIGHUP comes. The process's exit code: kExitOk after StopDomain, kExitStopped after a signal,
-  // kExitUnreachable without the coordinator (never reached in timeouts::kHello, or away for
-  // `away_limit`), kExitCannotStart when it refused us or mpirun is missing.
+  // SIGHUP comes. In a Slurm job the first SIGTERM is Slurm's word that another job gets the nodes
+  // after its grace time: it is passed on to the job's script, and the work goes on. The process's
+  // exit code: kExitOk after StopDomain, kExitStopped after a signal, kExitUnreachable without the
+  // coordinator (never reached in timeouts::kHello, or away for `away_limit`), kExitCannotStart
+  // when it refused us or mpirun is missing.
   Task<int> Run();
 
  private:
@@ -63,6 +67,8 @@ class Agent {
   Task<void> HeartbeatLoop();
   Task<void> WatchLoop();
   Task<void> SignalLoop();
+  // False: Slurm does not take it; the job is ending already.
+  Task<bool> TellScript();
   Task<void> SayFarewell();
 
   void SayHello();
