@@ -10,6 +10,7 @@
 #include "cli/report.h"
 #include "cli/run_files.h"
 #include "cli/run_folder.h"
+#include "cli/run_options.h"
 #include "cli/run_session.h"
 #include "common/clock.h"
 #include "common/exit_codes.h"
@@ -20,11 +21,6 @@ namespace {
 
 struct RunArguments {
   RunRequest request;
-  std::string config;
-  std::string folder;
-  int domains = 0;
-  int ranks = 0;
-  std::uint64_t seed = 0;
   std::vector<std::string> nodes;
 };
 
@@ -87,43 +83,24 @@ void AddRunCommand(CLI::App& app, const std::vector<std::string>& words, int& ex
       "run", "Run a distillation on this machine: start it, show its progress, print the result");
   auto arguments = std::make_shared<RunArguments>();
   arguments->request.command = ShellLine(words);
-  command->add_option("config", arguments->config, "YAML file, as configs/fashion-mnist-quick.yaml")
-      ->required()
-      ->type_name("CONFIG");
-  command->add_option("--run", arguments->folder, "Folder of the run (default: runs/<config name>)")
-      ->type_name("DIR");
+  AddRunOptions(*command, arguments->request);
   CLI::Option* domains =
       command
-          ->add_option("--domains", arguments->domains,
-                       "Failure domains, each an agent with its workers: while one is down the "
-                       "others train on")
+          ->add_option_function<int>(
+              "--domains", [arguments](int value) { arguments->request.domains = value; },
+              "Failure domains, each an agent with its workers: while one is down the others train "
+              "on")
           ->type_name("N");
-  CLI::Option* ranks = command
-                           ->add_option("--ranks", arguments->ranks,
-                                        "Worker processes of each domain; the result is the same")
-                           ->type_name("N");
-  CLI::Option* seed =
-      command->add_option("--seed", arguments->seed, "Seed of the run")->type_name("S");
-  command->add_option("--set", arguments->request.overrides, "Overrule a setting (may be repeated)")
-      ->type_name("KEY.PATH=VALUE")
-      ->allow_extra_args(false);
   command
       ->add_option("--nodes", arguments->nodes,
                    "In a Slurm job: its nodes, each a failure domain with an agent started by srun")
       ->type_name("NODE,...")
       ->delimiter(',')
       ->excludes(domains);
-  command->add_flag("--resume", arguments->request.resume,
-                    "Go on from the newest checkpoint of the run folder");
   command->footer(
       "Ctrl-C makes a checkpoint and stops; a second Ctrl-C stops at once. Settings: dd2 config "
       "settings");
-  command->callback([arguments, domains, ranks, seed, &exit_code] {
-    arguments->request.config = arguments->config;
-    arguments->request.folder = arguments->folder;
-    if (domains->count() > 0) arguments->request.domains = arguments->domains;
-    if (ranks->count() > 0) arguments->request.ranks = arguments->ranks;
-    if (seed->count() > 0) arguments->request.seed = arguments->seed;
+  command->callback([arguments, &exit_code] {
     if (!arguments->nodes.empty()) {
       arguments->request.domains = static_cast<int>(arguments->nodes.size());
     }

@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "cli/run_folder.h"
+#include "cli/run_options.h"
 #include "cli/slurm_script.h"
 #include "common/exit_codes.h"
 #include "common/file.h"
@@ -21,11 +22,7 @@ constexpr std::chrono::seconds kSlurmPatience(60);
 
 struct SubmitArguments {
   RunRequest request;
-  std::string config;
-  std::string folder;
   std::string nodes = "1";
-  int ranks = 0;
-  std::uint64_t seed = 0;
   int grace = 180;
   std::string host;
   bool dry_run = false;
@@ -167,25 +164,10 @@ void AddSubmitCommand(CLI::App& app, const std::vector<std::string>& words, int&
       "submit", "Submit a distillation to Slurm: one job, an agent with its workers on each node");
   auto arguments = std::make_shared<SubmitArguments>();
   arguments->request.command = ShellLine(words);
-  command->add_option("config", arguments->config, "YAML file, as for `dd2 run`")
-      ->required()
-      ->type_name("CONFIG");
+  AddRunOptions(*command, arguments->request);
   command->add_option("sbatch", arguments->sbatch, "After --: more options for sbatch")
       ->type_name("[-- OPTION...]");
-  command
-      ->add_option("--run", arguments->folder,
-                   "Folder of the run, shared by all nodes (default: runs/<config name>)")
-      ->type_name("DIR");
   command->add_option("--nodes", arguments->nodes, "Nodes of the job (1)")->type_name("N|MIN-MAX");
-  CLI::Option* ranks =
-      command
-          ->add_option("--ranks", arguments->ranks, "Workers on each node; the result is the same")
-          ->type_name("N");
-  CLI::Option* seed =
-      command->add_option("--seed", arguments->seed, "Seed of the run")->type_name("S");
-  command->add_option("--set", arguments->request.overrides, "Overrule a setting (may be repeated)")
-      ->type_name("KEY.PATH=VALUE")
-      ->allow_extra_args(false);
   arguments->named = {{"partition", ""}, {"account", ""},    {"qos", ""},
                       {"time", ""},      {"constraint", ""}, {"gres", ""}};
   for (auto& [name, value] : arguments->named) {
@@ -201,17 +183,9 @@ void AddSubmitCommand(CLI::App& app, const std::vector<std::string>& words, int&
                    "Address at which the other nodes reach the first one (default: what its name "
                    "stands for)")
       ->type_name("ADDRESS");
-  command->add_flag("--resume", arguments->request.resume,
-                    "Go on with the run in the folder, from its newest checkpoint");
   command->add_flag("--dry-run", arguments->dry_run,
                     "Show the batch script and what Slurm says of it, and do nothing");
-  command->callback([arguments, ranks, seed, &exit_code] {
-    arguments->request.config = arguments->config;
-    arguments->request.folder = arguments->folder;
-    if (ranks->count() > 0) arguments->request.ranks = arguments->ranks;
-    if (seed->count() > 0) arguments->request.seed = arguments->seed;
-    exit_code = Submit(*arguments);
-  });
+  command->callback([arguments, &exit_code] { exit_code = Submit(*arguments); });
 }
 
 }  // namespace dd2

@@ -132,7 +132,7 @@ class Bench {
       std::this_thread::sleep_for(std::chrono::seconds(3));  // the other network trains
     }
     const double start = Now();
-    DD2_TRY(saver_->Save(false));
+    DD2_TRY(saver_->Save(CheckpointSaver::Until::kBegun));
     const double computed = Compute(products);
     saver_->BeforeChange();
     const double changing = Now();

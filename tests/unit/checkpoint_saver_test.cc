@@ -21,6 +21,7 @@ namespace dd2 {
 namespace {
 
 using testing::HasSubstr;
+using Until = CheckpointSaver::Until;
 
 constexpr std::int32_t kGts = 1;
 constexpr std::int32_t kRegress = 2;
@@ -160,14 +161,14 @@ TEST_F(CheckpointSaverTest, TrainingGoesOnWhileThePartIsWritten) {
   Step();
   const std::string expected = Expected();
   coordinator_.HoldUp(true);
-  ASSERT_TRUE(saver->Save(false));
+  ASSERT_TRUE(saver->Save(Until::kBegun));
   EXPECT_EQ(saver->begun(), CheckpointId(kGts, 1));
   EXPECT_TRUE(coordinator_.held.empty()) << "what it costs is known when the state may change";
   Step();
   ASSERT_EQ(coordinator_.held.size(), 1U);
   EXPECT_EQ(coordinator_.held[0].step(), 1);
   // One is in flight: the next waits for it.
-  auto next = std::async(std::launch::async, [&] { return saver->Save(false); });
+  auto next = std::async(std::launch::async, [&] { return saver->Save(Until::kBegun); });
   EXPECT_EQ(next.wait_for(std::chrono::milliseconds(100)), std::future_status::timeout);
   EXPECT_TRUE(coordinator_.waits_for_disk);
   coordinator_.HoldUp(false);
@@ -202,7 +203,7 @@ TEST_F(CheckpointSaverTest, TheFrozenHalfIsStagedAheadAndTheFileIsTheSame) {
     for (int step = 0; step < 2; ++step) {
       Step();
       const std::string expected = Expected();
-      ASSERT_TRUE(saver->Save(false));
+      ASSERT_TRUE(saver->Save(Until::kBegun));
       saver->BeforeChange();
       EXPECT_EQ(saver->stall().ahead_bytes, saver->stall().copied_bytes) << "one half of it each";
       EXPECT_EQ(Written(coordinator_.Said(++saves).part_report()), expected);
@@ -249,14 +250,14 @@ TEST_F(CheckpointSaverTest, WhatWasStagedForAnotherPositionOrGenerationIsNotUsed
   saver->StageAhead(NetworkRole::kGuidance, 5);
   saver->StartGeneration(8, OneDomain(0, 1), "");  // from here on the state may change
   Step();
-  ASSERT_TRUE(saver->Save(false));
+  ASSERT_TRUE(saver->Save(Until::kBegun));
   saver->BeforeChange();
   EXPECT_EQ(saver->stall().ahead_bytes, 0);
   EXPECT_EQ(Written(coordinator_.Said(1).part_report()), Expected());
   saver->Wait();
   saver->StageAhead(NetworkRole::kGenerator, 3);
   Step();
-  ASSERT_TRUE(saver->Save(false));  // asked for, one step before
+  ASSERT_TRUE(saver->Save(Until::kBegun));  // asked for, one step before
   saver->BeforeChange();
   EXPECT_EQ(saver->stall().ahead_bytes, 0);
   EXPECT_EQ(Written(coordinator_.Said(2).part_report()), Expected());
@@ -268,7 +269,7 @@ TEST_F(CheckpointSaverTest, AFailedSaveIsReportedAndTriedAgainWhereItIsWanted) {
   const auto saver = NewSaver(files);
   Step();
   coordinator_.decisions = {false};
-  ASSERT_TRUE(saver->Save(true)) << "the rank goes on";
+  ASSERT_TRUE(saver->Save(Until::kDecided)) << "the rank goes on";
   const proto::PartFailed failed = coordinator_.Said(1).part_failed();
   EXPECT_EQ(failed.checkpoint_id(), CheckpointId(kGts, 1));
   EXPECT_EQ(failed.attempt(), 1);
@@ -276,20 +277,34 @@ TEST_F(CheckpointSaverTest, AFailedSaveIsReportedAndTriedAgainWhereItIsWanted) {
   EXPECT_THAT(failed.message(), HasSubstr("Free space"));
   // At the same position: once its failure is known to all.
   coordinator_.decisions = {false, true};
-  ASSERT_TRUE(saver->Save(true));
+  ASSERT_TRUE(saver->Save(Until::kDecided));
   EXPECT_EQ(coordinator_.Said(2).part_report().attempt(), 2);
   EXPECT_EQ(Written(coordinator_.Said(2).part_report()), Expected());
   // Committed now: not written again, whoever asks.
   coordinator_.decisions = {true};
-  ASSERT_TRUE(saver->Save(false));
+  ASSERT_TRUE(saver->Save(Until::kBegun));
   EXPECT_EQ(coordinator_.said.size(), 2U);
   const std::string id = CheckpointId(kGts, 1);
   EXPECT_EQ(coordinator_.waits,
             (std::vector<std::string>{id + " 1", id + " 1", id + " 2", id + " 2"}));
   // A generation that ends meanwhile is an end of the wait, not of the save.
   Step();
-  EXPECT_EQ(saver->Save(true).error().code(), Code::kAborted);
+  EXPECT_EQ(saver->Save(Until::kDecided).error().code(), Code::kAborted);
   EXPECT_EQ(coordinator_.Said(3).part_report().checkpoint_id(), CheckpointId(kGts, 2));
+}
+
+// The end of the training: no later checkpoint makes up for this one.
+TEST_F(CheckpointSaverTest, ASaveThatMustBeCommittedIsTriedAgain) {
+  CrashingFileSystem files(folder_.path());
+  files.FailAt(3, FileFault::kNoSpace);
+  const auto saver = NewSaver(files);
+  Step();
+  coordinator_.decisions = {false, true};
+  ASSERT_TRUE(saver->Save(Until::kCommitted));
+  EXPECT_TRUE(coordinator_.Said(1).has_part_failed());
+  EXPECT_EQ(coordinator_.Said(2).part_report().attempt(), 2);
+  EXPECT_EQ(Written(coordinator_.Said(2).part_report()), Expected());
+  EXPECT_FALSE(coordinator_.waits_for_disk);
 }
 
 }  // namespace

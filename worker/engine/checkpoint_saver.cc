@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,9 @@ using std::chrono::milliseconds;
 constexpr std::size_t kHeadMargin = std::size_t{64} << 10;
 // A shorter wait for the save before is none to speak of.
 constexpr double kWaitWorthALine = 0.05;
+// Of a checkpoint that must be committed; together less than timeouts::kDiskStall.
+constexpr milliseconds kBetweenTries = milliseconds(500);
+constexpr int kTriesMax = 240;
 
 }  // namespace
 
@@ -76,7 +80,7 @@ Result<bool> CheckpointSaver::WaitForDecision() {
   return false;
 }
 
-Status CheckpointSaver::Save(bool for_commit) {
+Status CheckpointSaver::Save(Until until) {
   BeforeChange();
   const std::string id = CheckpointId(state_.phase, state_.step);
   if (id == begun_) {
@@ -88,19 +92,37 @@ Status CheckpointSaver::Save(bool for_commit) {
     begun_ = id;
     attempt_ = 0;
   }
-  ++attempt_;
+  for (int tries = 1;; ++tries) {
+    ++attempt_;
+    DD2_TRY_ASSIGN(const bool committed, Try(id, until));
+    if (committed || until != Until::kCommitted) return {};
+    // Counted, not timed: every rank must stop at the same one.
+    if (tries == kTriesMax) {
+      return Error(Code::kResourceExhausted,
+                   "checkpoint " + id + " cannot be written, and no later one makes up for it");
+    }
+    channel_.SetWaitsForDisk(true);
+    std::this_thread::sleep_for(kBetweenTries);
+    channel_.SetWaitsForDisk(false);
+  }
+}
+
+Result<bool> CheckpointSaver::Try(const std::string& id, Until until) {
   const SystemClock clock;
   const TimePoint start = clock.Now();
   DD2_TRY(Begin(id));
-  if (for_commit) DD2_TRY(WaitForDecision());
+  bool committed = false;
+  if (until != Until::kBegun) {
+    DD2_TRY_ASSIGN(committed, WaitForDecision());
+  }
   proto::CheckpointHeld held;
   held.set_checkpoint_id(id);
   held.set_seconds(SecondsBetween(start, clock.Now()));
   held.set_phase(state_.phase);
   held.set_step(state_.step);
   being_copied_ = std::move(held);
-  if (for_commit) BeforeChange();
-  return {};
+  if (until != Until::kBegun) BeforeChange();
+  return committed;
 }
 
 void CheckpointSaver::BeforeChange() {

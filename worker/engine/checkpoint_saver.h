@@ -37,6 +37,10 @@ class CommitChannel {
 // steps.
 class CheckpointSaver {
  public:
+  // How long a save holds the training: until the state may change soon, until the coordinator has
+  // decided about it, or until it is committed, with new tries while it fails (a full disk).
+  enum class Until : std::uint8_t { kBegun, kDecided, kCommitted };
+
   // Allocates and touches what the largest part of this rank needs, that of the whole slice.
   static Result<StagingMemory> Allocate(const TrainingState& state);
   // All references must outlive it. `memory`: of Allocate. `patience`: how long to wait for a
@@ -50,9 +54,9 @@ class CheckpointSaver {
   void StartGeneration(std::uint64_t generation, const RankLayout& ranks,
                        const std::string& committed);
   // The checkpoint of the state as it stands. One that was begun already is not begun again, unless
-  // it is known to have failed. Waits until the save before is on the disk, and, if `for_commit`,
-  // until this one is decided. kAborted, kUnavailable: of that wait.
-  Status Save(bool for_commit);
+  // it is known to have failed. Waits until the save before is on the disk, and as `until` says.
+  // kAborted, kUnavailable: of that wait. kResourceExhausted: kCommitted was tried for two minutes.
+  Status Save(Until until);
   // Before the state changes: until the save that was begun has its copy. Tells the coordinator
   // what that save cost.
   void BeforeChange();
@@ -68,6 +72,8 @@ class CheckpointSaver {
 
  private:
   PartName NameOf(const std::string& id) const;
+  // One try; whether it was committed, as far as it was waited for.
+  Result<bool> Try(const std::string& id, Until until);
   Status Begin(const std::string& id);
   // False: this try failed, or was not decided in time.
   Result<bool> WaitForDecision();

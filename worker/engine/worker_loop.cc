@@ -341,7 +341,9 @@ class WorkerLoop {
     if (!due) return {};
     checkpoint_owed_ = false;
     begun_ = CheckpointId(state_.phase, state_.step);
-    return saver_.Save(wish.stop || IsLast());
+    using Until = CheckpointSaver::Until;
+    if (wish.stop) return saver_.Save(Until::kDecided);  // a person waits, and is told
+    return saver_.Save(IsLast() ? Until::kCommitted : Until::kBegun);
   }
 
   // Every newer wish is agreed on by all ranks before anybody acts on it; true: stop.
