@@ -1,6 +1,7 @@
 """A real Slurm on this machine for tests: munged, slurmctld and several slurmd, each with its own folder and
 port, started and ended by us. Needs root (slurmd does) and the packages slurm-wlm and munge."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -149,16 +150,44 @@ class Cluster:
         listed = self.call("squeue", "-h", "-j", job, "-o", "%N").strip()
         return self.call("scontrol", "show", "hostnames", listed).split() if listed else []
 
-    def kill_steps(self, node):
-        """What slurmd started on a node and keeps its steps; SIGKILL."""
+    def lose(self, node):
+        """The machine is off: SIGKILL to its slurmd, to its steps and to all that they have started."""
+        self.daemons[node].kill()
+        for step, below in self.steps():
+            words = [commands(pid) for pid in below]
+            script = any(f"{self.folder}/spool/{node}/".encode() in line for line in words)
+            # Not its srun, which works on the batch host.
+            agent = any(line.split(b"\0")[0].endswith(b"dd2-agent") and str(self.folder.parent).encode() in line and
+                        f"--domain\0{node}\0".encode() in line for line in words)
+            if script or agent:
+                # The step first, so that it does not report the end of the others.
+                for pid in [step, *below]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        self.daemons[node].wait(30)
+
+    def steps(self):
+        """[(pid of a slurmstepd of any cluster, pids of all below it)]"""
+        parents = {}
         for entry in pathlib.Path("/proc").iterdir():
-            if not entry.name.isdigit():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError, IndexError):
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        found = []
+        for pid in parents:
+            if not commands(pid).startswith(b"slurmstepd"):
                 continue
-            try:
-                words = (entry / "cmdline").read_bytes()
-                environment = (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            ours = str(self.conf).encode() in environment or str(self.folder).encode() in words
-            if ours and words.startswith(b"slurmstepd") and f"SLURMD_NODENAME={node}".encode() in environment:
-                os.kill(int(entry.name), signal.SIGKILL)
+            below, frontier = [], {pid}
+            while frontier:
+                frontier = {child for child, parent in parents.items() if parent in frontier}
+                below += frontier
+            found.append((pid, below))
+        return found
+
+
+def commands(pid):
+    """The command line of a process, words ended by zeros; empty when it is gone."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -43,6 +43,10 @@ class Submitted:
         expect(self.state() == state, f"job {self.job} is {self.state()}\n{self.log()}")
         self.run.wait_gone()
 
+    def is_like(self, calm):
+        expect_same(calm.digest(), self.run.digest())
+        expect(calm.record() == self.run.record(), "metrics.jsonl differs")
+
     def starts(self):
         return self.log().count(f"job {self.job}, start ")
 
@@ -54,8 +58,7 @@ def check_two_nodes(work, cluster, calm):
     nodes = cluster.nodes(submitted.job)
     expect(all(submitted.run.workers(node) for node in nodes), f"a worker on each of {nodes}")
     submitted.ends()
-    expect_same(calm.digest(), submitted.run.digest())
-    expect(calm.record() == submitted.run.record(), "metrics.jsonl differs")
+    submitted.is_like(calm)
 
 
 def check_time_limit(work, cluster, calm):
@@ -66,8 +69,7 @@ def check_time_limit(work, cluster, calm):
     wait_until(lambda: submitted.starts() == 2, "the second start of the job", 120)
     submitted.ends()
     expect(submitted.starts() == 2, f"{submitted.starts()} starts\n{submitted.log()}")
-    expect_same(calm.digest(), submitted.run.digest())
-    expect(calm.record() == submitted.run.record(), "metrics.jsonl differs")
+    submitted.is_like(calm)
 
 
 def check_preemption(work, cluster, calm):
@@ -79,8 +81,7 @@ def check_preemption(work, cluster, calm):
     wait_until(lambda: cluster.state(urgent) == "COMPLETED", "the urgent job", 90)
     wait_until(lambda: submitted.starts() == 2, f"the second start of the job\n{submitted.log()}", 120)
     submitted.ends()
-    expect_same(calm.digest(), submitted.run.digest())
-    expect(calm.record() == submitted.run.record(), "metrics.jsonl differs")
+    submitted.is_like(calm)
 
 
 def check_lost_node(work, cluster, calm):
@@ -90,14 +91,28 @@ def check_lost_node(work, cluster, calm):
     expect(submitted.run.members() == 2, "both nodes work")
     lost = cluster.nodes(submitted.job)[1]
     begun = time.monotonic()
-    cluster.kill(lost)
-    submitted.run.signal(submitted.run.agents(lost) + submitted.run.workers(lost))
-    cluster.kill_steps(lost)
+    cluster.lose(lost)
     wait_until(lambda: submitted.run.members() == 1, "the node that is left to go on alone", 60)
     print(f"node {lost} lost: the other one went on after {time.monotonic() - begun:.1f} s", flush=True)
     submitted.ends()
-    expect_same(calm.digest(), submitted.run.digest())
-    expect(calm.record() == submitted.run.record(), "metrics.jsonl differs")
+    submitted.is_like(calm)
+    cluster.start(lost)
+
+
+def check_lost_batch_host(work, cluster, calm):
+    """The node with script and coordinator is lost. Slurm would leave the job running without them."""
+    submitted = Submitted(work, cluster, "lost-batch-host", "--nodes", "2", "--set", "timeouts.coordinator_away=46")
+    submitted.run.wait_for(phase="csd", step=3)
+    expect(submitted.run.members() == 2, "both nodes work")
+    lost = cluster.nodes(submitted.job)[0]
+    cluster.lose(lost)
+    expect(submitted.run.coordinator() is None, "the coordinator lives")
+    begun = time.monotonic()
+    wait_until(lambda: submitted.starts() == 2, f"the second start of the job\n{submitted.log()}", 180)
+    print(f"batch host {lost} lost: the job started again after {time.monotonic() - begun:.1f} s", flush=True)
+    expect(lost not in cluster.nodes(submitted.job), f"the job is on {cluster.nodes(submitted.job)}")
+    submitted.ends()
+    submitted.is_like(calm)
     cluster.start(lost)
 
 

@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "common/process.h"
 #include "common/timeouts.h"
+#include "worker/agent/slurm_job.h"
 
 namespace dd2 {
 
@@ -24,7 +25,9 @@ using std::chrono::seconds;
 constexpr milliseconds kWatch{50};
 // The last message to the coordinator may take this long.
 constexpr milliseconds kFlush = seconds(2);
-constexpr milliseconds kScriptHears = seconds(10);
+constexpr milliseconds kSlurmAnswers = seconds(10);
+// Slurm itself sees that a node is lost after SlurmdTimeout (300 s).
+constexpr milliseconds kOrphan = seconds(900);
 // SIGKILL takes effect within this, unless a process hangs in the kernel.
 constexpr milliseconds kKillWait = seconds(5);
 
@@ -98,6 +101,7 @@ Task<void> Agent::LinkLoop() {
                "); the domain goes on meanwhile");
     if (const Status waited = co_await Pause(executor_, timeouts::kReconnect); !waited) co_return;
     connected = co_await Connect(lost + options_.away_limit);
+    if (!connected && !options_.slurm_job.empty()) connected = co_await OutliveScript();
     if (state_.leaving()) co_return;
     if (!connected) {
       Leave(kExitUnreachable, "the coordinator is lost: " + connected.error().message());
@@ -180,20 +184,30 @@ Task<void> Agent::WatchLoop() {
   }
 }
 
-// As before the time limit (slurm/one-allocation.sh): a checkpoint, and the job queues again. Steps
-// hear of a preemption, the script does not.
-Task<bool> Agent::TellScript() {
+Task<bool> Agent::CallSlurm(std::vector<std::string> command) {
   SpawnOptions options;
-  options.argv = {"scancel", "--batch", "--signal=USR2", options_.slurm_job};
+  options.argv = std::move(command);
   options.output = options_.paths.run / "logs" / ("agent-" + options_.paths.domain + ".out");
   Result<ChildProcess> child = ChildProcess::Spawn(options);
-  const TimePoint deadline = clock_.Now() + kScriptHears;
+  const TimePoint deadline = clock_.Now() + kSlurmAnswers;
   while (child && clock_.Now() < deadline) {
     if (const std::optional<int> status = child->TryWait()) co_return *status == 0;
     const Status waited = co_await Pause(executor_, milliseconds(20));
     if (!waited) break;
   }
   co_return false;
+}
+
+Task<Result<tcp::socket>> Agent::OutliveScript() {
+  const TimePoint deadline = clock_.Now() + kOrphan;
+  for (;;) {
+    const std::vector<std::string> command = RequeueOrphan(options_.slurm_job);
+    const bool queued = co_await CallSlurm(command);
+    if (queued) co_return Error(Code::kUnavailable, "its node is down; the job is queued again");
+    const TimePoint again = clock_.Now() + kSlurmAnswers;
+    Result<tcp::socket> connected = co_await Connect(again);
+    if (connected || state_.leaving() || clock_.Now() >= deadline) co_return connected;
+  }
 }
 
 Task<void> Agent::SignalLoop() {
@@ -206,7 +220,9 @@ Task<void> Agent::SignalLoop() {
     if (signal == SIGTERM && !told) {
       told = true;
       LogInfo("Slurm wants the nodes; its job's script is told");
-      const bool heard = co_await TellScript();
+      // Steps hear of a preemption, the script does not.
+      const std::vector<std::string> command = TellScript(options_.slurm_job);
+      const bool heard = co_await CallSlurm(command);
       if (heard) continue;
     }
     Leave(kExitStopped, "got " + SignalName(signal));

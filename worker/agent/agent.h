@@ -50,10 +50,11 @@ class Agent {
 
   // Works until the coordinator says StopDomain or stays away too long, or a SIGTERM, SIGINT or
   // SIGHUP comes. In a Slurm job the first SIGTERM is Slurm's word that another job gets the nodes
-  // after its grace time: it is passed on to the job's script, and the work goes on. The process's
-  // exit code: kExitOk after StopDomain, kExitStopped after a signal, kExitUnreachable without the
-  // coordinator (never reached in timeouts::kHello, or away for `away_limit`), kExitCannotStart
-  // when it refused us or mpirun is missing.
+  // after its grace time: it is passed on to the job's script, and the work goes on; and a job
+  // whose coordinator's node is lost is queued again. The process's exit code: kExitOk after
+  // StopDomain, kExitStopped after a signal, kExitUnreachable without the coordinator (never
+  // reached in timeouts::kHello, or away for `away_limit`), kExitCannotStart when it refused us or
+  // mpirun is missing.
   Task<int> Run();
 
  private:
@@ -67,8 +68,11 @@ class Agent {
   Task<void> HeartbeatLoop();
   Task<void> WatchLoop();
   Task<void> SignalLoop();
-  // False: Slurm does not take it; the job is ending already.
-  Task<bool> TellScript();
+  // Runs a command of slurm_job.h; whether Slurm took it.
+  Task<bool> CallSlurm(std::vector<std::string> command);
+  // The coordinator of a Slurm job stays away: until it is back, its node is down and the job is
+  // queued again, or Slurm has had time to notice; then the error.
+  Task<Result<tcp::socket>> OutliveScript();
   Task<void> SayFarewell();
 
   void SayHello();
