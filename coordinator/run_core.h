@@ -159,6 +159,7 @@ class RunCore {
   void CheckReleased(Moment at, Actions& out);
   void Fail(const std::string& reason, Moment at, Actions& out, ExitCode code = kExitRunFailed);
   void End(RunWord outcome, const std::string& message, Moment at, Actions& out);
+  bool AgentsMayCome() const;
   void CheckGone(Moment at, Actions& out);
   void CheckDeadlines(Moment at, Actions& out);
   void FailGathering(Moment at, Actions& out);
@@ -216,6 +217,7 @@ class RunCore {
   bool domains_told_ = false;  // StopDomain was sent
   std::optional<TimePoint> last_tick_;
   bool begun_ = false;  // what Start decided was done
+  bool ended_at_start_ = false;
   std::optional<TimePoint> view_updated_;
   std::map<std::int32_t, RunCounters> rank_counters_;
   RunState state_;

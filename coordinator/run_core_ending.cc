@@ -189,6 +189,16 @@ void RunCore::End(RunWord outcome, const std::string& message, Moment at, Action
   ++state_.version;
 }
 
+// Taken over only to be ended: the agents of the coordinator before are about to come, and would
+// wait for a long time for one that has gone.
+bool RunCore::AgentsMayCome() const {
+  if (!ended_at_start_ || !start_.orphan) return false;
+  return std::any_of(start_.orphan->members.begin(), start_.orphan->members.end(),
+                     [this](const proto::GenerationMember& member) {
+                       return !members_.domains().contains(member.domain());
+                     });
+}
+
 // In the farewell: tells the agents to clear up when it is time, and ends when everybody is gone.
 void RunCore::CheckGone(Moment at, Actions& out) {
   if (stage_ != Stage::kFarewell) return;
@@ -208,7 +218,7 @@ void RunCore::CheckGone(Moment at, Actions& out) {
       if (!domain.running) out.emplace_back(CloseAction{domain.agent->connection});
     }
   }
-  const bool everybody_gone = !running && members_.workers().empty();
+  const bool everybody_gone = !running && members_.workers().empty() && !AgentsMayCome();
   if (!everybody_gone && at.now < *deadline_) return;
   stage_ = Stage::kEnded;
   EndAction end;

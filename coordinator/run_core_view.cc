@@ -94,7 +94,10 @@ Actions RunCore::Start(Moment at) {
   UpdateWord();
   ++state_.version;
   // It died between its last step and its end: nothing is left to compute.
-  if (scheduler_.finished()) End(RunWord::kFinished, "", at, out);
+  if (scheduler_.finished()) {
+    ended_at_start_ = true;
+    End(RunWord::kFinished, "", at, out);
+  }
   return out;
 }
 

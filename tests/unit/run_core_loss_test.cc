@@ -94,5 +94,29 @@ TEST_F(LossTest, AnAgentThatStaysAwayWithItsWorkersEndsTheRun) {
   EXPECT_THAT(state().message, HasSubstr("no domain came back in time"));
 }
 
+// It died between the last step and the end of the run: its agents come back to be told.
+TEST_F(LossTest, ATakeOverThatOnlyEndsTheRunWaitsForTheAgents) {
+  CoreStart start;
+  start.recovered = true;
+  start.worked = true;
+  start.position = RunPosition{static_cast<std::int32_t>(options_.config.phases.size()), 0};
+  start.orphan.emplace();
+  start.orphan->members.resize(1);
+  start.orphan->members[0].set_domain("a");
+  Begin(start);
+  EXPECT_FALSE(Ended());
+  Tick(timeouts::kTick);
+  EXPECT_FALSE(Ended());
+  SayAgentHello('a', true);
+  Tick(timeouts::kFarewell / 2);
+  EXPECT_TRUE(SentTo(Agent('a')).at(0).has_stop_domain());
+  SayExited('a', 0, 1);
+  EXPECT_EQ(Ended(), kExitOk);
+  // Not for ever.
+  Begin(start);
+  TickUntilEnded();
+  EXPECT_EQ(Ended(), kExitOk);
+}
+
 }  // namespace
 }  // namespace dd2
