@@ -20,6 +20,8 @@ using std::chrono::seconds;
 
 constexpr milliseconds poll_interval{50};
 constexpr milliseconds ask_interval = seconds(1);
+// The coordinator of a run that ends removes its file; one that is resumed makes it again soon.
+constexpr milliseconds end_notice = seconds(15);
 constexpr milliseconds agent_grace = timeouts::kDomainKill + seconds(3);
 
 void Say(const std::string& line) {
@@ -64,6 +66,16 @@ bool JoinSession::IsGivenUp() {
   state_ = *state;
   Say("domain " + domain_ + ": " + state_);
   return state_ == "given up";
+}
+
+bool JoinSession::RunHasEnded() {
+  std::error_code error;
+  if (std::filesystem::exists(run_ / "coordinator.json", error) || error) {
+    no_coordinator_since_.reset();
+    return false;
+  }
+  if (!no_coordinator_since_) no_coordinator_since_ = clock_.Now();
+  return clock_.Now() - *no_coordinator_since_ >= end_notice;
 }
 
 void JoinSession::AskToLeave() {
@@ -121,6 +133,11 @@ int JoinSession::Run() {
     if (leave_wanted_ && !leave_answered_) AskToLeave();
     if (clock_.Now() - asked >= ask_interval) {
       asked = clock_.Now();
+      if (RunHasEnded()) {
+        agents_.Terminate(agent_grace);
+        Say("the run has ended while domain " + domain_ + " could not reach it");
+        return kExitOk;
+      }
       if (IsGivenUp()) {
         agents_.Terminate(agent_grace);
         std::fprintf(stderr,

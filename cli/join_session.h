@@ -27,6 +27,8 @@ class JoinSession {
   Result<std::string> AskState() const;
   // Tells what has changed; true: the coordinator has given the domain up.
   bool IsGivenUp();
+  // It ended while our agent could not be told.
+  bool RunHasEnded();
   // Asks for the drain; again later if nobody answers.
   void AskToLeave();
   int Conclude();
@@ -40,6 +42,7 @@ class JoinSession {
   SignalCounter signals_;
   RunAgents agents_;
   std::string state_;  // as it was told last
+  std::optional<TimePoint> no_coordinator_since_;
   bool leave_wanted_ = false;
   bool leave_answered_ = false;
 };

@@ -83,5 +83,18 @@ def check(work):
     expect_fails(dd2("agent", "join", run.folder), 9, "no coordinator works on")
 
 
+def check_end_unheard(work):
+    """The run ends while the agent of a domain that joined can hear nothing: it leaves by itself."""
+    run = work.start("tests/configs/tiny.yaml", "unheard", ranks=1, domains=1, seed=1)
+    run.wait_for(phase="gts", step=1)
+    joined = Joined(run, "far")
+    run.signal(wait_until(lambda: run.agents("far"), "the agent"), signal.SIGSTOP)
+    run.finish()
+    joined.says("the run has ended while domain far could not reach it")
+    joined.ends(0)
+    run.wait_gone()
+
+
 with Workspace() as workspace:
     check(workspace)
+    check_end_unheard(workspace)
