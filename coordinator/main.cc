@@ -393,6 +393,8 @@ OrFailure<ExitCode> Main(const std::vector<std::string>& words) {
   OrFailure<OpenedRun> opened = OpenRun(run);
   if (!opened) return tl::unexpected<Failure>(opened.error());
   if (std::optional<Failure> failure = CheckStart(*arguments, *opened)) {
+    // The one before died at the very end of the run: nobody shall wait for it.
+    static_cast<void>(RealFileSystem().Remove(run / "coordinator.json"));
     return tl::unexpected<Failure>(std::move(*failure));
   }
   LogOptions log;
