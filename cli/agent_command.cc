@@ -20,6 +20,7 @@ namespace {
 struct JoinArguments {
   std::string run;
   std::string domain;
+  int wait_seconds = 0;
 };
 
 struct DrainArguments {
@@ -46,20 +47,20 @@ Result<std::filesystem::path> FindAgent() {
   return agent;
 }
 
-// The coordinator, if this machine can reach it.
-Result<ControlFile> FindCoordinator(const std::filesystem::path& run) {
+// Whether this machine can reach the coordinator of a run that is there. kUnavailable: it is not.
+Status CheckCoordinator(const std::filesystem::path& run) {
   std::error_code error;
   if (!std::filesystem::is_directory(run, error)) {
     return Error(Code::kNotFound, "there is no run folder " + run.string());
   }
-  DD2_TRY_ASSIGN(ControlFile file, ReadControlFile(run));
+  DD2_TRY_ASSIGN(const ControlFile file, ReadControlFile(run));
   if (file.OnlyForItsMachine() && !file.machine.empty() && file.machine != HostName()) {
     return Error(Code::kFailedPrecondition,
                  "the coordinator of " + run.string() + " waits at " + file.control_host + " of " +
                      file.machine + ", where this machine cannot reach it: start the run with " +
                      "--set api.host=ADDRESS, an address of " + file.machine);
   }
-  return file;
+  return {};
 }
 
 int Join(const JoinArguments& arguments) {
@@ -72,16 +73,22 @@ int Join(const JoinArguments& arguments) {
   }
   std::error_code error;
   const auto run = std::filesystem::absolute(arguments.run, error).lexically_normal();
-  const auto coordinator = FindCoordinator(run);
-  if (!coordinator) return Fail(coordinator.error());
+  const Status coordinator = CheckCoordinator(run);
+  const bool awaited = arguments.wait_seconds > 0 && !coordinator &&
+                       coordinator.error().code() == Code::kUnavailable;
+  if (!coordinator && !awaited) return Fail(coordinator.error());
   const auto agent = FindAgent();
   if (!agent) return Fail(agent.error());
   const Result<RunConfig> config = LoadRunConfig(run / "config.yaml");
   if (!config) return Fail(config.error());
   const SystemClock clock;
-  return JoinSession(run, domain, *agent, coordinator->Address(), clock,
-                     config->timeouts.restart_forgotten)
-      .Run();
+  JoinOptions options;
+  options.run = run;
+  options.domain = domain;
+  options.agent = *agent;
+  options.long_life = config->timeouts.restart_forgotten;
+  options.wait = std::chrono::seconds(arguments.wait_seconds);
+  return JoinSession(std::move(options), clock).Run();
 }
 
 int Drain(const DrainArguments& arguments) {
@@ -117,6 +124,12 @@ void AddAgentCommands(CLI::App& app, int& exit_code) {
       ->type_name("RUN");
   join->add_option("--domain", joined->domain, "Name of the domain (default: HOST-PID)")
       ->type_name("NAME");
+  join->add_option(
+          "--wait", joined->wait_seconds,
+          "Wait so long for a coordinator that is not there, at the beginning and whenever "
+          "it is away, and join again: for runs in Slurm that come back (0: do not)")
+      ->type_name("S")
+      ->check(CLI::Range(0, 604800));
   join->callback([joined, &exit_code] { exit_code = Join(*joined); });
 
   CLI::App* drain = app.add_subcommand(

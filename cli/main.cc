@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   dd2::AddWorkerCommands(app, exit_code);
   dd2::AddAgentCommands(app, exit_code);
   dd2::AddIncidentsCommand(app, exit_code);
+  dd2::AddLogsCommand(app, exit_code);
   dd2::AddReportCommands(app, exit_code);
   dd2::AddSubmitCommand(app, {argv, argv + argc}, exit_code);
   if (argc > 1 && dd2::IsUnknownCommand(app, argv[1])) return dd2::kExitUsage;

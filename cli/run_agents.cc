@@ -23,7 +23,9 @@ AgentPlaces OnThisMachine(int domains) {
   return places;
 }
 
-AgentPlaces OnSlurmNodes(std::vector<std::string> nodes, const std::string& job) {
+AgentPlaces OnSlurmNodes(std::vector<std::string> nodes, const std::string& job,
+                         const std::vector<std::string>& srun,
+                         const std::vector<std::string>& container) {
   AgentPlaces places;
   places.domains = std::move(nodes);
   // A step of its own for each node: the end of one is nothing to the others.
@@ -31,6 +33,8 @@ AgentPlaces OnSlurmNodes(std::vector<std::string> nodes, const std::string& job)
                      "--nodelist=%d",  "--overlap",    "--mpi=none",
                      "--no-kill",      "--wait=0",     "--kill-on-bad-exit=0",
                      "--job-name=dd2", "--unbuffered", "--quiet"};
+  places.launcher.insert(places.launcher.end(), srun.begin(), srun.end());
+  places.launcher.insert(places.launcher.end(), container.begin(), container.end());
   places.options = {"--slurm-job", job};
   return places;
 }

@@ -24,7 +24,10 @@ struct AgentPlaces {
 // Domain "local", or "local-1" ... "local-N" where a run has several.
 AgentPlaces OnThisMachine(int domains);
 // Nodes of the Slurm job that we are in: each is a domain and gives it its name.
-AgentPlaces OnSlurmNodes(std::vector<std::string> nodes, const std::string& job);
+// `srun`: more words of its own; `container`: words in front of the agent's.
+AgentPlaces OnSlurmNodes(std::vector<std::string> nodes, const std::string& job,
+                         const std::vector<std::string>& srun,
+                         const std::vector<std::string>& container);
 
 // The agents of a run that this process started, one for each failure domain. One that dies takes
 // its domain along and is started again; what the others do meanwhile is the coordinator's affair.
@@ -53,7 +56,10 @@ class RunAgents {
   // SIGTERM to all, SIGKILL to those that still run after `grace`. Blocks.
   void Terminate(std::chrono::milliseconds grace);
 
-  // Name and last exit status of one that ended for good, a failed one first. Only if AllEnded().
+  // There are none: who works for the run has joined by itself.
+  bool empty() const { return agents_.empty(); }
+  // Name and last exit status of one that ended for good, a failed one first. Only if AllEnded()
+  // and not empty().
   struct Ended {
     std::string domain;
     int status = 0;

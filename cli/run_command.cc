@@ -21,7 +21,11 @@ namespace {
 
 struct RunArguments {
   RunRequest request;
-  std::vector<std::string> nodes;
+  std::vector<std::string> nodes;  // of the Slurm job that this is a part of; none: this machine
+  std::vector<std::string> srun;
+  std::vector<std::string> container;
+  bool elastic = false;
+  int node_jobs = 0;
 };
 
 int Refuse(int exit_code, const std::string& message) {
@@ -43,17 +47,35 @@ Result<RunPrograms> FindPrograms() {
   return programs;
 }
 
-// `nodes`: of the Slurm job that this is a part of; none: this machine.
-int StartRun(const RunRequest& request, const std::vector<std::string>& nodes) {
-  for (const std::string& node : nodes) {
-    if (!IsDomainName(node)) return Refuse(kExitUsage, "--nodes: '" + node + "' is no node's name");
+// kInvalidArgument: what belongs into a Slurm job stands outside of one.
+Result<RunWork> FindWork(const RunArguments& arguments, int domains) {
+  RunWork work;
+  work.elastic = arguments.elastic;
+  work.node_jobs = arguments.node_jobs;
+  work.command = arguments.request.command;
+  for (const std::string& node : arguments.nodes) {
+    if (IsDomainName(node)) continue;
+    return Error(Code::kInvalidArgument, "--nodes: '" + node + "' is no node's name");
   }
   const char* const job = std::getenv("SLURM_JOB_ID");
-  if (!nodes.empty() && job == nullptr) {
-    return Refuse(kExitUsage, "--nodes belongs into a Slurm job: dd2 submit writes one");
+  if (job == nullptr && (!arguments.nodes.empty() || arguments.node_jobs > 0)) {
+    return Error(Code::kInvalidArgument,
+                 "--nodes and --node-jobs belong into a Slurm job: dd2 submit writes one");
   }
+  if (!arguments.nodes.empty()) {
+    work.places = OnSlurmNodes(arguments.nodes, job, arguments.srun, arguments.container);
+  } else if (!work.elastic) {
+    work.places = OnThisMachine(domains);
+  }
+  return work;
+}
+
+int StartRun(const RunArguments& arguments) {
+  const RunRequest& request = arguments.request;
   auto config = CheckRequest(request);
   if (!config) return Refuse(config.error().exit_code, config.error().message);
+  auto work = FindWork(arguments, config->domains);
+  if (!work) return Refuse(kExitUsage, work.error().message());
   const auto programs = FindPrograms();
   if (!programs) return Refuse(kExitCannotStart, programs.error().message());
   auto run = PrepareRun(request, std::move(*config));
@@ -68,12 +90,32 @@ int StartRun(const RunRequest& request, const std::vector<std::string>& nodes) {
       return PrintResult(run->folder);
     }
   }
-  AgentPlaces places =
-      nodes.empty() ? OnThisMachine(run->config.domains) : OnSlurmNodes(nodes, job);
   const SystemClock clock;
-  RunSession session(std::move(*run), *programs, std::move(places), request.command, clock,
+  RunSession session(std::move(*run), *programs, std::move(*work), clock,
                      ::isatty(STDOUT_FILENO) == 1);
   return session.Run();
+}
+
+void AddSlurmOptions(CLI::App& command, RunArguments& arguments) {
+  CLI::Option* elastic = command.add_flag(
+      "--elastic", arguments.elastic,
+      "Start no workers: --domains of them join (dd2 agent join) before the run begins, others may "
+      "come and go, and while there is none it waits");
+  command
+      .add_option(
+          "--node-jobs", arguments.node_jobs,
+          "In the Slurm job of a coordinator: keep so many jobs of RUN/slurm/node.sh queued")
+      ->type_name("N")
+      ->check(CLI::Range(1, 4096))
+      ->needs(elastic);
+  command.add_option("--srun", arguments.srun, "With --nodes: one more word of srun")
+      ->type_name("WORD")
+      ->allow_extra_args(false);
+  command
+      .add_option("--container", arguments.container,
+                  "With --nodes: one more word in front of each agent, as of apptainer exec")
+      ->type_name("WORD")
+      ->allow_extra_args(false);
 }
 
 }  // namespace
@@ -97,6 +139,7 @@ void AddRunCommand(CLI::App& app, const std::vector<std::string>& words, int& ex
       ->type_name("NODE,...")
       ->delimiter(',')
       ->excludes(domains);
+  AddSlurmOptions(*command, *arguments);
   command->footer(
       "Ctrl-C makes a checkpoint and stops; a second Ctrl-C stops at once. Settings: dd2 config "
       "settings");
@@ -104,7 +147,7 @@ void AddRunCommand(CLI::App& app, const std::vector<std::string>& words, int& ex
     if (!arguments->nodes.empty()) {
       arguments->request.domains = static_cast<int>(arguments->nodes.size());
     }
-    exit_code = StartRun(arguments->request, arguments->nodes);
+    exit_code = StartRun(*arguments);
   });
 }
 

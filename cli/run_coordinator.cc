@@ -22,11 +22,11 @@ std::optional<std::string> ControlAddress(const fs::path& folder, pid_t pid) {
 
 }  // namespace
 
-RunCoordinator::RunCoordinator(fs::path program, fs::path run, std::string command,
+RunCoordinator::RunCoordinator(fs::path program, fs::path run, std::vector<std::string> words,
                                const Clock& clock, std::chrono::milliseconds long_life)
     : program_(std::move(program)),
       run_(std::move(run)),
-      command_(std::move(command)),
+      words_(std::move(words)),
       clock_(clock),
       policy_(RestartLimits{.long_life = long_life}) {}
 
@@ -34,7 +34,7 @@ Status RunCoordinator::Spawn(const std::vector<std::string>& more) {
   SpawnOptions options;
   options.argv = {program_.string(), "--run", run_.string()};
   options.argv.insert(options.argv.end(), more.begin(), more.end());
-  options.argv.insert(options.argv.end(), {"--command", command_});
+  options.argv.insert(options.argv.end(), words_.begin(), words_.end());
   options.output = run_ / "logs" / "coordinator.out";
   DD2_TRY_ASSIGN(process_, ChildProcess::Spawn(options));
   started_ = clock_.Now();

@@ -21,10 +21,11 @@ namespace dd2 {
 // kills it.
 class RunCoordinator {
  public:
-  // `command`: the line as typed, for the record. `long_life`: earlier ends of one that has lived
-  // for this long are forgotten.
-  RunCoordinator(std::filesystem::path program, std::filesystem::path run, std::string command,
-                 const Clock& clock, std::chrono::milliseconds long_life);
+  // `words`: more of its own in each life. `long_life`: earlier ends of one that has lived for this
+  // long are forgotten.
+  RunCoordinator(std::filesystem::path program, std::filesystem::path run,
+                 std::vector<std::string> words, const Clock& clock,
+                 std::chrono::milliseconds long_life);
 
   // Starts it; Watch() says when it is up.
   Status Start(bool resume);
@@ -51,7 +52,7 @@ class RunCoordinator {
 
   const std::filesystem::path program_;
   const std::filesystem::path run_;
-  const std::string command_;
+  const std::vector<std::string> words_;
   const Clock& clock_;
   RestartPolicy policy_;  // at once: whoever waits for it waits for a short time
   std::optional<ChildProcess> process_;

@@ -60,6 +60,10 @@ void ApplyRecord(const proto::JournalRecord& record, RunFiles& files) {
       break;
     case proto::JournalRecord::kGenerationFormed:
       files.generation = record.generation_formed().generation();
+      files.members.clear();
+      for (const proto::GenerationMember& member : record.generation_formed().members()) {
+        files.members.push_back({member.domain(), member.local_rank()});
+      }
       break;
     case proto::JournalRecord::kPhaseFinished: {
       const auto index = static_cast<std::size_t>(record.phase_finished().phase());

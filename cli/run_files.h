@@ -19,6 +19,12 @@ namespace dd2 {
 // Names of the phases as the coordinator gives them: the kind, with "-2", "-3" when it comes again.
 std::vector<std::string> PhaseNames(const std::vector<PhaseConfig>& phases);
 
+// Where a rank of the newest generation works, or worked.
+struct MemberPlace {
+  std::string domain;
+  int local_rank = 0;
+};
+
 // The parts of a run folder. Pure input of FilesDocument, so that a test can make it up.
 struct RunFiles {
   RunConfig config;
@@ -27,6 +33,7 @@ struct RunFiles {
   std::string message;
   std::int64_t started_unix_ms = 0;  // of the newest life
   std::uint64_t generation = 0;
+  std::vector<MemberPlace> members;             // of it, by rank
   std::vector<std::optional<double>> finished;  // seconds of each finished phase
   std::string metrics_jsonl;
   std::vector<std::string> checkpoints;  // ids, oldest first

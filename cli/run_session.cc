@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "cli/incidents.h"
+#include "cli/log_filter.h"
 #include "cli/report.h"
 #include "cli/result_table.h"
 #include "cli/run_files.h"
@@ -25,27 +26,30 @@ constexpr milliseconds agent_loss_notice = timeouts::kFarewell + seconds(10);
 constexpr milliseconds poll_interval{50};
 constexpr std::size_t tail_lines = 15;
 
-std::string LastLines(const std::string& text) {
-  std::size_t begin = text.size();
-  for (std::size_t lines = 0; begin > 0; --begin) {
-    if (text[begin - 1] == '\n' && begin != text.size() && ++lines == tail_lines) break;
-  }
-  return text.substr(begin);
+std::vector<std::string> CoordinatorWords(const RunWork& work) {
+  std::vector<std::string> words;
+  if (work.elastic) words.emplace_back("--elastic");
+  words.insert(words.end(), {"--command", work.command});
+  return words;
 }
 
 }  // namespace
 
-RunSession::RunSession(PreparedRun run, RunPrograms programs, AgentPlaces places,
-                       std::string command, const Clock& clock, bool live)
+RunSession::RunSession(PreparedRun run, RunPrograms programs, RunWork work, const Clock& clock,
+                       bool live)
     : run_(std::move(run)),
       programs_(std::move(programs)),
-      command_(std::move(command)),
+      elastic_(work.elastic),
       clock_(clock),
       live_(live),
-      coordinator_(programs_.coordinator, run_.folder, command_, clock,
+      coordinator_(programs_.coordinator, run_.folder, CoordinatorWords(work), clock,
                    run_.config.timeouts.restart_forgotten),
-      agents_(programs_.agent, run_.folder, std::move(places), clock,
-              run_.config.timeouts.restart_forgotten) {}
+      agents_(programs_.agent, run_.folder, std::move(work.places), clock,
+              run_.config.timeouts.restart_forgotten) {
+  if (work.node_jobs > 0) {
+    node_jobs_.emplace(run_.folder, work.node_jobs, clock, run_.config.timeouts.restart_forgotten);
+  }
+}
 
 int RunSession::Tell(int exit_code, const std::string& message) const {
   std::fflush(stdout);
@@ -62,7 +66,7 @@ std::string RunSession::TailOf(const std::string& log) const {
   const fs::path path = run_.folder / "logs" / log;
   const auto text = RealFileSystem().Read(path);
   if (!text || text->empty()) return "";
-  return "\nThe end of " + path.string() + ":\n" + LastLines(*text);
+  return "\nThe end of " + path.string() + ":\n" + LastLines(*text, tail_lines);
 }
 
 Status RunSession::StartCoordinator() {
@@ -75,7 +79,7 @@ Status RunSession::StartCoordinator() {
       auto said = RealFileSystem().Read(run_.folder / "logs" / "coordinator.out");
       return Error(Code::kUnavailable,
                    said && !said->empty()
-                       ? LastLines(*said)
+                       ? LastLines(*said, tail_lines)
                        : "dd2-coordinator ended with " + DescribeStatus(*coordinator_.status()));
     }
     if (signals_.Count() > 0) return Error(Code::kAborted, "stopped before the run had begun");
@@ -133,7 +137,20 @@ bool RunSession::OthersWork() const {
   return domains != nullptr && domains->is_array() && !domains->get_array().empty();
 }
 
+bool RunSession::NodesAreHopeless() {
+  return node_jobs_ && node_jobs_->Hopeless() && !OthersWork();
+}
+
+void RunSession::CancelNodeJobs() {
+  // Asked to stop by a signal (its job's time is over), it is about to come back to them.
+  if (!node_jobs_ || stop_wanted_) return;
+  const Status cancelled = node_jobs_->CancelAll();
+  if (!cancelled)
+    Tell(0, "the jobs of the run's nodes may still wait: " + cancelled.error().message());
+}
+
 bool RunSession::AgentsAreLost() {
+  if (elastic_) return NodesAreHopeless();
   if (!agents_.AllEnded()) {
     agents_lost_.reset();
     return false;
@@ -152,6 +169,9 @@ bool RunSession::ShouldStop() {
   if (coordinator_.status()) return true;
   if (stop_wanted_) AskToStop();
   for (const std::string& line : agents_.Watch(coordinator_.up())) Note(line);
+  if (node_jobs_ && coordinator_.up()) {
+    for (const std::string& line : node_jobs_->Watch()) Note(line);
+  }
   return AgentsAreLost();
 }
 
@@ -245,6 +265,12 @@ int RunSession::ConcludeHopeless(const RunFiles& files, const std::string& reaso
 int RunSession::Conclude() {
   const auto files = ReadRunFiles(run_.folder);
   if (!files) return Tell(ExitCodeFor(files.error().code()), files.error().message());
+  if (node_jobs_ && node_jobs_->Hopeless() && files->outcome != "finished") {
+    return Tell(kExitRunFailed,
+                "no node could be had: each job of one ended soon after its start, "
+                "again and again; see slurm-*.out in " +
+                    (run_.folder / "logs").string() + "\n" + HowToResume());
+  }
   if (files->outcome == "stopped") {
     std::printf("%s: %s\n%s\n", run_.config.name.c_str(), files->message.c_str(),
                 HowToResume().c_str());
@@ -280,6 +306,7 @@ int RunSession::Run() {
     while (!ShouldStop()) std::this_thread::sleep_for(poll_interval);
   }
   Gather();
+  CancelNodeJobs();
   return Conclude();
 }
 

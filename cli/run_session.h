@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cli/follower.h"
+#include "cli/node_jobs.h"
 #include "cli/run_agents.h"
 #include "cli/run_coordinator.h"
 #include "cli/run_files.h"
@@ -23,6 +24,14 @@ struct RunPrograms {
   std::filesystem::path agent;
 };
 
+// Who works for a run.
+struct RunWork {
+  AgentPlaces places;    // of our own agents
+  bool elastic = false;  // none of our own: domains join from elsewhere, and are waited for
+  int node_jobs = 0;     // elastic, in a Slurm job: so many jobs of a node each are kept queued
+  std::string command;   // the line as typed, for the record
+};
+
 // One `dd2 run` from a prepared folder to its end: starts coordinator and agents as children,
 // starts again those that die, shows the run's progress, asks for a stop on a signal, and leaves no
 // process behind. The children die with the thread that calls Run(), however it ends (kill -9 too).
@@ -30,9 +39,7 @@ struct RunPrograms {
 class RunSession {
  public:
   // `live`: standard output is a terminal.
-  // `command`: the line as typed, for the record.
-  RunSession(PreparedRun run, RunPrograms programs, AgentPlaces places, std::string command,
-             const Clock& clock, bool live);
+  RunSession(PreparedRun run, RunPrograms programs, RunWork work, const Clock& clock, bool live);
 
   // The exit code (common/exit_codes.h). Everything worth saying has been printed.
   int Run();
@@ -48,6 +55,9 @@ class RunSession {
   // Domains that joined from elsewhere (dd2 agent join) go on without ours.
   bool OthersWork() const;
   bool AgentsAreLost();
+  // Of node jobs, one after the other has ended at once.
+  bool NodesAreHopeless();
+  void CancelNodeJobs();
   void Note(const std::string& line);
   // Waits for the children to end by themselves, then ends what is left.
   void Gather();
@@ -65,12 +75,13 @@ class RunSession {
 
   PreparedRun run_;
   const RunPrograms programs_;
-  const std::string command_;
+  const bool elastic_;
   const Clock& clock_;
   const bool live_;
   SignalCounter signals_;
   RunCoordinator coordinator_;
   RunAgents agents_;
+  std::optional<NodeJobs> node_jobs_;
   std::optional<Follower> follower_;
   int signals_seen_ = 0;
   bool stop_wanted_ = false;

@@ -175,6 +175,7 @@ std::string FormatStatus(const RunView& view, std::string_view folder) {
     domains += (domains.empty() ? "  domains: " : ", ") + name + " " + state;
   }
   if (!domains.empty()) out += domains + "\n";
+  out += view.jobs;
   for (std::size_t i = 0; i < view.phases.size(); ++i) {
     const PhaseView& phase = view.phases[i];
     const PhaseProgress progress = ProgressOf(view, i);

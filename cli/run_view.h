@@ -26,7 +26,9 @@ struct PhaseView {
 // or from the same documents made of the run folder's files (run_files.h). Plain data.
 struct RunView {
   std::string name;
-  std::string state;  // waiting, running, paused, stopping, finished, stopped, failed, interrupted
+  // waiting, running, paused, stopping, finished, stopped, failed, interrupted; of a run in Slurm
+  // that has no coordinator: queued, requeued, starting
+  std::string state;
   std::string message;  // why it stopped or failed
   std::int64_t seed = 0;
   std::int64_t ranks = 0;
@@ -43,6 +45,7 @@ struct RunView {
   std::string interval_setting;
   double stall_seconds = 0;    // what one costs
   double failure_seconds = 0;  // mean time to a failure
+  std::string jobs;            // of Slurm, a line each, as FormatJobs makes them
 };
 
 // Takes what is in a document over into `view` and leaves the rest. kCorruption: it is not one.

@@ -8,6 +8,15 @@
 namespace dd2 {
 namespace {
 
+// Somebody who submits the job again wants the run to go on; Slurm, which only queues it again, has
+// not heard of the cancelling.
+constexpr const char* kCancelled =
+    "if [ \"${SLURM_RESTART_COUNT:-0}\" -gt 0 ] && [ -e \"$run/slurm/cancelled\" ]; then\n"
+    "  echo \"$(date '+%F %T') the run was cancelled (dd2 cancel)\"\n"
+    "  exit 0\n"
+    "fi\n"
+    "rm -f \"$run/slurm/cancelled\"";
+
 bool IsPlaceholder(std::string_view name) {
   if (name.empty()) return false;
   for (const char c : name) {
@@ -76,17 +85,23 @@ Result<std::string> RenderSlurmScript(const SlurmScript& values) {
     options += "#SBATCH " + option + "\n";
   }
   std::string prolog;
-  for (const std::string& line : values.prolog) prolog += line + "\n";
-  return FillIn(OneAllocationScript(), {{"NAME", values.name},
-                                        {"JOB_NAME", "dd2-" + values.name},
-                                        {"RUN", values.run},
-                                        {"SCRIPT", values.script},
-                                        {"DD2", ShellLine({values.dd2})},
-                                        {"NODES", values.nodes},
-                                        {"HOST", values.host},
-                                        {"GRACE", std::to_string(values.grace_seconds)},
-                                        {"SBATCH", options},
-                                        {"PROLOG", prolog}});
+  for (const std::string& line : values.prolog) {
+    DD2_TRY(CheckLine("a line of the site's prolog", line));
+    prolog += line + "\n";
+  }
+  return FillIn(SlurmScriptText(values.kind), {{"NAME", values.name},
+                                               {"JOB_NAME", "dd2-" + values.name},
+                                               {"RUN", values.run},
+                                               {"SCRIPT", values.script},
+                                               {"DD2", ShellLine({values.dd2})},
+                                               {"NODES", values.nodes},
+                                               {"GRACE", std::to_string(values.grace_seconds)},
+                                               {"WAIT", std::to_string(values.wait_seconds)},
+                                               {"RUN_OPTIONS", ShellLine(values.run_options)},
+                                               {"LAUNCH", ShellLine(values.launch)},
+                                               {"CANCELLED", kCancelled},
+                                               {"SBATCH", options},
+                                               {"PROLOG", prolog}});
 }
 
 }  // namespace dd2

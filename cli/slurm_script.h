@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <string_view>
@@ -9,25 +10,35 @@
 
 namespace dd2 {
 
-// What a batch script of a run says. Every path is absolute.
+// The scripts in slurm/.
+enum class SlurmScriptKind : std::uint8_t {
+  kOneAllocation,  // coordinator, and an agent on each node
+  kCoordinator,    // job-per-node: the coordinator, which submits the next one
+  kNode,           // job-per-node: an agent that joins
+};
+
+// What the batch script of a job says. Every path is absolute.
 struct SlurmScript {
+  SlurmScriptKind kind = SlurmScriptKind::kOneAllocation;
   std::string name;         // of the run
   std::string run;          // its folder
   std::string script;       // the file that the script becomes
   std::string dd2;          // the program
   std::string nodes;        // "4", or "2-4": as many as there are, at least the first number
-  std::string host;         // shell word: address at which the coordinator listens
   int grace_seconds = 180;  // before the time limit: for a step and a checkpoint
-  std::vector<std::string> sbatch;  // further options, as typed
-  std::vector<std::string> prolog;  // lines of the site, before anything of ours
+  int wait_seconds = 900;   // kNode: for a coordinator that is away
+  std::vector<std::string> run_options;  // words: more options of `dd2 run`
+  std::vector<std::string> launch;       // kNode: words, more of srun's and what runs the agent
+  std::vector<std::string> sbatch;       // further options, as typed
+  std::vector<std::string> prolog;       // lines of the site, before anything of ours
 };
 
-// The batch script of `slurm/one-allocation.sh`. kInvalidArgument: a value that would break a line
-// of it, or a path that Slurm would read as a pattern.
+// kInvalidArgument: a value that would break a line of it, or a path that Slurm would read as a
+// pattern.
 Result<std::string> RenderSlurmScript(const SlurmScript& values);
 
-// The text of slurm/one-allocation.sh, built into the program.
-std::string_view OneAllocationScript();
+// The text of a script in slurm/, built into the program.
+std::string_view SlurmScriptText(SlurmScriptKind kind);
 
 // `text` with each @NAME@ replaced by its value. kInternal: a name without a value.
 Result<std::string> FillIn(std::string_view text, const std::map<std::string, std::string>& values);

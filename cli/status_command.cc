@@ -12,7 +12,9 @@
 #include "cli/http_client.h"
 #include "cli/report_data.h"
 #include "cli/run_view.h"
+#include "cli/slurm_jobs.h"
 #include "common/exit_codes.h"
+#include "common/file.h"
 #include "common/json.h"
 
 namespace dd2 {
@@ -37,15 +39,32 @@ std::shared_ptr<RunArgument> AddArguments(CLI::App& command) {
   return arguments;
 }
 
+// What Slurm has of the run goes into `document`; its lines for people.
+std::string AddSlurm(const std::string& run, json::object& document) {
+  const auto jobs = AskForJobs(run);
+  if (!jobs) {
+    if (jobs.error().code() == Code::kNotFound) return "";  // it was not submitted
+    return "  slurm: " + jobs.error().message() + "\n";
+  }
+  const bool live = !document.contains("live");
+  if (!live) {
+    document["state"] = StateWithJobs(FindText(document, "state").value_or(""), *jobs);
+  }
+  document["slurm_jobs"] = JobsDocument(*jobs);
+  return FormatJobs(*jobs);
+}
+
 int PrintStatus(const RunArgument& arguments) {
-  const auto document = DescribeRun(arguments.run);
+  auto document = DescribeRun(arguments.run);
   if (!document) return Fail(document.error());
+  const std::string slurm = AddSlurm(arguments.run, *document);
   if (arguments.json) {
     std::printf("%s\n", json::serialize(*document).c_str());
     return kExitOk;
   }
   RunView view;
   if (const Status applied = ApplyDocument(*document, view); !applied) return Fail(applied.error());
+  view.jobs = slurm;
   std::fputs(FormatStatus(view, arguments.run).c_str(), stdout);
   return kExitOk;
 }
@@ -94,6 +113,52 @@ void AddControl(CLI::App& app, int& exit_code, const std::string& action, const 
 
 }  // namespace
 
+namespace {
+
+// Of a run in Slurm that nobody works on: its jobs are cancelled. kNotFound: it has none.
+Result<std::string> CancelJobs(const std::filesystem::path& run) {
+  DD2_TRY_ASSIGN(const LiveJobs jobs, AskForJobs(run));
+  std::vector<std::string> words = {"scancel"};
+  if (jobs.main) words.push_back(jobs.main->id);
+  for (const SlurmJob& job : jobs.nodes) words.push_back(job.id);
+  if (words.size() == 1) {
+    return Error(Code::kNotFound, run.string() + " has no job in Slurm's queue");
+  }
+  DD2_TRY(CallSlurm(words));
+  std::string ids;
+  for (std::size_t i = 1; i < words.size(); ++i) ids += (i == 1 ? "" : ", ") + words[i];
+  return ids;
+}
+
+// Its jobs do not queue again, whatever Slurm does with them. Nothing to be done where the run was
+// not submitted.
+Status MarkCancelled(const std::filesystem::path& run) {
+  std::error_code error;
+  if (!std::filesystem::is_directory(SlurmFolder(run), error)) return {};
+  return WriteFileAtomically(RealFileSystem(), CancelMark(run), "dd2 cancel\n");
+}
+
+int Cancel(const std::filesystem::path& run, bool as_json) {
+  if (const Status marked = MarkCancelled(run); !marked) return Fail(marked.error());
+  const auto client = HttpClient::ForRun(run);
+  if (client || client.error().code() != Code::kUnavailable) {
+    return SendControl(run, "cancel", as_json);
+  }
+  const auto jobs = CancelJobs(run);
+  if (!jobs) return Fail(jobs.error().code() == Code::kNotFound ? client.error() : jobs.error());
+  if (as_json) {
+    json::object document;
+    document["cancelled_jobs"] = *jobs;
+    std::printf("%s\n", json::serialize(document).c_str());
+  } else {
+    std::printf("%s: nobody works on it; taken out of Slurm's queue: %s\n", run.c_str(),
+                jobs->c_str());
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
 int SendControl(const std::filesystem::path& run, const std::string& action, bool as_json) {
   auto client = HttpClient::ForRun(run);
   if (!client) return Fail(client.error());
@@ -123,7 +188,12 @@ void AddStatusCommands(CLI::App& app, int& exit_code) {
 void AddControlCommands(CLI::App& app, int& exit_code) {
   AddControl(app, exit_code, "pause", "Hold a run at its next step");
   AddControl(app, exit_code, "resume", "Let a paused run go on");
-  AddControl(app, exit_code, "cancel", "Checkpoint, then stop; continue with dd2 run --resume");
+  CLI::App* cancel = app.add_subcommand(
+      "cancel",
+      "Checkpoint, then stop; continue with --resume. Takes its jobs out of Slurm's queue");
+  auto arguments = AddArguments(*cancel);
+  cancel->callback(
+      [arguments, &exit_code] { exit_code = Cancel(arguments->run, arguments->json); });
 }
 
 }  // namespace dd2

@@ -2,13 +2,17 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "cli/run_folder.h"
 #include "cli/run_options.h"
+#include "cli/slurm_client.h"
+#include "cli/slurm_jobs.h"
 #include "cli/slurm_script.h"
+#include "common/config_site.h"
 #include "common/exit_codes.h"
 #include "common/file.h"
 #include "common/process.h"
@@ -18,173 +22,321 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::chrono::seconds kSlurmPatience(60);
-
+// What is typed overrules what the site's file says; empty, or 0: not typed.
 struct SubmitArguments {
   RunRequest request;
+  std::string site_file;
+  SiteConfig typed;
   std::string nodes = "1";
-  int grace = 180;
-  std::string host;
   bool dry_run = false;
-  std::vector<std::pair<std::string, std::string>> named;  // partition, account, ...
   std::vector<std::string> sbatch;
 };
 
-// Runs a program of Slurm to its end; what it said. kUnavailable with its words: it failed.
-Result<std::string> CallSlurm(const std::vector<std::string>& words, const fs::path& output) {
-  DD2_TRY(RealFileSystem().Remove(output));
-  SpawnOptions options;
-  options.argv = words;
-  options.output = output;
-  Result<ChildProcess> child = ChildProcess::Spawn(options);
-  if (!child) {
-    return Error(child.error().code(), child.error().message() +
-                                           ": dd2 submit needs Slurm's programs in PATH (on a "
-                                           "login node of the cluster they are)");
-  }
-  const std::optional<int> status = child->Wait(kSlurmPatience);
-  Result<std::string> said = RealFileSystem().Read(output);
-  std::string text = said ? *said : "";
-  static_cast<void>(RealFileSystem().Remove(output));
-  while (text.ends_with('\n')) text.pop_back();
-  if (status == 0) return text;
-  return Error(Code::kUnavailable,
-               ShellLine(words) + (status ? " failed: " : " does not answer: ") + text);
+// A job's script, and the file that it becomes.
+struct PlannedScript {
+  fs::path path;
+  std::string text;
+};
+
+struct SubmitPlan {
+  RunRequest request;
+  RunConfig config;
+  SiteConfig site;
+  NodeRange nodes;
+  fs::path folder;
+  std::vector<PlannedScript> scripts;  // the main one first
+};
+
+// --site, $DD2_SITE, or slurm/site.yaml where dd2 is called; without any of them nothing is said.
+Result<SiteConfig> FindSite(const std::string& typed) {
+  if (!typed.empty()) return LoadSiteConfig(typed);
+  const char* const named = std::getenv("DD2_SITE");
+  if (named != nullptr && *named != '\0') return LoadSiteConfig(named);
+  std::error_code ignored;
+  const fs::path usual = "slurm/site.yaml";
+  return fs::exists(usual, ignored) ? LoadSiteConfig(usual) : SiteConfig();
 }
 
-// As sbatch's own options, in the order in which they were typed.
-std::vector<std::string> SbatchOptions(const SubmitArguments& arguments) {
-  std::vector<std::string> options;
-  for (const auto& [name, value] : arguments.named) {
-    if (!value.empty()) options.push_back("--" + name + "=" + value);
+SiteConfig Overrule(SiteConfig site, const SiteConfig& typed) {
+  static constexpr std::string SiteConfig::*kTexts[] = {
+      &SiteConfig::shape, &SiteConfig::partition,  &SiteConfig::account, &SiteConfig::qos,
+      &SiteConfig::time,  &SiteConfig::constraint, &SiteConfig::gres,    &SiteConfig::host};
+  for (const auto text : kTexts) {
+    if (!(typed.*text).empty()) site.*text = typed.*text;
   }
+  if (typed.grace > 0) site.grace = typed.grace;
+  return site;
+}
+
+void AddOption(const char* name, const std::string& value, std::vector<std::string>& options) {
+  if (!value.empty()) options.push_back(std::string("--") + name + "=" + value);
+}
+
+// sbatch's own, as the site's file and then the command line have them.
+std::vector<std::string> SbatchOptions(const SubmitArguments& arguments, const SiteConfig& site) {
+  std::vector<std::string> options;
+  AddOption("partition", site.partition, options);
+  AddOption("account", site.account, options);
+  AddOption("qos", site.qos, options);
+  AddOption("time", site.time, options);
+  AddOption("constraint", site.constraint, options);
+  AddOption("gres", site.gres, options);
+  options.insert(options.end(), site.sbatch.begin(), site.sbatch.end());
   options.insert(options.end(), arguments.sbatch.begin(), arguments.sbatch.end());
   return options;
 }
 
-Result<SlurmScript> Values(const SubmitArguments& arguments, const fs::path& run,
-                           const std::string& name) {
-  DD2_TRY_ASSIGN(const fs::path folder, OwnBinaryFolder());
-  SlurmScript script;
-  script.name = name;
-  script.run = run.string();
-  script.script = (run / "slurm" / "job.sh").string();
-  script.dd2 = (folder / "dd2").string();
-  script.nodes = arguments.nodes;
-  // On one node nobody else needs to reach it. Else what its own name stands for, as its peers
-  // would look it up.
-  script.host = !arguments.host.empty() ? ShellLine({arguments.host})
-                : arguments.nodes == "1"
-                    ? "127.0.0.1"
-                    : "$(getent ahostsv4 \"$(hostname)\" | awk 'NR == 1 {print $1}')";
-  script.grace_seconds = arguments.grace;
-  script.sbatch = SbatchOptions(arguments);
-  return script;
+// Of the coordinator's own job, which needs neither devices nor features.
+std::vector<std::string> CoordinatorOptions(const SiteConfig& site) {
+  const auto either = [](const std::string& own, const std::string& other) {
+    return own.empty() ? other : own;
+  };
+  std::vector<std::string> options;
+  AddOption("partition", either(site.coordinator_partition, site.partition), options);
+  AddOption("account", site.account, options);
+  if (site.coordinator_partition.empty()) AddOption("qos", site.qos, options);
+  AddOption("time", either(site.coordinator_time, site.time), options);
+  options.insert(options.end(), site.coordinator_sbatch.begin(), site.coordinator_sbatch.end());
+  return options;
 }
 
-int DryRun(const SubmitArguments& arguments, const std::string& text) {
-  std::printf("%s", text.c_str());
-  const fs::path draft =
-      fs::temp_directory_path() / ("dd2-submit-" + std::to_string(::getpid()) + ".sh");
-  Status written = WriteFileAtomically(RealFileSystem(), draft, text);
-  if (!written) return Fail(written.error());
-  const auto verdict =
-      CallSlurm({"sbatch", "--test-only", draft.string()}, draft.string() + ".out");
-  static_cast<void>(RealFileSystem().Remove(draft));
-  if (!verdict) return Fail(verdict.error());
-  std::printf("\n%s\nNothing was written or submitted (--dry-run). Nodes: %s\n", verdict->c_str(),
-              arguments.nodes.c_str());
+std::vector<std::string> Prolog(const SiteConfig& site) {
+  std::vector<std::string> lines;
+  for (const std::string& module : site.modules)
+    lines.push_back(ShellLine({"module", "load", module}));
+  lines.insert(lines.end(), site.prolog.begin(), site.prolog.end());
+  return lines;
+}
+
+// Words of `dd2 run` in the main job.
+std::vector<std::string> RunOptions(const SubmitPlan& plan) {
+  const bool alone = plan.site.shape == kOneAllocation && plan.nodes.max == 1;
+  const std::string host = !plan.site.host.empty() ? plan.site.host : alone ? "127.0.0.1" : "auto";
+  std::vector<std::string> words = {"--set", "api.host=" + host};
+  if (plan.site.shape == kJobPerNode) {
+    words.insert(words.end(), {"--elastic", "--domains", std::to_string(plan.nodes.min),
+                               "--node-jobs", std::to_string(plan.nodes.max)});
+    return words;
+  }
+  for (const std::string& word : plan.site.srun) words.push_back("--srun=" + word);
+  for (const std::string& word : plan.site.container) words.push_back("--container=" + word);
+  return words;
+}
+
+Result<PlannedScript> Plan(SlurmScriptKind kind, const fs::path& path, const SubmitPlan& plan,
+                           const SubmitArguments& arguments) {
+  DD2_TRY_ASSIGN(const fs::path programs, OwnBinaryFolder());
+  SlurmScript script;
+  script.kind = kind;
+  script.name = plan.config.name;
+  script.run = plan.folder.string();
+  script.script = path.string();
+  script.dd2 = (programs / "dd2").string();
+  script.nodes = arguments.nodes;
+  script.grace_seconds = plan.site.grace;
+  script.run_options = RunOptions(plan);
+  script.launch = plan.site.srun;
+  script.launch.insert(script.launch.end(), plan.site.container.begin(), plan.site.container.end());
+  script.sbatch = kind == SlurmScriptKind::kCoordinator ? CoordinatorOptions(plan.site)
+                                                        : SbatchOptions(arguments, plan.site);
+  script.prolog = Prolog(plan.site);
+  DD2_TRY_ASSIGN(std::string text, RenderSlurmScript(script));
+  return PlannedScript{path, std::move(text)};
+}
+
+Status PlanScripts(const SubmitArguments& arguments, SubmitPlan& plan) {
+  const bool one = plan.site.shape == kOneAllocation;
+  DD2_TRY_ASSIGN(PlannedScript main,
+                 Plan(one ? SlurmScriptKind::kOneAllocation : SlurmScriptKind::kCoordinator,
+                      MainScript(plan.folder), plan, arguments));
+  plan.scripts.push_back(std::move(main));
+  if (one) return {};
+  DD2_TRY_ASSIGN(PlannedScript node,
+                 Plan(SlurmScriptKind::kNode, NodeScript(plan.folder), plan, arguments));
+  plan.scripts.push_back(std::move(node));
+  return {};
+}
+
+// Everything that can be checked without writing anything.
+tl::expected<SubmitPlan, StartFailure> MakePlan(const SubmitArguments& arguments) {
+  const auto wrong = [](const Error& error) {
+    return tl::unexpected(StartFailure{ExitCodeFor(error.code()), error.message()});
+  };
+  SubmitPlan plan;
+  const auto nodes = ParseNodes(arguments.nodes);
+  if (!nodes) return wrong(nodes.error());
+  plan.nodes = *nodes;
+  auto site = FindSite(arguments.site_file);
+  if (!site) return wrong(site.error());
+  plan.site = Overrule(std::move(*site), arguments.typed);
+  plan.request = arguments.request;
+  plan.request.domains = nodes->max;  // so many must have something to do
+  auto config = CheckRequest(plan.request);
+  if (!config) return tl::unexpected(config.error());
+  plan.config = std::move(*config);
+  if (plan.request.folder.empty()) {
+    plan.request.folder = plan.site.scratch.empty()
+                              ? DefaultRunFolder(plan.config)
+                              : fs::path(plan.site.scratch) / plan.config.name;
+  }
+  plan.folder = fs::absolute(plan.request.folder).lexically_normal();
+  if (const Status planned = PlanScripts(arguments, plan); !planned) return wrong(planned.error());
+  return plan;
+}
+
+int DryRun(const SubmitPlan& plan) {
+  std::string verdicts;
+  for (const PlannedScript& script : plan.scripts) {
+    std::printf("%s# %s\n%s", verdicts.empty() ? "" : "\n", script.path.c_str(),
+                script.text.c_str());
+    const fs::path draft =
+        fs::temp_directory_path() / ("dd2-submit-" + std::to_string(::getpid()) + ".sh");
+    if (const Status written = WriteFileAtomically(RealFileSystem(), draft, script.text);
+        !written) {
+      return Fail(written.error());
+    }
+    const auto verdict = CallSlurm({"sbatch", "--test-only", draft.string()});
+    static_cast<void>(RealFileSystem().Remove(draft));
+    if (!verdict) return Fail(verdict.error());
+    verdicts += "\n" + *verdict;
+  }
+  std::printf("%s\nNothing was written or submitted (--dry-run). Shape: %s\n", verdicts.c_str(),
+              plan.site.shape.c_str());
   return kExitOk;
 }
 
-// Writes the script and lets Slurm judge it; what it is to be submitted as.
-Result<std::string> PrepareScript(const SlurmScript& values, const std::string& text) {
-  const fs::path script = values.script;
-  DD2_TRY(RealFileSystem().MakeDirectories(script.parent_path()));
-  DD2_TRY(RealFileSystem().MakeDirectories(fs::path(values.run) / "logs"));
-  DD2_TRY(WriteFileAtomically(RealFileSystem(), script, text));
-  DD2_TRY(CallSlurm({"sbatch", "--test-only", script.string()}, script.string() + ".out"));
-  return script.string();
+// Writes the scripts and lets Slurm judge them.
+Status PrepareScripts(const SubmitPlan& plan) {
+  DD2_TRY(RealFileSystem().MakeDirectories(SlurmFolder(plan.folder)));
+  DD2_TRY(RealFileSystem().MakeDirectories(plan.folder / "logs"));
+  for (const PlannedScript& script : plan.scripts) {
+    DD2_TRY(WriteFileAtomically(RealFileSystem(), script.path, script.text));
+    DD2_TRY(CallSlurm({"sbatch", "--test-only", script.path.string()}));
+  }
+  return {};
+}
+
+// A run has one main job at a time.
+Status CheckNoneQueued(const fs::path& folder) {
+  const auto jobs = AskForJobs(folder);
+  if (!jobs || !jobs->main) return {};
+  return Error(Code::kFailedPrecondition,
+               folder.string() + " has a job already: " + jobs->main->id + " " +
+                   DescribeJob(*jobs->main) + ". Cancel it first (dd2 cancel " + folder.string() +
+                   "), or follow it with dd2 status " + folder.string());
+}
+
+Result<std::string> SubmitMain(const SubmitPlan& plan) {
+  // What of an earlier submission's nodes still waits is welcome.
+  RunJobs jobs;
+  if (auto before = ReadRunJobs(plan.folder)) jobs.nodes = std::move(before->nodes);
+  DD2_TRY(RealFileSystem().Remove(CancelMark(plan.folder)));
+  DD2_TRY_ASSIGN(const std::string said,
+                 CallSlurm({"sbatch", "--parsable", plan.scripts.front().path.string()}));
+  DD2_TRY_ASSIGN(jobs.main, ParseSubmitted(said));
+  if (const Status kept = WriteRunJobs(plan.folder, jobs); !kept) {
+    std::fprintf(stderr, "dd2: %s\n", kept.error().message().c_str());
+  }
+  return jobs.main;
 }
 
 int Submit(const SubmitArguments& arguments) {
-  RunRequest request = arguments.request;
-  const auto nodes = ParseNodes(arguments.nodes);
-  if (!nodes) return Fail(nodes.error());
-  request.domains = nodes->max;
-  auto config = CheckRequest(request);
-  if (!config) {
-    std::fprintf(stderr, "dd2: %s\n", config.error().message.c_str());
-    return config.error().exit_code;
+  auto plan = MakePlan(arguments);
+  if (!plan) {
+    std::fprintf(stderr, "dd2: %s\n", plan.error().message.c_str());
+    return plan.error().exit_code;
   }
-  const std::string name = config->name;
-  const fs::path folder =
-      fs::absolute(request.folder.empty() ? DefaultRunFolder(*config) : request.folder)
-          .lexically_normal();
-  const auto values = Values(arguments, folder, name);
-  if (!values) return Fail(values.error());
-  const auto text = RenderSlurmScript(*values);
-  if (!text) return Fail(text.error());
-  if (arguments.dry_run) return DryRun(arguments, *text);
+  if (arguments.dry_run) return DryRun(*plan);
+  if (const Status none = CheckNoneQueued(plan->folder); !none) {
+    std::fprintf(stderr, "dd2: %s\n", none.error().message().c_str());
+    return kExitAlreadyStarted;
+  }
   {
-    auto run = PrepareRun(request, std::move(*config));
+    auto run = PrepareRun(plan->request, plan->config);
     if (!run) {
       std::fprintf(stderr, "dd2: %s\n", run.error().message.c_str());
       return run.error().exit_code;
     }
-    const auto script = PrepareScript(*values, *text);
-    if (!script) {
+    if (const Status prepared = PrepareScripts(*plan); !prepared) {
       AbandonRun(*run);
-      return Fail(script.error());
+      return Fail(prepared.error());
     }
   }  // the folder's lock is the job's from here on
-  const auto job = CallSlurm({"sbatch", "--parsable", values->script}, values->script + ".out");
+  const auto job = SubmitMain(*plan);
+  const std::string folder = plan->folder.string();
   if (!job) {
-    std::fprintf(stderr, "dd2: %s\nThe run is prepared: try again with sbatch %s\n",
-                 job.error().message().c_str(), values->script.c_str());
+    std::fprintf(stderr, "dd2: %s\nThe run is prepared: try again with dd2 submit %s --resume\n",
+                 job.error().message().c_str(), arguments.request.config.c_str());
     return kExitCannotStart;
   }
-  const std::string number = job->substr(0, job->find_first_not_of("0123456789"));
   std::printf(
-      "submitted job %s: %s nodes\n"
+      "submitted job %s: %s nodes, %s\n"
       "run folder  %s\n"
       "log         %s/logs/slurm-%s.out\n"
-      "follow it   dd2 watch %s\n"
-      "its API     once it runs: dd2 status %s; from elsewhere ssh -L PORT:HOST:PORT with HOST "
-      "and PORT of %s/coordinator.json\n",
-      number.c_str(), arguments.nodes.c_str(), values->run.c_str(), values->run.c_str(),
-      number.c_str(), values->run.c_str(), values->run.c_str(), values->run.c_str());
+      "follow it   dd2 status %s, dd2 watch %s, dd2 logs %s\n"
+      "its API     once it runs: from elsewhere ssh -L PORT:HOST:PORT with HOST and PORT of "
+      "%s/coordinator.json\n",
+      job->c_str(), arguments.nodes.c_str(), plan->site.shape.c_str(), folder.c_str(),
+      folder.c_str(), job->c_str(), folder.c_str(), folder.c_str(), folder.c_str(), folder.c_str());
   return kExitOk;
+}
+
+void AddSiteOptions(CLI::App& command, SubmitArguments& arguments) {
+  SiteConfig& typed = arguments.typed;
+  typed.shape.clear();
+  typed.grace = 0;
+  command
+      .add_option("--site", arguments.site_file,
+                  "File with the site's settings (default: $DD2_SITE, or slurm/site.yaml if it is "
+                  "there)")
+      ->type_name("FILE");
+  command
+      .add_option("--shape", typed.shape,
+                  "one-allocation: one job for all nodes. job-per-node: one for the coordinator, "
+                  "one for each node; lost ones are replaced, the run grows and shrinks")
+      ->type_name("SHAPE")
+      ->check(CLI::IsMember({kOneAllocation, kJobPerNode}));
+  for (const auto& [name, value] :
+       {std::pair<const char*, std::string*>{"--partition", &typed.partition},
+        {"--account", &typed.account},
+        {"--qos", &typed.qos},
+        {"--time", &typed.time},
+        {"--constraint", &typed.constraint},
+        {"--gres", &typed.gres}}) {
+    command.add_option(name, *value, "As for sbatch")->type_name("...");
+  }
+  command
+      .add_option("--grace", typed.grace,
+                  "Seconds before the time limit at which the run makes a checkpoint (180)")
+      ->type_name("S")
+      ->check(CLI::Range(10, 86400));
+  command
+      .add_option("--host", typed.host,
+                  "Where the nodes reach the coordinator: an address, an interface, a network "
+                  "(default: by rule)")
+      ->type_name("ADDRESS");
 }
 
 }  // namespace
 
 void AddSubmitCommand(CLI::App& app, const std::vector<std::string>& words, int& exit_code) {
   CLI::App* command = app.add_subcommand(
-      "submit", "Submit a distillation to Slurm: one job, an agent with its workers on each node");
+      "submit",
+      "Submit a distillation to Slurm, which runs it to its end over time limits and "
+      "lost nodes");
   auto arguments = std::make_shared<SubmitArguments>();
   arguments->request.command = ShellLine(words);
   AddRunOptions(*command, arguments->request);
   command->add_option("sbatch", arguments->sbatch, "After --: more options for sbatch")
       ->type_name("[-- OPTION...]");
-  command->add_option("--nodes", arguments->nodes, "Nodes of the job (1)")->type_name("N|MIN-MAX");
-  arguments->named = {{"partition", ""}, {"account", ""},    {"qos", ""},
-                      {"time", ""},      {"constraint", ""}, {"gres", ""}};
-  for (auto& [name, value] : arguments->named) {
-    command->add_option("--" + name, value, "As for sbatch")->type_name("...");
-  }
   command
-      ->add_option("--grace", arguments->grace,
-                   "Seconds before the time limit at which the run makes a checkpoint (180)")
-      ->type_name("S")
-      ->check(CLI::Range(10, 86400));
-  command
-      ->add_option("--host", arguments->host,
-                   "Address at which the other nodes reach the first one (default: what its name "
-                   "stands for)")
-      ->type_name("ADDRESS");
+      ->add_option("--nodes", arguments->nodes,
+                   "Nodes (1); MIN-MAX: as many as there are, at least the first number to begin "
+                   "with")
+      ->type_name("N|MIN-MAX");
+  AddSiteOptions(*command, *arguments);
   command->add_flag("--dry-run", arguments->dry_run,
-                    "Show the batch script and what Slurm says of it, and do nothing");
+                    "Show the batch scripts and what Slurm says of them, and do nothing");
   command->callback([arguments, &exit_code] { exit_code = Submit(*arguments); });
 }
 

@@ -75,6 +75,9 @@ struct CoreOptions {
   std::string code_version;
   std::string config_digest;
   std::string command;  // that started this life, as typed; may be empty
+  // Domains come and go as machines are given to the run: it begins with `config.domains` of them,
+  // goes on with those that are there, and waits while there is none, as long as it takes.
+  bool elastic = false;
 };
 
 // The generation that a coordinator which died has left behind; its workers train on.

@@ -1,6 +1,6 @@
-// dd2-coordinator --run DIR [--resume | --recover] [--command TEXT]: one process for one run. It
-// owns phases, membership, the journal and the checkpoints of RUN, and serves the control port and
-// the HTTP API. Exit codes: common/exit_codes.h.
+// dd2-coordinator --run DIR [--resume | --recover] [--elastic] [--command TEXT]: one process for
+// one run. It owns phases, membership, the journal and the checkpoints of RUN, and serves the
+// control port and the HTTP API. Exit codes: common/exit_codes.h.
 
 #include <unistd.h>
 
@@ -42,17 +42,19 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kUsage =
-    "usage: dd2-coordinator --run DIR [--resume | --recover] [--command TEXT]\n"
+    "usage: dd2-coordinator --run DIR [--resume | --recover] [--elastic] [--command TEXT]\n"
     "  --run DIR       folder of the run; DIR/config.yaml says what to do\n"
     "  --resume        go on from the newest checkpoint\n"
     "  --recover       the coordinator before died and its workers did not: take the run over, on "
     "the same ports\n"
+    "  --elastic       domains come and go: the run waits while there is none\n"
     "  --command TEXT  what the user typed, for result.json\n";
 
 struct Arguments {
   fs::path run;
   bool resume = false;
   bool recover = false;
+  bool elastic = false;
   std::string command;
 };
 
@@ -86,6 +88,8 @@ OrFailure<Arguments> ParseArguments(const std::vector<std::string>& words) {
       arguments.resume = true;
     } else if (words[i] == "--recover") {
       arguments.recover = true;
+    } else if (words[i] == "--elastic") {
+      arguments.elastic = true;
     } else if (words[i] == "--command" && i + 1 < words.size()) {
       arguments.command = words[++i];
     } else if (words[i] == "--help" || words[i] == "-h") {
@@ -270,6 +274,7 @@ class Program {
       : run_(std::move(run)),
         command_(arguments.command),
         recover_(arguments.recover),
+        elastic_(arguments.elastic),
         ports_(ports),
         opened_(std::move(opened)),
         signals_(context_, SIGINT, SIGTERM) {}
@@ -336,6 +341,7 @@ class Program {
     core.code_version = std::string(CodeVersion());
     core.config_digest = opened_.config_digest;
     core.command = command_;
+    core.elastic = elastic_;
     LoopOptions options;
     options.run_folder = run_;
     options.secret = opened_.secret;
@@ -359,6 +365,7 @@ class Program {
   const fs::path run_;
   const std::string command_;
   const bool recover_;
+  const bool elastic_;
   const Ports ports_;
   OpenedRun opened_;
   const SystemClock clock_;

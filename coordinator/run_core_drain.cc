@@ -36,7 +36,8 @@ std::int32_t RunCore::WantedDomains() const {
   const auto here = std::count_if(domains.begin(), domains.end(),
                                   [this](const auto& entry) { return Stays(entry.second); });
   const std::int32_t configured =
-      options_.config.domains - static_cast<std::int32_t>(drained_.size());
+      options_.elastic ? (ever_formed_ ? 1 : options_.config.domains)
+                       : options_.config.domains - static_cast<std::int32_t>(drained_.size());
   return std::max({1, configured, static_cast<std::int32_t>(here)});
 }
 

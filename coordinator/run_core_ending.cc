@@ -266,7 +266,12 @@ void RunCore::CheckDeadlines(Moment at, Actions& out) {
   const bool over = deadline_ && at.now >= *deadline_;
   switch (stage_) {
     case Stage::kActive:
-      if (over && !members_.formed()) FailGathering(at, out);
+      if (!over || members_.formed()) break;
+      if (options_.elastic) {
+        deadline_ = at.now + times().workers_join;
+      } else {
+        FailGathering(at, out);
+      }
       break;
     case Stage::kFinishing:
       if (over) End(RunWord::kFinished, "", at, out);

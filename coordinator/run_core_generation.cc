@@ -372,7 +372,7 @@ void RunCore::TryForm(Moment at, Actions& out) {
   // Survivors do not wait for anybody; where all is lost, or nothing has begun, everybody is
   // waited for until the deadline. In a run that has worked before, an agent that stays away is not
   // waited for as long as one that is about to bring its domain.
-  const bool late = deadline_ && at.now >= *deadline_;
+  const bool late = deadline_ && at.now >= *deadline_ && (ever_formed_ || !options_.elastic);
   const bool abandoned = ever_formed_ && !coming && at.now - broken_at_ >= times().reattach;
   if (!any || (!survivors && whole < WantedDomains() && !late && !abandoned)) return;
   Form(at, out);

@@ -17,8 +17,7 @@
 dd2=@DD2@
 run=@RUN@
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd,)
-# Where the other nodes reach the coordinator.
-host=@HOST@
+@CANCELLED@
 
 again=no
 stop() {
@@ -30,14 +29,14 @@ stop() {
 trap stop USR2
 
 echo "$(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $nodes"
-"$dd2" run "$run/config.yaml" --run "$run" --resume --nodes "$nodes" --set "api.host=$host" &
+"$dd2" run "$run/config.yaml" --run "$run" --resume --nodes "$nodes" @RUN_OPTIONS@ &
 child=$!
 # A signal that is trapped interrupts the wait.
 while wait "$child"; code=$?; [ "$code" -gt 128 ] && kill -0 "$child" 2>/dev/null; do :; done
 echo "$(date '+%F %T') dd2 run ended with exit code $code"
 
 # 6: stopped after a checkpoint. Anything else is finished, or wants a look first.
-if [ "$code" -eq 6 ] && [ "$again" = yes ]; then
+if [ "$code" -eq 6 ] && [ "$again" = yes ] && [ ! -e "$run/slurm/cancelled" ]; then
   scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
 exit "$code"

@@ -151,8 +151,9 @@ class Cluster:
         return self.call("scontrol", "show", "hostnames", listed).split() if listed else []
 
     def lose(self, node):
-        """The machine is off: SIGKILL to its slurmd, to its steps and to all that they have started."""
+        """The machine is off: SIGKILL to its slurmd, to its steps and to all that they have started; they are gone."""
         self.daemons[node].kill()
+        killed = []
         for step, below in self.steps():
             words = [commands(pid) for pid in below]
             script = any(f"{self.folder}/spool/{node}/".encode() in line for line in words)
@@ -164,7 +165,10 @@ class Cluster:
                 for pid in [step, *below]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
         self.daemons[node].wait(30)
+        # One that has ended has no command line any more, even where nobody has waited for it.
+        wait_until(lambda: not any(commands(pid) for pid in killed), f"the end of all on {node}", 30)
 
     def steps(self):
         """[(pid of a slurmstepd of any cluster, pids of all below it)]"""

@@ -1,54 +1,13 @@
-"""`dd2 submit` on a real Slurm: slurmctld and four slurmd on this machine (slurm_cluster.py). Each run ends with the
-state and the record of an undisturbed `dd2 run` on one rank.
+"""One Slurm job for all nodes (`dd2 submit`) on a real Slurm: slurmctld and four slurmd on this machine
+(slurm_cluster.py). Each run ends with the state and the record of an undisturbed `dd2 run` on one rank.
 
 usage: slurm_test.py [CHECK...]; without a name all of them."""
 
-import os
 import re
-import subprocess
-import sys
 import time
 
-import slurm_cluster
-from dd2 import ROOT, Workspace, binary, expect, expect_same, wait_until
-
-CONFIG = "tests/configs/chaos.yaml"
-SEED = 3
-SKIPPED = 77  # CTest's SKIP_RETURN_CODE
-
-
-class Submitted:
-    """A run that was submitted: the folder as in dd2.Run, and its job."""
-
-    def __init__(self, work, cluster, name, *options):
-        self.cluster = cluster
-        self.run = work.new_run(CONFIG, name, seed=SEED)
-        words = [binary(), "submit", ROOT / CONFIG, "--run", self.run.folder, "--seed", SEED, "--ranks", 1,
-                 "--set", f"cache.path={work.path / f'cache-{name}'}", "--host", "127.0.0.1", *options]
-        done = subprocess.run([str(word) for word in words], env=cluster.env, cwd=ROOT, capture_output=True, text=True,
-                              check=False, timeout=90)
-        expect(done.returncode == 0, f"dd2 submit: {done.returncode}\n{done.stdout}{done.stderr}")
-        self.job = re.search(r"submitted job (\d+)", done.stdout)[1]
-
-    def state(self):
-        return self.cluster.state(self.job)
-
-    def log(self):
-        path = self.run.folder / "logs" / f"slurm-{self.job}.out"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def ends(self, state="COMPLETED", timeout=240):
-        wait_until(lambda: self.state() in (state, "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"),
-                   f"job {self.job} to end", timeout)
-        expect(self.state() == state, f"job {self.job} is {self.state()}\n{self.log()}")
-        self.run.wait_gone()
-
-    def is_like(self, calm):
-        expect_same(calm.digest(), self.run.digest())
-        expect(calm.record() == self.run.record(), "metrics.jsonl differs")
-
-    def starts(self):
-        return self.log().count(f"job {self.job}, start ")
+from dd2 import expect, expect_fails, wait_until
+from slurm_run import Submitted, run_checks
 
 
 def check_two_nodes(work, cluster, calm):
@@ -66,7 +25,7 @@ def check_time_limit(work, cluster, calm):
     submitted = Submitted(work, cluster, "time-limit", "--nodes", "2")
     submitted.run.wait_for(phase="csd", step=3)
     cluster.call("scancel", "--batch", "--signal=USR2", submitted.job)
-    wait_until(lambda: submitted.starts() == 2, "the second start of the job", 120)
+    submitted.starts_again()
     submitted.ends()
     expect(submitted.starts() == 2, f"{submitted.starts()} starts\n{submitted.log()}")
     submitted.is_like(calm)
@@ -79,7 +38,63 @@ def check_preemption(work, cluster, calm):
     urgent = cluster.call("sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--exclusive",
                           f"--output={work.path}/urgent.out", "--wrap", "sleep 3").strip()
     wait_until(lambda: cluster.state(urgent) == "COMPLETED", "the urgent job", 90)
-    wait_until(lambda: submitted.starts() == 2, f"the second start of the job\n{submitted.log()}", 120)
+    submitted.starts_again()
+    submitted.ends()
+    submitted.is_like(calm)
+
+
+def check_requeued_by_hand(work, cluster, calm):
+    """`scontrol requeue`: no warning at all, the run goes on from its newest checkpoint."""
+    submitted = Submitted(work, cluster, "requeued", "--nodes", "2")
+    submitted.run.wait_for(phase="csd", step=6)
+    cluster.call("scontrol", "requeue", submitted.job)
+    document = wait_until(lambda: submitted.is_in_state("requeued"), "the word 'requeued' in dd2 status", 30)
+    job, = document["slurm_jobs"]
+    expect(job["restarts"] == 1 and job["state"] == "PENDING", str(job))
+    submitted.starts_again()
+    submitted.ends()
+    submitted.is_like(calm)
+
+
+def check_controller_away(work, cluster, calm):
+    """slurmctld is down while the run trains and loses an agent: nobody in the run needs it."""
+    submitted = Submitted(work, cluster, "controller-away", "--nodes", "2")
+    submitted.run.wait_for(phase="gts", step=3)
+    cluster.kill("slurmctld")
+    begun = time.monotonic()
+    submitted.run.wait_for(phase="csd", step=3)
+    away = submitted.status()
+    expect(away["state"] == "running" and "slurm_jobs" not in away, str(away)[:300])
+    submitted.run.wait_for(phase="align", step=3)
+    cluster.start("slurmctld")
+    print(f"slurmctld away for {time.monotonic() - begun:.1f} s", flush=True)
+    submitted.ends()
+    submitted.is_like(calm)
+
+
+def check_waits_and_is_cancelled(work, cluster, calm):
+    """A job in the queue: what dd2 status says of it, no second one for the run, and dd2 cancel."""
+    blocker = cluster.call("sbatch", "--parsable", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap",
+                           "sleep 300").strip()
+    wait_until(lambda: cluster.state(blocker) == "RUNNING", "the job that takes all nodes", 30)
+    submitted = Submitted(work, cluster, "waits", "--nodes", "2")
+    document = wait_until(lambda: submitted.is_in_state("queued"), "the word 'queued'", 30)
+    job, = document["slurm_jobs"]
+    expect(job["id"] == submitted.job and "wait" in job["description"], str(job))
+    text = submitted.dd2("status", submitted.run.folder)
+    expect(f"slurm job {submitted.job} waits" in text.stdout, "a line for the job", text)
+    again = submitted.dd2("submit", submitted.run.folder / "config.yaml", "--run", submitted.run.folder, "--resume")
+    expect_fails(again, 3, "has a job already", "dd2 cancel")
+    cancelled = submitted.dd2("cancel", submitted.run.folder)
+    expect(cancelled.returncode == 0 and f"queue: {submitted.job}" in cancelled.stdout, "dd2 cancel", cancelled)
+    wait_until(lambda: submitted.state() == "CANCELLED", "the job to be cancelled", 30)
+    expect_fails(submitted.dd2("cancel", submitted.run.folder), 9, "no coordinator works")
+    cluster.call("scancel", blocker)
+    # It goes on where somebody submits it again.
+    again = submitted.dd2("submit", submitted.run.folder / "config.yaml", "--run", submitted.run.folder, "--resume",
+                          "--host", "127.0.0.1")
+    expect(again.returncode == 0, "dd2 submit --resume", again)
+    submitted.job = re.search(r"submitted job (\d+)", again.stdout)[1]
     submitted.ends()
     submitted.is_like(calm)
 
@@ -108,7 +123,7 @@ def check_lost_batch_host(work, cluster, calm):
     cluster.lose(lost)
     expect(submitted.run.coordinator() is None, "the coordinator lives")
     begun = time.monotonic()
-    wait_until(lambda: submitted.starts() == 2, f"the second start of the job\n{submitted.log()}", 180)
+    submitted.starts_again(timeout=180)
     print(f"batch host {lost} lost: the job started again after {time.monotonic() - begun:.1f} s", flush=True)
     expect(lost not in cluster.nodes(submitted.job), f"the job is on {cluster.nodes(submitted.job)}")
     submitted.ends()
@@ -116,22 +131,4 @@ def check_lost_batch_host(work, cluster, calm):
     cluster.start(lost)
 
 
-CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
-
-
-def main():
-    reason = slurm_cluster.missing()
-    if reason:
-        print(f"SKIPPED: no Slurm can be started here: {reason}")
-        sys.exit(SKIPPED)
-    os.environ["PATH"] += ":/usr/sbin:/sbin"
-    with Workspace() as work:
-        calm = work.run(CONFIG, "calm", seed=SEED, ranks=1, domains=1)
-        with slurm_cluster.Cluster(work.path / "slurm") as cluster:
-            for name in sys.argv[1:] or CHECKS:
-                begun = time.monotonic()
-                CHECKS[name](work, cluster, calm)
-                print(f"{name}: {time.monotonic() - begun:.1f} s", flush=True)
-
-
-main()
+run_checks(globals())

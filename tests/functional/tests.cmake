@@ -17,10 +17,12 @@ if(DD2_WITH_TORCH)
     list(APPEND dd2_functional functional.${name})
   endforeach()
   # A Slurm of its own; skipped, visibly, where none can be started (it says why).
-  add_test(NAME functional.slurm
-    COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/slurm_test.py)
-  set_tests_properties(functional.slurm PROPERTIES SKIP_RETURN_CODE 77)
-  list(APPEND dd2_functional functional.slurm)
+  foreach(name slurm slurm_jobs)
+    add_test(NAME functional.${name}
+      COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/${name}_test.py)
+    set_tests_properties(functional.${name} PROPERTIES SKIP_RETURN_CODE 77)
+    list(APPEND dd2_functional functional.${name})
+  endforeach()
   # The long run, by hand: scripts/chaos --faults 200 (docs/RELIABILITY.md).
   add_test(NAME functional.chaos COMMAND ${PROJECT_SOURCE_DIR}/scripts/chaos --faults 10 --seed 1)
   list(APPEND dd2_functional functional.chaos)

@@ -16,7 +16,8 @@ SlurmScript Values() {
   values.script = "/shared/runs/quick/slurm/job.sh";
   values.dd2 = "/opt/dd 2/bin/dd2";
   values.nodes = "2-4";
-  values.host = "10.0.0.1";
+  values.run_options = {"--set", "api.host=10.0.0.1", "--srun=--container-image=/images/a b.sqsh"};
+  values.launch = {"--container-name=dd2", "apptainer", "exec"};
   values.sbatch = {"--partition=gpu", "--mem=0"};
   values.prolog = {"module load openmpi"};
   return values;
@@ -29,7 +30,9 @@ TEST(SlurmScript, SaysWhatWasAskedFor) {
   for (const char* line :
        {"#SBATCH --nodes=2-4\n", "#SBATCH --partition=gpu\n#SBATCH --mem=0\n",
         "#SBATCH --signal=B:USR2@180\n", "#SBATCH --job-name=dd2-quick\n",
-        "\nmodule load openmpi\n", "\ndd2='/opt/dd 2/bin/dd2'\n", "\nhost=10.0.0.1\n",
+        "\nmodule load openmpi\n", "\ndd2='/opt/dd 2/bin/dd2'\n",
+        "--nodes \"$nodes\" --set api.host=10.0.0.1 '--srun=--container-image=/images/a b.sqsh' "
+        "&\n",
         "# Written by `dd2 submit`. To go on with the run after the job has ended: sbatch "
         "/shared/runs/quick/slurm/job.sh\n"}) {
     EXPECT_THAT(*script, HasSubstr(line));
@@ -37,6 +40,28 @@ TEST(SlurmScript, SaysWhatWasAskedFor) {
   EXPECT_THAT(*script, Not(testing::ContainsRegex("@[A-Z_2]+@")));
   // Slurm reads options up to the first command only.
   EXPECT_LT(script->rfind("\n#SBATCH"), script->find("module load"));
+}
+
+TEST(SlurmScript, ACoordinatorAndItsNodes) {
+  SlurmScript values = Values();
+  values.kind = SlurmScriptKind::kCoordinator;
+  values.run_options = {"--elastic", "--domains", "2", "--node-jobs", "4"};
+  const auto coordinator = RenderSlurmScript(values);
+  ASSERT_TRUE(coordinator) << coordinator.error().message();
+  EXPECT_THAT(*coordinator, HasSubstr("--resume --elastic --domains 2 --node-jobs 4 &\n"));
+  EXPECT_THAT(*coordinator, HasSubstr("#SBATCH --nodes=1\n"));
+  EXPECT_THAT(*coordinator, Not(HasSubstr("--exclusive"))) << "it needs no node for itself";
+  values.kind = SlurmScriptKind::kNode;
+  values.wait_seconds = 77;
+  const auto node = RenderSlurmScript(values);
+  ASSERT_TRUE(node) << node.error().message();
+  EXPECT_THAT(*node, HasSubstr("--quiet --container-name=dd2 apptainer exec \"$dd2\" agent join"));
+  EXPECT_THAT(*node, HasSubstr("--wait 77 &\n"));
+  EXPECT_THAT(*node, HasSubstr("#SBATCH --job-name=dd2-quick-node\n"));
+  for (const std::string& text : {*coordinator, *node}) {
+    EXPECT_THAT(text, Not(testing::ContainsRegex("@[A-Z_2]+@")));
+    EXPECT_LT(text.rfind("\n#SBATCH"), text.find("module load"));
+  }
 }
 
 TEST(SlurmScript, RefusesWhatWouldBreakALine) {

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <string>
 
+#include "common/config_site.h"
 #include "common/config_teacher.h"
 #include "common/rng.h"
 
@@ -362,6 +363,46 @@ t.yaml:3: teacher.batch: 128 is not a multiple of shards (3)
 t.yaml:3: teacher.width: 100 is not a multiple of heads (3)
 t.yaml:3: teacher.warmup: 9999 is longer than the training (1500 steps))");
   EXPECT_THAT(DescribeTeacherSettings(), HasSubstr("`teacher.label_drop` | 0.1"));
+}
+
+TEST(Config, ASite) {
+  const auto parse = [](const std::string& yaml) {
+    return ParseSiteConfig(yaml, "s.yaml", "/base");
+  };
+  const auto site = parse(
+      "shape: job-per-node\npartition: gpu\nscratch: runs\nmodules: [openmpi/4.1]\n"
+      "coordinator:\n  partition: cpu\n  sbatch: [--mem=8G]\nsrun: [--container-image=/a "
+      "b.sqsh]\n");
+  ASSERT_TRUE(site) << site.error().message();
+  EXPECT_EQ(site->shape, kJobPerNode);
+  EXPECT_EQ(site->scratch, "/base/runs");
+  EXPECT_EQ(site->coordinator_partition, "cpu");
+  EXPECT_THAT(site->coordinator_sbatch, testing::ElementsAre("--mem=8G"));
+  EXPECT_THAT(site->srun, testing::ElementsAre("--container-image=/a b.sqsh"));
+  EXPECT_THAT(site->modules, testing::ElementsAre("openmpi/4.1"));
+
+  EXPECT_EQ(parse("# nothing yet\n")->shape, kOneAllocation);
+  const auto bad = parse(
+      "shpae: x\nshape: two\nprolog: echo\nsbatch: [[a]]\ngrace: 1\ncoordinator: {sbtch: []}\n");
+  ASSERT_FALSE(bad);
+  EXPECT_EQ(bad.error().message(), R"(s.yaml:4: sbatch: each item must be one line of text
+s.yaml:3: prolog: expected a list, an item for each: [A, B]
+s.yaml:1: shpae: unknown setting; did you mean shape?
+s.yaml:5: grace: 1 is out of bounds; allowed: from 10 to 86400
+s.yaml:6: coordinator.sbtch: unknown setting; did you mean coordinator.sbatch?
+s.yaml:2: shape: 'two' is neither one-allocation nor job-per-node)");
+  EXPECT_THAT(DescribeSiteSettings(), HasSubstr("`coordinator.partition` | \"\""));
+}
+
+TEST(Config, TheSitesOfTheProjectLoad) {
+  const std::filesystem::path sites = std::filesystem::path(DD2_SOURCE_DIR) / "slurm" / "sites";
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(sites)) {
+    const auto site = LoadSiteConfig(entry.path());
+    EXPECT_TRUE(site) << site.error().message();
+    ++count;
+  }
+  EXPECT_EQ(count, 3);
 }
 
 TEST(Config, TheTeacherOfTheProjectLoads) {

@@ -326,5 +326,42 @@ TEST_F(DrainTest, OneThatComesBackToARestartedCoordinatorMayEndWhatItIsIn) {
   EXPECT_TRUE(passes(times.unwind - times.reattach));
 }
 
+// Machines are given to an elastic run and taken away.
+TEST_F(DrainTest, AnElasticRunBeginsWithAsManyAsAreWantedHoweverLateTheyCome) {
+  options_.elastic = true;
+  Begin();
+  Tick(Timeouts().agent_join * 10);
+  EXPECT_EQ(state().word, RunWord::kWaiting) << state().message;
+  Join('a');
+  Tick(Timeouts().workers_join * 10);
+  EXPECT_EQ(state().word, RunWord::kWaiting) << "config.domains says two";
+  Join('b');
+  EXPECT_EQ(Formed(), "ab");
+}
+
+TEST_F(DrainTest, AnElasticRunWaitsWhileItHasNobody) {
+  options_.elastic = true;
+  Begin();
+  Join('a');
+  Join('b');
+  SayProgress('a', 1);
+  ASSERT_TRUE(Drain('a'));
+  SayProgress('a', 2);
+  SayRegrouped('a', 2);
+  SayRegrouped('b', 2);
+  ASSERT_EQ(Formed(), "b");
+  Take(core_->OnClosed(Worker('b'), "closed", at_));
+  Take(core_->OnClosed(Agent('b'), "closed", at_));
+  for (int i = 0; i < 100; ++i) Tick(Timeouts().workers_join);
+  EXPECT_EQ(state().word, RunWord::kRecovering) << state().message;
+  Join('c');
+  EXPECT_EQ(Formed(), "c") << "one is enough to go on";
+  Take(core_->OnClosed(Worker('c'), "closed", at_));
+  Take(core_->OnClosed(Agent('c'), "closed", at_));
+  Take(*core_->Stop("a test", at_));
+  Tick(std::chrono::seconds(1));
+  EXPECT_EQ(state().word, RunWord::kStopped) << "nobody is needed for that";
+}
+
 }  // namespace
 }  // namespace dd2

@@ -1,0 +1,31 @@
+#!/bin/bash
+# DD2 run @NAME@: one of its nodes. It joins the run, and waits for its coordinator where that is away.
+# Written by `dd2 submit`; the coordinator's job submits it, again when one has ended.
+#SBATCH --job-name=@JOB_NAME@-node
+#SBATCH --output=@RUN@/logs/slurm-%j.out
+#SBATCH --open-mode=append
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+# Another job takes the place of one that was lost or preempted.
+#SBATCH --no-requeue
+#SBATCH --signal=B:USR2@@GRACE@
+@SBATCH@
+@PROLOG@
+dd2=@DD2@
+run=@RUN@
+
+stop() {
+  echo "$(date '+%F %T') Slurm ends this job soon: its domain leaves the run at the end of a step"
+  scancel --signal=TERM "$SLURM_JOB_ID"
+}
+trap stop USR2
+
+echo "$(date '+%F %T') job $SLURM_JOB_ID on $SLURMD_NODENAME"
+# A step gets Slurm's signal before a preemption; this script does not.
+srun --nodes=1 --ntasks=1 --mpi=none --unbuffered --quiet @LAUNCH@ "$dd2" agent join "$run" \
+  --domain "$SLURMD_NODENAME-$SLURM_JOB_ID" --wait @WAIT@ &
+child=$!
+while wait "$child"; code=$?; [ "$code" -gt 128 ] && kill -0 "$child" 2>/dev/null; do :; done
+echo "$(date '+%F %T') dd2 agent join ended with exit code $code"
+exit "$code"
