@@ -4,6 +4,7 @@
 
 #include "cli/commands.h"
 #include "common/config.h"
+#include "common/config_site.h"
 #include "common/exit_codes.h"
 
 namespace dd2 {
@@ -59,7 +60,11 @@ void AddConfigCommands(CLI::App& app, int& exit_code) {
 
   CLI::App* settings = config->add_subcommand(
       "settings", "Print every setting with its unit, default, bounds and one sentence");
-  settings->callback([] { std::fputs(DescribeSettings().c_str(), stdout); });
+  auto site = std::make_shared<bool>(false);
+  settings->add_flag("--site", *site, "Those of a Slurm site's file instead (slurm/site.yaml)");
+  settings->callback([site] {
+    std::fputs((*site ? DescribeSiteSettings() : DescribeSettings()).c_str(), stdout);
+  });
 }
 
 }  // namespace dd2

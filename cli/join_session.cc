@@ -1,5 +1,7 @@
 #include "cli/join_session.h"
 
+#include <signal.h>
+
 #include <cstdio>
 #include <thread>
 #include <utility>
@@ -23,6 +25,7 @@ using std::chrono::seconds;
 
 constexpr milliseconds poll_interval{50};
 constexpr milliseconds ask_interval = seconds(1);
+constexpr milliseconds leave_interval{100};  // what is done after the checkpoint is done again
 // The coordinator of a run that ends removes its file; one that is resumed makes it again soon.
 constexpr milliseconds end_notice = seconds(15);
 // The last domain of a run leaves when a checkpoint is there, or after this.
@@ -177,9 +180,15 @@ JoinSession::Outcome JoinSession::Leave(const std::string& why) {
 
 JoinSession::Outcome JoinSession::Work(const std::string& address) {
   const std::string name = "domain " + options_.domain;
-  agents_.emplace(options_.agent, options_.run,
-                  AgentPlaces{.domains = {options_.domain}, .launcher = {}, .options = {}}, clock_,
-                  options_.long_life, RunAgents::Restarts::kKilledOnly);
+  AgentPlaces place;
+  place.domains = {options_.domain};
+  // In a job Slurm signals everything in it: we are the one who says what comes of that.
+  if (options_.wait.count() > 0) {
+    place.options = {"--sigterm", "ignore"};
+    place.stop_signal = SIGINT;
+  }
+  agents_.emplace(options_.agent, options_.run, std::move(place), clock_, options_.long_life,
+                  RunAgents::Restarts::kKilledOnly);
   state_.clear();
   no_coordinator_since_.reset();
   if (const Status started = agents_->Start(address); !started)
@@ -193,7 +202,7 @@ JoinSession::Outcome JoinSession::Work(const std::string& address) {
       return {kExitStopped, false};
     }
     if (signals_.Count() > 0 && !leave_answered_) AskToLeave();
-    if (clock_.Now() - asked >= ask_interval) {
+    if (clock_.Now() - asked >= (leave_by_ ? leave_interval : ask_interval)) {
       asked = clock_.Now();
       if (leave_by_ && CheckpointIsThere()) return Leave(name + " has left the run");
       if (RunHasMoved(address)) {

@@ -139,7 +139,8 @@ void RunAgents::Terminate(milliseconds grace) {
   // All are asked before the first is waited for: together they need no longer than one. They take
   // mpirun and the workers along.
   for (Agent& agent : agents_) {
-    if (agent.process && !agent.status) static_cast<void>(agent.process->Signal(SIGTERM));
+    if (agent.process && !agent.status)
+      static_cast<void>(agent.process->Signal(places_.stop_signal));
   }
   const TimePoint deadline = clock_.Now() + grace;
   for (Agent& agent : agents_) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <signal.h>
+
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
@@ -20,6 +22,7 @@ struct AgentPlaces {
   // Words in front of an agent's own; "%d" stands for the name of its domain.
   std::vector<std::string> launcher;
   std::vector<std::string> options;  // more of the agent's own
+  int stop_signal = SIGTERM;         // asks one to end
 };
 // Domain "local", or "local-1" ... "local-N" where a run has several.
 AgentPlaces OnThisMachine(int domains);

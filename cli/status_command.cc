@@ -46,8 +46,7 @@ std::string AddSlurm(const std::string& run, json::object& document) {
     if (jobs.error().code() == Code::kNotFound) return "";  // it was not submitted
     return "  slurm: " + jobs.error().message() + "\n";
   }
-  const bool live = !document.contains("live");
-  if (!live) {
+  if (document["live"] == false) {
     document["state"] = StateWithJobs(FindText(document, "state").value_or(""), *jobs);
   }
   document["slurm_jobs"] = JobsDocument(*jobs);

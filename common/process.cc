@@ -66,6 +66,7 @@ struct ChildPlan {
   int report;  // the errno of a failure is written here; closed by a successful exec
   pid_t parent;
   bool dies_with_parent;
+  bool blocks_sigterm;
 };
 
 [[noreturn]] void RunChild(const ChildPlan& plan) {
@@ -75,9 +76,10 @@ struct ChildPlan {
     if (getppid() != plan.parent) _exit(127);  // it died before the line above
   }
   for (int signal = 1; signal < 32; ++signal) ::signal(signal, SIG_DFL);
-  sigset_t none;
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, nullptr);
+  sigset_t blocked;
+  sigemptyset(&blocked);
+  if (plan.blocks_sigterm) sigaddset(&blocked, SIGTERM);
+  sigprocmask(SIG_SETMASK, &blocked, nullptr);
   bool good = dup2(plan.input, STDIN_FILENO) >= 0;
   if (plan.output >= 0) {
     good = good && dup2(plan.output, STDOUT_FILENO) >= 0 && dup2(plan.output, STDERR_FILENO) >= 0;
@@ -166,7 +168,8 @@ Result<ChildProcess> ChildProcess::Spawn(const SpawnOptions& options) {
                        output.value,
                        report_write.value,
                        getpid(),
-                       options.dies_with_parent};
+                       options.dies_with_parent,
+                       options.blocks_sigterm};
   const pid_t pid = fork();
   if (pid < 0) return SystemError(Code::kUnavailable, "cannot start a process", errno);
   if (pid == 0) RunChild(plan);

@@ -19,6 +19,9 @@ struct SpawnOptions {
   std::filesystem::path output;  // standard output and error are appended to it; empty: ours
   std::filesystem::path folder;  // working folder; empty: ours
   bool dies_with_parent = true;  // SIGKILL when the thread that called Spawn ends
+  // Slurm sends SIGTERM to every process of a job that it wants to end soon; who is to end in an
+  // orderly way, on its parent's word, must not hear it.
+  bool blocks_sigterm = false;
 };
 
 // A child process with a process group of its own. Standard input is /dev/null; no descriptor of

@@ -23,6 +23,9 @@ stop() {
   kill -TERM "$child"
 }
 trap stop USR2
+# Slurm tells the steps of a job about a preemption, not its script.
+srun --overlap --ntasks=1 --mpi=none --quiet bash -c \
+  'trap : TERM; sleep infinity & wait; scancel --batch --signal=USR2 "$SLURM_JOB_ID"' &
 
 echo "$(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURMD_NODENAME"
 "$dd2" run "$run/config.yaml" --run "$run" --resume @RUN_OPTIONS@ &

@@ -159,7 +159,7 @@ class Cluster:
             script = any(f"{self.folder}/spool/{node}/".encode() in line for line in words)
             # Not its srun, which works on the batch host.
             agent = any(line.split(b"\0")[0].endswith(b"dd2-agent") and str(self.folder.parent).encode() in line and
-                        f"--domain\0{node}\0".encode() in line for line in words)
+                        any(f"--domain\0{node}{end}".encode() in line for end in ("\0", "-")) for line in words)
             if script or agent:
                 # The step first, so that it does not report the end of the others.
                 for pid in [step, *below]:

@@ -42,10 +42,10 @@ def check_grows_and_shrinks(work, cluster, calm):
     cluster.lose(lost)
     submitted.works_on(1)
     print(f"node {lost} lost: the other one went on after {time.monotonic() - begun:.1f} s", flush=True)
+    pause(submitted, "pause")  # the run is shorter than what follows
     wait_until(lambda: lost_job not in submitted.node_jobs() and len(submitted.node_jobs()) == 3,
                f"another job in the place of {lost_job}\n{submitted.log()}", 60)
     print(f"another job was queued after {time.monotonic() - begun:.1f} s", flush=True)
-    pause(submitted, "pause")
     cluster.call("scancel", blocker)
     cluster.start(lost)
     submitted.works_on(3, 90)
@@ -85,7 +85,7 @@ def check_time_limits(work, cluster, calm):
     submitted.run.wait_for(phase="gts", step=3)
     ending = sorted(running(submitted))[0]
     cluster.call("scancel", "--batch", "--signal=USR2", ending)
-    wait_until(lambda: cluster.state(ending) == "COMPLETED", f"job {ending} to end\n{submitted.log()}", 60)
+    wait_until(lambda: cluster.state(ending) == "COMPLETED", f"{cluster.state(ending)} job {ending} to end\n{submitted.log()}", 60)
     incident = wait_until(lambda: [i for i in submitted.run.incidents() if i["kind"] == "drained"], "the drain", 30)[0]
     expect(incident["steps_lost"] == 0, str(incident))
     submitted.works_on(2, 90)
@@ -110,12 +110,26 @@ def check_all_nodes_preempted(work, cluster, calm):
     home = coordinator_node(submitted)
     others = ",".join(name for name in cluster.names if name != home)
     urgent = cluster.call("sbatch", "--parsable", "--partition=urgent", f"--nodelist={others}", "--nodes=3",
-                          "--exclusive", "--output=/dev/null", "--wrap", "sleep 15").strip()
+                          "--exclusive", "--output=/dev/null", "--wrap", "sleep 20").strip()
     wait_until(lambda: cluster.state(urgent) == "RUNNING", "the urgent job", 90)
     document = wait_until(lambda: submitted.is_in_state("recovering"), "a run that waits for nodes", 30)
     expect(all(job["state"] == "PENDING" for job in document["slurm_jobs"] if job["role"] == "node"),
            str(document["slurm_jobs"]))
     submitted.works_on(3, 120)
+    submitted.ends()
+    submitted.is_like(calm)
+
+
+def check_everything_preempted(work, cluster, calm):
+    """The coordinator's node too: a checkpoint at once, and all of it comes back by itself."""
+    submitted = submit(work, cluster, "all-preempted", "1-3")
+    submitted.works_on(3)
+    submitted.run.wait_for(phase="csd", step=3)
+    urgent = cluster.call("sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--exclusive",
+                          "--output=/dev/null", "--wrap", "sleep 3").strip()
+    wait_until(lambda: cluster.state(urgent) == "COMPLETED", "the urgent job", 90)
+    submitted.starts_again()
+    expect("Slurm ends this job soon" in submitted.log(), submitted.log())
     submitted.ends()
     submitted.is_like(calm)
 

@@ -26,6 +26,7 @@ def check_time_limit(work, cluster, calm):
     submitted.run.wait_for(phase="csd", step=3)
     cluster.call("scancel", "--batch", "--signal=USR2", submitted.job)
     submitted.starts_again()
+    expect("without a new checkpoint" not in submitted.log(), submitted.log())
     submitted.ends()
     expect(submitted.starts() == 2, f"{submitted.starts()} starts\n{submitted.log()}")
     submitted.is_like(calm)
@@ -39,6 +40,7 @@ def check_preemption(work, cluster, calm):
                           f"--output={work.path}/urgent.out", "--wrap", "sleep 3").strip()
     wait_until(lambda: cluster.state(urgent) == "COMPLETED", "the urgent job", 90)
     submitted.starts_again()
+    expect("without a new checkpoint" not in submitted.log(), submitted.log())
     submitted.ends()
     submitted.is_like(calm)
 

@@ -276,8 +276,8 @@ TEST_F(AgentTest, OnlyTheOutputOfThisStartIsReported) {
 TEST_F(AgentTest, StopDomainTakesEverythingAlong) {
   const fs::path stray_file = folder_ / "stray.pid";
   const pid_t mpirun = JoinAndStart(
-      "setsid sh -c 'trap \"\" TERM; echo $$ > " + stray_file.string() +
-      "; while true; do sleep 1; done' &\ntrap 'exit 9' TERM\nwhile true; do sleep 0.05; done");
+      "setsid sh -c 'trap \"\" INT; echo $$ > " + stray_file.string() +
+      "; while true; do sleep 1; done' &\ntrap 'exit 9' INT\nwhile true; do sleep 0.05; done");
   const pid_t stray = PidIn(stray_file);
   coordinator_.StopDomain();
   const proto::Envelope exited = coordinator_.Receive();
@@ -453,7 +453,7 @@ TEST_F(AgentTest, SigtermEndsTheDomain) {
   const pid_t mpirun = JoinAndStart("exec sleep 60");
   ASSERT_EQ(kill(agent_->pid(), SIGTERM), 0);
   const proto::Envelope exited = coordinator_.Receive();
-  EXPECT_EQ(exited.domain_exited().exit_status(), 128 + SIGTERM);
+  EXPECT_EQ(exited.domain_exited().exit_status(), 128 + SIGINT) << "it does not hear SIGTERM";
   EXPECT_EQ(ExitCode(), kExitStopped);
   EXPECT_TRUE(Gone(mpirun));
 }

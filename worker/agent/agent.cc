@@ -217,6 +217,7 @@ Task<void> Agent::SignalLoop() {
     const int signal =
         co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, code));
     if (code) co_return;
+    if (signal == SIGTERM && options_.ignores_sigterm) continue;
     if (signal == SIGTERM && !told) {
       told = true;
       LogInfo("Slurm wants the nodes; its job's script is told");

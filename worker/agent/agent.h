@@ -28,6 +28,7 @@ struct AgentOptions {
   std::chrono::milliseconds away_limit = Timeouts().coordinator_away;
   // The Slurm job that this is a step of; empty: none.
   std::string slurm_job;
+  bool ignores_sigterm = false;  // whoever started us hears it too and decides
 };
 
 // One connection to the coordinator. Shared by the coroutines that read and write it.

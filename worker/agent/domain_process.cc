@@ -116,6 +116,7 @@ Result<DomainProcess> DomainProcess::Start(const DomainPaths& paths, const Domai
   options.output = logs / ("domain-" + paths.domain + ".log");
   options.environment = {{"OMP_NUM_THREADS", std::to_string(spec.threads_per_rank)},
                          {"TMPDIR", session.string()}};
+  options.blocks_sigterm = true;
   const std::uintmax_t size = fs::file_size(options.output, error);
   Result<ChildProcess> child = ChildProcess::Spawn(options);
   if (!child) return ExplainMissingMpirun(child.error());

@@ -53,7 +53,8 @@ class DomainProcess {
   pid_t pid() const { return child_.pid(); }
   // mpirun's exit status (128 + signal) once it has ended.
   std::optional<int> TryWait() { return child_.TryWait(); }
-  Status Terminate() { return child_.Signal(SIGTERM); }
+  // mpirun ends its ranks, which it kills a second later.
+  Status Terminate() { return child_.Signal(SIGINT); }
   // SIGKILL to mpirun and to everything below it, which ends stopped processes too.
   Status Kill();
   // The last lines that mpirun and the ranks wrote since the start.

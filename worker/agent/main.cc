@@ -24,14 +24,15 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: dd2-agent --run DIR --domain NAME --coordinator HOST:PORT [--worker FILE]\n"
-    "                 [--slurm-job ID]\n"
+    "                 [--slurm-job ID | --sigterm ignore]\n"
     "  --run DIR              folder of the run: DIR/secret lets this agent join, DIR/config.yaml "
     "has\n"
     "                         its time-outs\n"
     "  --domain NAME          name of this failure domain: letters, digits, '-', '_', '.'\n"
     "  --coordinator ADDRESS  IP address and control port of the coordinator\n"
     "  --worker FILE          worker program (default: dd2-worker beside this program)\n"
-    "  --slurm-job ID         the job that this is a step of: SIGTERM is passed on to its script\n";
+    "  --slurm-job ID         the job that this is a step of: SIGTERM is passed on to its script\n"
+    "  --sigterm ignore       whoever started this agent hears it too and decides\n";
 
 // Splits "HOST:PORT" at the last ':'; false when that is not what it is.
 bool ParseAddress(const std::string& text, AgentOptions& options) {
@@ -57,6 +58,8 @@ Result<AgentOptions> ParseArguments(const std::vector<std::string>& words) {
       options.paths.worker = value;
     } else if (words[i] == "--slurm-job") {
       options.slurm_job = value;
+    } else if (words[i] == "--sigterm" && value == "ignore") {
+      options.ignores_sigterm = true;
     } else if (words[i] == "--coordinator") {
       if (!ParseAddress(value, options)) {
         return Error(Code::kInvalidArgument, "'" + value + "' is not HOST:PORT");

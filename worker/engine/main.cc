@@ -64,8 +64,10 @@ std::optional<WorkerOptions> ParseWorkerOptions(const Arguments& arguments) {
   return options;
 }
 
-// Dies with mpirun, however that dies; a signal asks the coordinator, not the single rank.
+// Dies with mpirun, however that dies, and not of a SIGTERM that Slurm sends to every process of a
+// job before it takes its nodes away: the coordinator is asked to stop, not the single rank.
 void TieToParent() {
+  signal(SIGTERM, SIG_IGN);
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() == 1) _exit(kExitRunFailed);  // mpirun was gone before the line above
 }
