@@ -24,6 +24,7 @@ void AddCacheCommands(CLI::App& app, int& exit_code);     // cache stats
 void AddWorkerCommands(CLI::App& app, int& exit_code);    // teacher, sample, eval, export
 void AddAgentCommands(CLI::App& app, int& exit_code);     // agent join, drain
 void AddIncidentsCommand(CLI::App& app, int& exit_code);  // incidents
+void AddDoctorCommand(CLI::App& app, int& exit_code);     // doctor
 void AddLogsCommand(CLI::App& app, int& exit_code);       // logs
 void AddReportCommands(CLI::App& app, int& exit_code);    // report, version
 void AddSubmitCommand(CLI::App& app, const std::vector<std::string>& words, int& exit_code);

@@ -66,7 +66,7 @@ constexpr Setting<RunConfig> kRunSettings[] = {
      [](RunConfig& c) -> SettingField { return &c.eval.curve_samples; }},
     {{"eval.reference_images", "images", 100, 1e6, kPlain, "Test images that distances are measured to (all, when there are fewer)."},
      [](RunConfig& c) -> SettingField { return &c.eval.reference_images; }},
-    {{"api.host", "", 0, 0, kPlain, "Address the coordinator listens on; other than loopback opens it to the network."},
+    {{"api.host", "", 0, 0, kPlain, "Where the coordinator listens: an address, an interface (ib0), a network (10.1.0.0/16), or auto: the address that other machines reach this one under, by rule. Other than loopback opens it to the network."},
      [](RunConfig& c) -> SettingField { return &c.api.host; }},
     {{"api.port", "", 0, 65535, kPlain, "Port of the HTTP API; 0 takes a free one."},
      [](RunConfig& c) -> SettingField { return &c.api.port; }},

@@ -25,6 +25,7 @@
 #include "common/exit_codes.h"
 #include "common/file.h"
 #include "common/json.h"
+#include "common/local_address.h"
 #include "common/log.h"
 #include "common/process.h"
 #include "common/version.h"
@@ -243,8 +244,9 @@ bool WaitForSpace(const fs::path& run) {
   return true;
 }
 
-// Where the coordinator before was reached; zeros: any port.
+// Where the coordinator before was reached; zeros: any port; no host: as the settings say.
 struct Ports {
+  std::string host;
   std::uint16_t control = 0;
   std::uint16_t http = 0;
 };
@@ -264,6 +266,9 @@ Ports LastPorts(const fs::path& run) {
   };
   ports.control = port("control_port");
   ports.http = port("http_port");
+  const boost::json::value* host =
+      object == nullptr ? nullptr : object->if_contains("control_host");
+  if (host != nullptr && host->is_string()) ports.host = std::string(host->get_string());
   return ports;
 }
 
@@ -289,7 +294,7 @@ class Program {
     const Result<std::uint16_t> control_port = loop_->Listen();
     if (!control_port) return Fail(kExitCannotStart, control_port.error().message());
     HttpOptions options;
-    options.host = opened_.config.api.host;
+    options.host = ports_.host;
     options.port = recover_ ? ports_.http : static_cast<std::uint16_t>(opened_.config.api.port);
     options.token = opened_.token;
     Result<std::unique_ptr<HttpServer>> http = HttpServer::Start(context_, options, *loop_);
@@ -299,11 +304,14 @@ class Program {
     }
     HttpObserver notify(**http);
     loop_->AddObserver(notify);
-    const Status written =
-        WriteCoordinatorFile(run_, run_id_, opened_.config.api.host, *control_port, **http);
+    const Status written = WriteCoordinatorFile(run_, run_id_, ports_.host, *control_port, **http);
     if (!written) Leave(StartCode(written.error()), written.error().message());
     LogInfo("run " + run_id_ + " in " + run_.string() + ": control port " +
             std::to_string(*control_port) + ", API " + (*http)->url());
+    if (!IsLoopback(ports_.host)) {
+      LogWarning("the control port and the API are open to the network of " + ports_.host +
+                 ", behind the run's secret and token, without encryption");
+    }
     asio::co_spawn(context_, WatchSignals(signals_, *loop_), asio::detached);
     asio::co_spawn(context_, Work(**http), asio::detached);
     context_.run();
@@ -345,7 +353,7 @@ class Program {
     LoopOptions options;
     options.run_folder = run_;
     options.secret = opened_.secret;
-    options.host = opened_.config.api.host;
+    options.host = ports_.host;
     options.port = ports_.control;
     loop_ =
         std::make_unique<CoordinatorLoop>(context_, RealFileSystem(), clock_, *opened_.journal,
@@ -391,7 +399,7 @@ OrFailure<ExitCode> Main(const std::vector<std::string>& words) {
   if (arguments->recover && !WaitForSpace(run)) {
     return Fail(kExitDiskFull, "the disk of " + run.string() + " is full; free some space");
   }
-  const Ports ports = arguments->recover ? LastPorts(run) : Ports();
+  Ports ports = arguments->recover ? LastPorts(run) : Ports();
   // Nobody may be led to the coordinator that was here before, unless this one takes its ports.
   if (!arguments->recover) {
     const Status removed = RealFileSystem().Remove(run / "coordinator.json");
@@ -403,6 +411,11 @@ OrFailure<ExitCode> Main(const std::vector<std::string>& words) {
     // The one before died at the very end of the run: nobody shall wait for it.
     static_cast<void>(RealFileSystem().Remove(run / "coordinator.json"));
     return tl::unexpected<Failure>(std::move(*failure));
+  }
+  if (ports.host.empty()) {
+    Result<std::string> host = ResolveListenAddress(opened->config.api.host);
+    if (!host) return Fail(kExitCannotStart, host.error().message());
+    ports.host = std::move(*host);
   }
   LogOptions log;
   log.name = "coordinator";

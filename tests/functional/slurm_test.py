@@ -3,10 +3,12 @@
 
 usage: slurm_test.py [CHECK...]; without a name all of them."""
 
+import json
 import re
+import subprocess
 import time
 
-from dd2 import expect, expect_fails, wait_until
+from dd2 import binary, expect, expect_fails, wait_until
 from slurm_run import Submitted, run_checks
 
 
@@ -131,6 +133,31 @@ def check_lost_batch_host(work, cluster, calm):
     submitted.ends()
     submitted.is_like(calm)
     cluster.start(lost)
+
+
+def check_doctor(work, cluster, _):
+    """`dd2 doctor --slurm`: all nodes at once, in a step of their own."""
+    def doctor(*words):
+        words = [binary(), "doctor", "--slurm", "--run", work.path, "--host", "127.0.0.1", *words, "--json"]
+        done = subprocess.run([str(word) for word in words], env=cluster.env, capture_output=True, text=True,
+                              check=False, timeout=120)
+        return done, json.loads(done.stdout)["findings"]
+
+    before = set(work.path.iterdir())
+    done, findings = doctor("--nodes", "4")
+    expect(done.returncode == 0, "dd2 doctor --slurm", done)
+    nodes = {tuple(one["what"] for one in findings if name in one["node"].split(",")) for name in cluster.names}
+    expect(len(nodes) == 1, f"the same findings of each node: {nodes}")
+    for what in ("mpirun", "network", "shared folder", "disk", "clock"):
+        expect(what in next(iter(nodes)), f"{what} of each node: {nodes}")
+    skews = {one["finding"] for one in findings if one["what"] == "network"}
+    expect(skews == {"reaches the first node, clocks agree within 1 s"}, str(skews))
+    requeue, = (one for one in findings if one["what"] == "requeue")
+    expect(requeue["grade"] == "ok", str(requeue))
+    done, findings = doctor("--partition", "nowhere")
+    expect(done.returncode == 4 and any(one["what"] == "slurm" and one["grade"] == "fail" for one in findings),
+           "a partition that is not there", done)
+    expect(set(work.path.iterdir()) == before, "nothing is left")
 
 
 run_checks(globals())

@@ -1,0 +1,177 @@
+#include "cli/doctor_probes.h"
+
+#include <sys/resource.h>
+#include <sys/timex.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <thread>
+
+#include "cli/commands.h"
+#include "common/asio.h"
+#include "common/clock.h"
+#include "common/file.h"
+#include "common/local_address.h"
+#include "common/process.h"
+#include "common/version.h"
+
+namespace dd2 {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr std::size_t kProbeBytes = std::size_t{64} << 20;
+constexpr seconds kProgramLimit(30);
+
+// Runs a program to its end; what it said. kUnavailable with that: it failed or took too long.
+Result<std::string> Ask(const std::vector<std::string>& words, milliseconds limit) {
+  const fs::path output =
+      fs::temp_directory_path() / ("dd2-doctor-" + std::to_string(::getpid()) + ".out");
+  DD2_TRY(RealFileSystem().Remove(output));
+  SpawnOptions options;
+  options.argv = words;
+  options.output = output;
+  DD2_TRY_ASSIGN(ChildProcess child, ChildProcess::Spawn(options));
+  const std::optional<int> status = child.Wait(limit);
+  const Result<std::string> said = RealFileSystem().Read(output);
+  static_cast<void>(RealFileSystem().Remove(output));
+  std::string text = said ? *said : "";
+  while (text.ends_with('\n')) text.pop_back();
+  if (status == 0) return text;
+  return Error(Code::kUnavailable, words[0] +
+                                       (status ? " ended with status " + std::to_string(*status)
+                                               : " did not end in time") +
+                                       (text.empty() ? "" : ": " + text));
+}
+
+void ProbePrograms(MachineFacts& facts) {
+  facts.version = CodeVersion();
+  for (const char* name : {"dd2-coordinator", "dd2-agent", "dd2-worker"}) {
+    if (FindSibling(name)) facts.programs.insert(name);
+  }
+  if (auto said = Ask({"mpirun", "--version"}, kProgramLimit)) {
+    facts.mpirun = said->substr(0, said->find('\n'));
+  } else {
+    facts.mpirun = said.error();
+    return;
+  }
+  // As an agent starts its domain.
+  std::vector<std::string> words = {
+      "mpirun",   "-n",    "2",   "--bind-to", "none",  "--oversubscribe",    "--mca", "plm",
+      "isolated", "--mca", "ras", "^slurm",    "--mca", "oob_tcp_if_include", "lo",    "true"};
+  if (::geteuid() == 0) words.insert(words.begin() + 1, "--allow-run-as-root");
+  const SystemClock clock;
+  const TimePoint begun = clock.Now();
+  const auto ran = Ask(words, kProgramLimit);
+  facts.mpirun_start = ran ? Result<double>(SecondsBetween(begun, clock.Now())) : ran.error();
+}
+
+Result<std::string> TryToListen(const std::string& host) {
+  DD2_TRY_ASSIGN(std::string address, ResolveListenAddress(host));
+  error_code code;
+  asio::io_context context;
+  tcp::acceptor acceptor(context);
+  const tcp::endpoint endpoint(asio::ip::make_address(address, code), 0);
+  if (!code) acceptor.open(endpoint.protocol(), code);
+  if (!code) acceptor.bind(endpoint, code);
+  if (!code) acceptor.listen(1, code);
+  if (code) {
+    return Error(Code::kUnavailable, address + " cannot be listened on: " + code.message());
+  }
+  return address;
+}
+
+void ProbeNetwork(const std::string& host, MachineFacts& facts) {
+  facts.address = TryToListen(host);
+  for (const LocalAddress& one : LocalAddresses()) facts.interfaces.push_back(one.interface);
+  for (const char* name : {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME"}) {
+    const char* const value = std::getenv(name);
+    if (value != nullptr && *value != '\0') facts.interface_variables[name] = value;
+  }
+  std::ifstream range("/proc/sys/net/ipv4/ip_local_port_range");
+  std::int64_t first = 0;
+  std::int64_t last = -1;
+  range >> first >> last;
+  facts.port_range = last - first + 1;
+}
+
+std::int64_t LimitOf(__rlimit_resource resource) {
+  rlimit limit{};
+  if (getrlimit(resource, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return -1;
+  return static_cast<std::int64_t>(limit.rlim_cur);
+}
+
+void ProbeLimits(MachineFacts& facts) {
+  facts.files_limit = LimitOf(RLIMIT_NOFILE);
+  facts.processes_limit = LimitOf(RLIMIT_NPROC);
+  if (const auto free = FreeBytes("/dev/shm")) {
+    facts.shared_memory_bytes = static_cast<std::int64_t>(*free);
+  }
+  timex state{};
+  facts.clock_synchronised = adjtimex(&state) != TIME_ERROR;
+  if (const auto said = Ask({"nvidia-smi", "-L"}, kProgramLimit)) {
+    facts.devices = std::to_string(std::count(said->begin(), said->end(), '\n') + 1) + " (" +
+                    said->substr(0, said->find('(')) + "...)";
+  }
+}
+
+Result<double> MeasureWriting(const fs::path& file) {
+  const std::vector<std::byte> bytes(kProbeBytes, std::byte{0x5a});
+  const SystemClock clock;
+  const TimePoint begun = clock.Now();
+  Status done;
+  {
+    DD2_TRY_ASSIGN(auto writable, RealFileSystem().Create(file));
+    done = writable->Append(bytes);
+    if (done) done = writable->Sync();
+    if (done) done = writable->Close();
+  }
+  const double taken = SecondsBetween(begun, clock.Now());
+  static_cast<void>(RealFileSystem().Remove(file));
+  if (!done) return done.error();
+  return static_cast<double>(kProbeBytes) / std::max(taken, 1e-6);
+}
+
+// An existing folder at or above `folder`: a run's own is made by the run.
+fs::path Existing(fs::path folder) {
+  std::error_code error;
+  folder = fs::absolute(folder, error).lexically_normal();
+  while (!folder.empty() && !fs::is_directory(folder, error) && folder.has_relative_path()) {
+    folder = folder.parent_path();
+  }
+  return folder;
+}
+
+void ProbeFolder(const fs::path& folder, MachineFacts& facts) {
+  const fs::path place = Existing(folder);
+  const std::string mine = ".dd2-doctor-" + HostName() + "-" + std::to_string(::getpid());
+  if (const auto free = FreeBytes(place)) facts.free_bytes = static_cast<std::int64_t>(*free);
+  facts.write_rate = MeasureWriting(place / (mine + ".probe"));
+  const fs::path lock = place / (mine + ".lock");
+  {
+    const auto first = FileLock::Acquire(lock, "dd2 doctor");
+    facts.lock = first ? Status() : first.error();
+    if (first && FileLock::Acquire(lock, "dd2 doctor")) {
+      facts.lock = Error(Code::kFailedPrecondition, "do not exclude a second holder");
+    }
+  }
+  static_cast<void>(RealFileSystem().Remove(lock));
+}
+
+}  // namespace
+
+MachineFacts ProbeMachine(const fs::path& folder, const std::string& host) {
+  MachineFacts facts;
+  ProbePrograms(facts);
+  ProbeNetwork(host, facts);
+  ProbeLimits(facts);
+  ProbeFolder(folder, facts);
+  return facts;
+}
+
+}  // namespace dd2
