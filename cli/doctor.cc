@@ -18,6 +18,7 @@ constexpr std::int64_t kPortsMin = 4096;
 constexpr std::int64_t kFilesReserve = 256;  // logs, RocksDB, HTTP
 constexpr std::int64_t kProcessesMin = 4096;
 constexpr double kWriteRateMin = 50e6;  // bytes a second
+constexpr double kStartMax = 10;        // seconds
 constexpr double kSkewFine = 1;         // seconds
 constexpr double kSkewMax = 5;
 
@@ -58,8 +59,12 @@ void JudgePrograms(const MachineFacts& facts, Findings& out) {
                       "does not start two processes: " + facts.mpirun_start.error().message(),
                       "try `mpirun -n 2 true` by hand on this machine"));
   } else {
-    out.push_back(
-        Ok("mpirun", *facts.mpirun + ", starts two processes in " + Seconds(*facts.mpirun_start)));
+    const std::string finding = *facts.mpirun + ", starts two processes";
+    out.push_back(*facts.mpirun_start < kStartMax
+                      ? Ok("mpirun", finding)
+                      : Warn("mpirun", finding + " in " + Seconds(*facts.mpirun_start),
+                             "look for a slow file system under it, or a name server that does not "
+                             "answer"));
   }
 }
 

@@ -146,7 +146,8 @@ def check_doctor(work, cluster, _):
     before = set(work.path.iterdir())
     done, findings = doctor("--nodes", "4")
     expect(done.returncode == 0, "dd2 doctor --slurm", done)
-    nodes = {tuple(one["what"] for one in findings if name in one["node"].split(",")) for name in cluster.names}
+    nodes = {tuple(sorted(one["what"] for one in findings if name in one["node"].split(",")))
+             for name in cluster.names}
     expect(len(nodes) == 1, f"the same findings of each node: {nodes}")
     for what in ("mpirun", "network", "shared folder", "disk", "clock"):
         expect(what in next(iter(nodes)), f"{what} of each node: {nodes}")

@@ -57,6 +57,7 @@ TEST(Doctor, EachThingThatCanBeWrong) {
   EXPECT_EQ(judge([](MachineFacts& f) { f.programs.erase("dd2-agent"); }), "fail dd2-agent");
   EXPECT_EQ(judge([&](MachineFacts& f) { f.mpirun = error; }), "fail mpirun");
   EXPECT_EQ(judge([&](MachineFacts& f) { f.mpirun_start = error; }), "fail mpirun");
+  EXPECT_EQ(judge([](MachineFacts& f) { f.mpirun_start = 20.0; }), "warn mpirun");
   EXPECT_EQ(judge([&](MachineFacts& f) { f.address = error; }), "fail address");
   EXPECT_EQ(judge([](MachineFacts& f) { f.interface_variables["NCCL_SOCKET_IFNAME"] = "ib1"; }),
             "fail NCCL_SOCKET_IFNAME");
