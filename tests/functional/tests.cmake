@@ -28,4 +28,6 @@ if(DD2_WITH_TORCH)
   list(APPEND dd2_functional functional.chaos)
   set_tests_properties(${dd2_functional} PROPERTIES LABELS functional TIMEOUT 900 PROCESSORS 2
     ENVIRONMENT "DD2_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}")
+  # They wait for Slurm most of the time: side by side.
+  set_tests_properties(functional.slurm functional.slurm_jobs PROPERTIES PROCESSORS 1)
 endif()
