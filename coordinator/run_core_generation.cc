@@ -482,7 +482,8 @@ void RunCore::SendAssignments(const RegroupPlan& plan, Moment at, Actions& out) 
     assignment.set_world_size(static_cast<std::int32_t>(plan.members.size()));
     assignment.set_store_prefix("g" + std::to_string(state_.generation) + "/");
     assignment.set_host(worker->address);
-    for (const proto::GenerationMember& member : plan.members) *assignment.add_members() = member;
+    *assignment.mutable_member() = plan.members[static_cast<std::size_t>(assignment.rank())];
+    assignment.set_first_receiver(plan.first_receiver);
     assignment.set_committed_checkpoint(ledger_.newest());
     *assignment.mutable_recorded() = Recorded();
     if (plan.start) {
