@@ -113,8 +113,7 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
     return;
   }
   if (envelope.has_regrouped() && said == members_.generation() && !members_.formed()) {
-    member.held = envelope.regrouped().held();
-    member.ready = true;
+    members_.SetReady(member, envelope.regrouped().held());
     TryForm(at, out);
     return;
   }

@@ -218,7 +218,7 @@ void RunCore::CheckGone(Moment at, Actions& out) {
       if (!domain.running) out.emplace_back(CloseAction{domain.agent->connection});
     }
   }
-  const bool everybody_gone = !running && members_.workers().empty() && !AgentsMayCome();
+  const bool everybody_gone = !running && members_.worker_count() == 0 && !AgentsMayCome();
   if (!everybody_gone && at.now < *deadline_) return;
   stage_ = Stage::kEnded;
   EndAction end;
@@ -275,7 +275,7 @@ void RunCore::CheckDeadlines(Moment at, Actions& out) {
       if (over) {
         End(RunWord::kStopped, "stopped on request, but the current step did not end in time", at,
             out);
-      } else if (!members_.formed() && members_.workers().empty()) {
+      } else if (!members_.formed() && members_.worker_count() == 0) {
         End(RunWord::kStopped,
             "stopped on request, but without a new checkpoint: every worker is lost" +
                 (last_failure_.empty() ? "" : " (" + last_failure_ + ")"),
@@ -296,7 +296,7 @@ void RunCore::FailGathering(Moment at, Actions& out) {
     reason = "no domain came back in time" +
              (last_failure_.empty() ? std::string() : ": " + last_failure_);
   } else if (agents > 0) {
-    reason = "only " + std::to_string(members_.workers().size()) + " of " +
+    reason = "only " + std::to_string(members_.worker_count()) + " of " +
              std::to_string(options_.config.ranks * options_.config.domains) +
              " workers joined in time; see the logs in " + options_.run_folder + "/logs";
   }

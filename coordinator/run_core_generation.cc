@@ -312,7 +312,7 @@ void RunCore::LoseDomain(DomainMember& domain, const std::string& reason, const 
     was_member = was_member || member.rank.has_value();
     out.emplace_back(CloseAction{member.connection});
   }
-  domain.workers.clear();
+  members_.RemoveWorkers(domain);
   domain.started = at.now;  // the next loss of it is another one
   if (domain.agent && domain.running) {
     proto::Envelope envelope = NewEnvelope();
@@ -349,6 +349,7 @@ void RunCore::BreakGeneration(const std::string& reason, bool failure, Moment at
     SendTo(survivor, std::move(envelope), out);
   }
   UpdateWord();
+  if (members_.unready() > 0) return;
 }
 
 void RunCore::TryForm(Moment at, Actions& out) {
@@ -365,7 +366,6 @@ void RunCore::TryForm(Moment at, Actions& out) {
       coming = true;
     }
     for (const auto& [local_rank, member] : domain.workers) {
-      if (!member.ready) return;
       survivors = survivors || member.held.has_state();
     }
   }
