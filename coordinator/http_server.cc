@@ -243,7 +243,8 @@ Task<bool> HttpServer::Impl::Answer(Connection& connection, const Request& reque
   } else if (routed.endpoint && IsCommand(*routed.endpoint)) {
     reply = CommandReply(*routed.endpoint, run_, "api", routed.argument);
   } else if (routed.endpoint) {
-    reply = ReadReply(*routed.endpoint, run_.state());
+    const bool members = *routed.endpoint == Endpoint::kMembers;
+    reply = ReadReply(*routed.endpoint, members ? run_.ListMembers() : run_.state());
   }
   const bool keep_alive = request.keep_alive() && !stopping_;
   Response response = MakeResponse(reply, request.version(), keep_alive);

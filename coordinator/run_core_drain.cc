@@ -96,8 +96,7 @@ Result<Actions> RunCore::Drain(const std::string& name, const std::string& by, M
     Dismiss(found->second, at, out);
   }
   TryForm(at, out);
-  UpdateMembers(at);
-  ++state_.version;
+  Changed();
   return out;
 }
 

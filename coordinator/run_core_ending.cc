@@ -33,7 +33,7 @@ void RunCore::ChangeDesired(const proto::Desired& wanted, const std::string& by,
   scheduler_.SetPaused(desired_.paused(), at.now);
   UpdatePhases(at);
   UpdateWord();
-  ++state_.version;
+  Changed();
 }
 
 Result<Actions> RunCore::Pause(const std::string& by, Moment at) {
@@ -186,7 +186,7 @@ void RunCore::End(RunWord outcome, const std::string& message, Moment at, Action
   // Workers that were released leave by themselves; those of a failed run may hang.
   tell_domain_at_ = outcome == RunWord::kFailed ? at.now : at.now + timeouts::kFarewell / 2;
   CheckGone(at, out);
-  ++state_.version;
+  Changed();
 }
 
 // Taken over only to be ended: the agents of the coordinator before are about to come, and would
@@ -229,7 +229,7 @@ void RunCore::CheckGone(Moment at, Actions& out) {
 Actions RunCore::OnEffectFailed(const Error& error, bool journal_works, Moment at) {
   Actions out;
   journal_works_ = journal_works_ && journal_works;
-  ++state_.version;
+  Changed();
   const bool ending = stage_ == Stage::kFarewell || stage_ == Stage::kEnded;
   // A life whose beginning is not in the journal cannot be taken over.
   const bool begun = start_.recovered || begun_;

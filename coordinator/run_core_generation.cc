@@ -70,7 +70,6 @@ void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Mo
   } else if (stage_ != Stage::kFinishing && !domain.running) {
     StartDomain(domain, at, out);
   }
-  UpdateMembers(at);
 }
 
 void RunCore::StartDomain(DomainMember& domain, Moment at, Actions& out) {
@@ -122,7 +121,6 @@ void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
   Event(at, "member",
         "worker " + std::to_string(hello.local_rank()) + " of domain '" + hello.domain() +
             "' joined (pid " + std::to_string(hello.pid()) + ")");
-  UpdateMembers(at);
   if (!members_.Whole(domain) || stage_ != Stage::kActive) return;
   if (members_.formed() && awaited_.empty()) {
     OpenIncident("joined", domain.name, "domain '" + domain.name + "' joined", at);
@@ -190,7 +188,6 @@ void RunCore::OnReturn(ConnectionId from, const std::string& address,
   } else {
     Refuse(from, Error(Code::kAborted, "this worker was given up as lost"), out);
   }
-  UpdateMembers(at);
   UpdateWord();
 }
 
@@ -327,7 +324,6 @@ void RunCore::LoseDomain(DomainMember& domain, const std::string& reason, const 
   all_lost_ = all_lost_ || std::all_of(domains.begin(), domains.end(),
                                        [](const auto& entry) { return IsFresh(entry.second); });
   TryForm(at, out);
-  UpdateMembers(at);
 }
 
 void RunCore::BreakGeneration(const std::string& reason, bool failure, Moment at, Actions& out) {
@@ -349,11 +345,11 @@ void RunCore::BreakGeneration(const std::string& reason, bool failure, Moment at
     SendTo(survivor, std::move(envelope), out);
   }
   UpdateWord();
-  if (members_.unready() > 0) return;
 }
 
 void RunCore::TryForm(Moment at, Actions& out) {
   if (members_.formed() || (stage_ != Stage::kActive && stage_ != Stage::kStopping)) return;
+  if (members_.unready() > 0) return;
   std::int32_t whole = 0;  // those that stay
   bool any = false;
   bool survivors = false;
@@ -433,6 +429,8 @@ void RunCore::Form(Moment at, Actions& out) {
     return view.word == CheckpointWord::kWriting;  // its parts are void
   });
   rank_counters_.clear();
+  state_.counters.cache_hits = 0;
+  state_.counters.cache_misses = 0;
   trouble_deadline_.reset();
   gather_deadline_.reset();
   if (stage_ == Stage::kActive) deadline_.reset();
@@ -469,7 +467,6 @@ void RunCore::Form(Moment at, Actions& out) {
   }
   SendAssignments(plan, at, out);
   DismissLeftOut(at, out);
-  UpdateMembers(at);
   GrantLeases(at, out);
   UpdateWord();
 }

@@ -53,9 +53,8 @@ Actions RunCore::OnClosed(ConnectionId connection, const std::string& reason, Mo
     case Stage::kFarewell: CheckGone(at, out); break;
     case Stage::kEnded: return out;
   }
-  UpdateMembers(at);
   CheckReleased(at, out);
-  ++state_.version;
+  Changed();
   return out;
 }
 
@@ -81,7 +80,7 @@ Actions RunCore::OnTick(Moment at) {
     view_updated_ = at.now;
     UpdatePhases(at);
     UpdateInterval(at);
-    ++state_.version;
+    Changed();
   }
   return out;
 }

@@ -175,7 +175,11 @@ struct RunState {
   std::uint64_t generation = 0;  // 0: none formed yet
   std::string numeric_mode;      // of all ranks; empty: no generation yet
   std::vector<PhaseState> phases;
-  std::int32_t phase = 0;                    // current index; phases.size() when all are done
+  std::int32_t phase = 0;    // current index; phases.size() when all are done
+  std::int32_t agents = 0;   // that are connected
+  std::int32_t workers = 0;  // likewise
+  // As of the last RunControl::ListMembers(): there are many, and each of their messages changes
+  // one.
   std::vector<MemberState> members;          // agents first, then by rank
   std::vector<DomainState> domains;          // that are connected, by name
   std::vector<CheckpointState> checkpoints;  // by position; deleted ones stay listed
@@ -235,6 +239,8 @@ class RunControl {
   // Lets a domain leave. kNotFound: the run has no such domain.
   virtual Status Drain(const std::string& domain, const std::string& by) = 0;
   virtual const RunState& state() const = 0;
+  // The same with members and domains as they are now; a pass over all of them.
+  virtual const RunState& ListMembers() = 0;
 };
 
 }  // namespace dd2
