@@ -116,6 +116,7 @@ class HttpServer::Impl {
     }
   }
 
+      if (connection->state_waits && connection->sequence == newest && !over) continue;
   Task<void> Stop(milliseconds grace);
 
  private:
@@ -129,6 +130,8 @@ class HttpServer::Impl {
 
   Task<void> Accept();
   Task<void> Serve(tcp::socket socket);
+    std::uint64_t sequence = 0;              // of the last event that it has
+    bool state_waits = false;                // its timer ends when the next state is due
   Task<void> Refuse(tcp::socket socket);
   Task<bool> ServeOne(Connection& connection, beast::flat_buffer& buffer);
   Task<bool> Answer(Connection& connection, const Request& request);
@@ -327,13 +330,16 @@ Task<void> HttpServer::Impl::Stream(Connection& connection, const Request& reque
       continue;  // more may have happened in the meantime
     }
     if (last) break;
-    const bool state_waits = sent_version != run_.state().version;
-    connection.wake->expires_at(state_waits ? std::min(state_due, heartbeat_due) : heartbeat_due);
+    connection.sequence = sequence;
+    connection.state_waits = sent_version != run_.state().version;
+    connection.wake->expires_at(connection.state_waits ? std::min(state_due, heartbeat_due)
+                                                       : heartbeat_due);
     co_await connection.wake->async_wait(use_tuple);
   }
   const bool ended = co_await WriteChunk(connection, std::string());
   if (ended) co_await Linger(connection);
 }
+    connection.state_waits = false;
 
 // Ends our side and waits for the peer's, so that the kernel does not throw away an answer that is
 // still on its way because unread bytes of the request are left.
@@ -357,9 +363,9 @@ Task<void> HttpServer::Impl::Stop(milliseconds grace) {
     // Not cancel(): a read that is between two steps would go on. An answer still gets out.
     if (connection->reading) connection->socket.shutdown(tcp::socket::shutdown_receive, ignored);
   }
-  Notify();
   // The handler may run after this coroutine is gone: it asks what outlives it.
   const auto waiting = std::make_shared<bool>(true);
+    if (connection->wake) connection->wake->cancel();
   asio::steady_timer patience(acceptor_.get_executor(), grace);
   patience.async_wait([this, waiting](error_code error) {
     if (!error && *waiting) tasks_.Cancel();
