@@ -123,11 +123,12 @@ json::value CurrentPhase(const RunState& state) {
 }
 
 void AppendString(std::string_view text, std::string& out) {
-  bool escapes = false;  // no way out of the loop: it is done several bytes at a time
+  unsigned escapes = 0;  // no way out of the loop: it is done several bytes at a time
   for (const char c : text) {
-    escapes |= static_cast<unsigned char>(c) < 0x20 || c == '"' || c == '\\';
+    const auto byte = static_cast<unsigned char>(c);
+    escapes |= unsigned{byte < 0x20} | unsigned{byte == '"'} | unsigned{byte == '\\'};
   }
-  if (escapes) {
+  if (escapes != 0) {
     out += json::serialize(json::string_view(text));
     return;
   }

@@ -218,39 +218,33 @@ void RunCore::Changed() {
   ++state_.version;
   state_.agents = static_cast<std::int32_t>(members_.agent_count());
   state_.workers = static_cast<std::int32_t>(members_.worker_count());
+  state_.members.clear();
+  state_.domains.clear();
 }
 
 const RunState& RunCore::ListMembers(Moment at) {
+  state_.members.clear();
   state_.domains.clear();
   const auto seen_ms = [&at](TimePoint seen) {
     return at.unix_ms -
            std::chrono::duration_cast<std::chrono::milliseconds>(at.now - seen).count();
   };
-  // Written over those of the last list, whose memory they keep.
-  state_.members.resize(members_.agent_count() + members_.worker_count());
-  auto next = state_.members.begin();
   for (const auto& [name, domain] : members_.domains()) {
     if (!domain.agent && domain.workers.empty()) continue;
     state_.domains.push_back(DomainState{.name = name,
                                          .word = DomainWord(domain),
                                          .workers = static_cast<int>(domain.workers.size())});
     if (!domain.agent) continue;
-    MemberState& view = *next++;
-    view.rank = -1;
+    MemberState& view = state_.members.emplace_back();
     view.agent = true;
-    view.domain = name;
+    view.domain = domain.name;
     view.host = domain.agent->hello.host();
     view.pid = domain.agent->hello.pid();
-    view.local_rank = 0;
-    view.numeric_mode.clear();
-    view.phase = -1;
-    view.step = 0;
     view.last_seen_unix_ms = seen_ms(domain.agent->last_seen);
   }
   for (const WorkerMember* worker : members_.workers()) {
-    MemberState& view = *next++;
+    MemberState& view = state_.members.emplace_back();
     view.rank = worker->rank.value_or(Rank(-1)).value();
-    view.agent = false;
     view.domain = worker->hello.domain();
     view.host = worker->hello.host();
     view.pid = worker->hello.pid();

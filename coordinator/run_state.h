@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <deque>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -67,11 +68,11 @@ struct MemberState {
   std::int32_t rank = -1;  // -1: an agent, or a worker that has no rank yet
   bool agent = false;
   bool connected = true;
-  std::string domain;
-  std::string host;
+  std::string_view domain;  // texts are those of the member itself
+  std::string_view host;
   std::int64_t pid = 0;
   std::int32_t local_rank = 0;
-  std::string numeric_mode;
+  std::string_view numeric_mode;
   std::int32_t phase = -1;
   std::int64_t step = 0;
   std::int64_t last_seen_unix_ms = 0;
@@ -178,8 +179,8 @@ struct RunState {
   std::int32_t phase = 0;    // current index; phases.size() when all are done
   std::int32_t agents = 0;   // that are connected
   std::int32_t workers = 0;  // likewise
-  // As of the last RunControl::ListMembers(): there are many, and each of their messages changes
-  // one.
+  // There from RunControl::ListMembers() until the next change: they are many, and each of their
+  // messages changes one.
   std::vector<MemberState> members;          // agents first, then by rank
   std::vector<DomainState> domains;          // that are connected, by name
   std::vector<CheckpointState> checkpoints;  // by position; deleted ones stay listed
