@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <ctime>
 #include <exception>
@@ -64,13 +65,20 @@ class Scenario {
         coordinator_(coordinator),
         options_(options),
         agents_(agents),
+        signals_(context, SIGINT, SIGTERM),
         cluster_(context, coordinator.control_port(), std::move(cluster)) {}
 
   // `result` outlives it.
   Task<void> Run(Status& result) {
+    // Its coordinator and its folder go with it.
+    signals_.async_wait([this](error_code code, int) {
+      if (!code) cluster_.Problem("interrupted");
+    });
     result = co_await Play();
     watchers_.reset();
     co_await cluster_.Stop();
+    error_code ignored;
+    signals_.cancel(ignored);
   }
   Measures& measures() { return measures_; }
 
@@ -129,16 +137,19 @@ class Scenario {
   void AddAnswers() {
     std::vector<double> all;
     std::vector<double> members;
+    std::vector<double> others;
     std::size_t bytes = 0;
     for (const ApiSample& sample : watchers_->TakeSamples()) {
+      const bool lists = sample.path == "/api/v1/members";
       all.push_back(sample.seconds * 1e3);
-      if (sample.path != "/api/v1/members") continue;
-      members.push_back(sample.seconds * 1e3);
-      bytes = sample.bytes;
+      (lists ? members : others).push_back(all.back());
+      if (lists) bytes = sample.bytes;
     }
     Add("API p50, ms", Percentile(all, 0.5));
     Add("API p99, ms", Percentile(all, 0.99));
-    Add("of these /members p50, ms", Percentile(members, 0.5));
+    Add("without /members: p99, ms", Percentile(others, 0.99));
+    Add("/members alone: p50, ms", Percentile(members, 0.5));
+    Add("/members alone: p99, ms", Percentile(members, 0.99));
     Add("size of /members, kB", static_cast<double>(bytes) / 1e3);
   }
 
@@ -260,6 +271,7 @@ class Scenario {
   const ScenarioOptions options_;
   const std::int32_t agents_;
   const SystemClock clock_;
+  asio::signal_set signals_;
   Cluster cluster_;
   std::optional<Watchers> watchers_;
   Measures measures_;
