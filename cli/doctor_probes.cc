@@ -100,10 +100,11 @@ void ProbeNetwork(const std::string& host, MachineFacts& facts) {
   facts.port_range = last - first + 1;
 }
 
+// The hard one: a coordinator raises its own up to it.
 std::int64_t LimitOf(__rlimit_resource resource) {
   rlimit limit{};
-  if (getrlimit(resource, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return -1;
-  return static_cast<std::int64_t>(limit.rlim_cur);
+  if (getrlimit(resource, &limit) != 0 || limit.rlim_max == RLIM_INFINITY) return -1;
+  return static_cast<std::int64_t>(limit.rlim_max);
 }
 
 void ProbeLimits(MachineFacts& facts) {

@@ -28,6 +28,7 @@ using std::chrono::milliseconds;
 // How often a quiet stream asks whether it should stop.
 constexpr milliseconds stop_poll{250};
 constexpr std::size_t response_bytes_max = std::size_t{64} << 20;
+constexpr std::size_t read_bytes = std::size_t{64} << 10;  // at once
 
 // One connection and the loop that drives it: each Run starts one operation and waits for its end.
 struct Link {
@@ -265,6 +266,7 @@ Result<HttpResponse> HttpClient::Send(std::string_view method, std::string_view 
       link.Run([&](auto done) { http::async_write(link.stream, request, std::move(done)); });
   if (error) return LinkError(target_, error);
   beast::flat_buffer buffer;
+  buffer.reserve(read_bytes);  // else each read takes 512 bytes
   http::response_parser<http::string_body> response;
   response.body_limit(response_bytes_max);
   error = link.Run(

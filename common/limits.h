@@ -14,8 +14,10 @@ inline constexpr std::size_t kFrameBytesMax = std::size_t{16} << 20;
 inline constexpr std::size_t kHelloBytesMax = std::size_t{16} << 10;
 // Bytes waiting to be written to one peer; a peer that does not read is dropped beyond it.
 inline constexpr std::size_t kSendQueueBytesMax = std::size_t{64} << 20;
-// Control connections (workers, agents, store clients) that may be open at once.
-inline constexpr std::size_t kConnectionsMax = 4096;
+// Control connections (workers, agents, store clients) that may be open at once: 10,000 ranks, each
+// with a store client, and the agents of 1,250 machines with 8 of them. The limit of open files
+// must allow them as well (RaiseFileLimit).
+inline constexpr std::size_t kConnectionsMax = 32768;
 // Value of one key of the rendezvous store (addresses and small exchanges), and number of keys.
 inline constexpr std::size_t kStoreValueBytesMax = std::size_t{1} << 20;
 inline constexpr std::size_t kStoreKeysMax = std::size_t{1} << 20;

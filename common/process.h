@@ -3,6 +3,7 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -66,6 +67,10 @@ std::vector<pid_t> DescendantsOf(pid_t root);
 // SIGKILLs every descendant of this process and reaps the adopted ones, until none is left or
 // `limit` has passed. How many were killed. Do not call while a ChildProcess is still wanted.
 std::size_t KillDescendants(std::chrono::milliseconds limit);
+
+// Lets this process have as many open files (connections are some) as the hard limit allows; that
+// number. The soft limit is often 1024, for programs that use select().
+std::uint64_t RaiseFileLimit();
 
 // Of this machine; "unknown" when it has none.
 std::string HostName();

@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <cstring>
 #include <system_error>
 #include <utility>
 
@@ -122,20 +123,90 @@ json::value CurrentPhase(const RunState& state) {
   return object;
 }
 
-json::object MemberObject(const MemberState& member) {
-  json::object object;
-  object["role"] = member.agent ? "agent" : "worker";
-  object["rank"] = member.rank >= 0 ? json::value(member.rank) : json::value(nullptr);
-  object["connected"] = member.connected;
-  object["domain"] = member.domain;
-  object["host"] = member.host;
-  object["pid"] = member.pid;
-  object["local_rank"] = member.local_rank;
-  object["numeric_mode"] = member.numeric_mode;
-  object["phase"] = member.phase >= 0 ? json::value(member.phase) : json::value(nullptr);
-  object["step"] = member.step;
-  object["last_seen_unix_ms"] = TimeOrNull(member.last_seen_unix_ms);
-  return object;
+// JSON text that is put together without an allocation or a check for each piece: a large run has
+// thousands of members with a dozen fields each.
+class JsonText {
+ public:
+  explicit JsonText(std::size_t bytes) : text_(bytes, '\0') {}
+  // Before pieces that are no longer than this together.
+  void Reserve(std::size_t bytes) {
+    if (text_.size() - used_ < bytes) text_.resize(2 * text_.size() + bytes);
+  }
+  void Put(std::string_view piece) {
+    std::memcpy(text_.data() + used_, piece.data(), piece.size());
+    used_ += piece.size();
+  }
+  void PutInteger(std::int64_t value) {
+    char* const at = text_.data() + used_;
+    used_ += static_cast<std::size_t>(std::to_chars(at, at + integer_bytes, value).ptr - at);
+  }
+  void PutIntegerOrNull(std::int64_t value, bool known) { known ? PutInteger(value) : Put("null"); }
+  // At most string_bytes(text) bytes.
+  void PutString(std::string_view text) {
+    unsigned escapes = 0;  // no way out of the loop: it is done several bytes at a time
+    for (const char c : text) {
+      const auto byte = static_cast<unsigned char>(c);
+      escapes |= unsigned{byte < 0x20} | unsigned{byte == '"'} | unsigned{byte == '\\'};
+    }
+    if (escapes != 0) return Put(json::serialize(json::string_view(text)));
+    Put("\"");
+    Put(text);
+    Put("\"");
+  }
+  // In place of the comma behind the last element, if there is one.
+  void EndList() {
+    if (text_[used_ - 1] == ',') --used_;
+    Put("]");
+  }
+  static std::size_t string_bytes(std::string_view text) { return 6 * text.size() + 2; }
+  std::string Take() {
+    text_.resize(used_);
+    return std::move(text_);
+  }
+
+  static constexpr std::size_t integer_bytes = 20;
+
+ private:
+  std::string text_;
+  std::size_t used_ = 0;
+};
+
+constexpr std::size_t member_bytes = 300;  // keys and integers, of a domain as well
+
+void PutMember(const MemberState& member, JsonText& out) {
+  out.Reserve(member_bytes + JsonText::string_bytes(member.domain) +
+              JsonText::string_bytes(member.host) + JsonText::string_bytes(member.numeric_mode));
+  out.Put(member.agent ? R"({"role":"agent","rank":)" : R"({"role":"worker","rank":)");
+  out.PutIntegerOrNull(member.rank, member.rank >= 0);
+  out.Put(member.connected ? R"(,"connected":true,"domain":)" : R"(,"connected":false,"domain":)");
+  out.PutString(member.domain);
+  out.Put(R"(,"host":)");
+  out.PutString(member.host);
+  out.Put(R"(,"pid":)");
+  out.PutInteger(member.pid);
+  out.Put(R"(,"local_rank":)");
+  out.PutInteger(member.local_rank);
+  out.Put(R"(,"numeric_mode":)");
+  out.PutString(member.numeric_mode);
+  out.Put(R"(,"phase":)");
+  out.PutIntegerOrNull(member.phase, member.phase >= 0);
+  out.Put(R"(,"step":)");
+  out.PutInteger(member.step);
+  out.Put(R"(,"last_seen_unix_ms":)");
+  out.PutIntegerOrNull(member.last_seen_unix_ms, member.last_seen_unix_ms > 0);
+  out.Put("},");
+}
+
+void PutDomain(const DomainState& domain, JsonText& out) {
+  out.Reserve(member_bytes + JsonText::string_bytes(domain.name) +
+              JsonText::string_bytes(domain.word));
+  out.Put(R"({"name":)");
+  out.PutString(domain.name);
+  out.Put(R"(,"state":)");
+  out.PutString(domain.word);
+  out.Put(R"(,"workers":)");
+  out.PutInteger(domain.workers);
+  out.Put("},");
 }
 
 json::object IncidentObject(const IncidentState& incident, bool open) {
@@ -371,17 +442,16 @@ std::string PhasesDocument(const RunState& state) {
 }
 
 std::string MembersDocument(const RunState& state) {
-  json::object document;
-  json::array& members = document["members"].emplace_array();
-  for (const MemberState& member : state.members) members.push_back(MemberObject(member));
-  json::array& domains = document["domains"].emplace_array();
-  for (const DomainState& domain : state.domains) {
-    json::object& object = domains.emplace_back(json::object()).get_object();
-    object["name"] = domain.name;
-    object["state"] = domain.word;
-    object["workers"] = domain.workers;
-  }
-  return json::serialize(document);
+  JsonText out(member_bytes * (state.members.size() + 2));
+  out.Put(R"({"members":[)");
+  for (const MemberState& member : state.members) PutMember(member, out);
+  out.EndList();
+  out.Reserve(member_bytes);
+  out.Put(R"(,"domains":[)");
+  for (const DomainState& domain : state.domains) PutDomain(domain, out);
+  out.EndList();
+  out.Put("}");
+  return out.Take();
 }
 
 std::string CheckpointsDocument(const RunState& state) {

@@ -52,6 +52,7 @@ class CoordinatorLoop final : public RunControl {
   Status Cancel(const std::string& by) override;
   Status Drain(const std::string& domain, const std::string& by) override;
   const RunState& state() const override { return core_.state(); }
+  const RunState& ListMembers() override { return core_.ListMembers(Now()); }
 
  private:
   Moment Now() const;

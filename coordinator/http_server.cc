@@ -31,7 +31,7 @@ using Response = http::response<http::string_body>;
 
 std::string_view View(beast::string_view text) { return {text.data(), text.size()}; }
 
-Response MakeResponse(const ApiReply& reply, unsigned version, bool keep_alive) {
+Response MakeResponse(ApiReply reply, unsigned version, bool keep_alive) {
   Response response(static_cast<http::status>(reply.status), version);
   response.set(http::field::content_type, reply.content_type);
   response.set(http::field::cache_control, "no-store");
@@ -39,7 +39,7 @@ Response MakeResponse(const ApiReply& reply, unsigned version, bool keep_alive) 
   if (!reply.allow.empty()) response.set(http::field::allow, reply.allow);
   if (!reply.authenticate.empty()) response.set(http::field::www_authenticate, reply.authenticate);
   response.keep_alive(keep_alive);
-  response.body() = reply.body;
+  response.body() = std::move(reply.body);
   response.prepare_payload();
   return response;
 }
@@ -110,8 +110,13 @@ class HttpServer::Impl {
 
   const tcp::endpoint& endpoint() const { return endpoint_; }
 
+  // Thousands of messages a second change the state, and a subscriber gets it a few times a second:
+  // one that waits until the next state is due is woken by events only.
   void Notify() {
+    const std::uint64_t newest = run_.state().events.last_sequence();
+    const bool over = IsOver(run_.state());
     for (Connection* connection : connections_) {
+      if (connection->state_waits && connection->sequence == newest && !over) continue;
       if (connection->wake) connection->wake->cancel();
     }
   }
@@ -125,6 +130,8 @@ class HttpServer::Impl {
     tcp::socket socket;
     bool reading = false;                    // waits for a request: nothing is lost by ending it
     std::optional<asio::steady_timer> wake;  // a subscriber of events: cancelled to wake it
+    std::uint64_t sequence = 0;              // of the last event that it has
+    bool state_waits = false;                // its timer ends when the next state is due
   };
 
   Task<void> Accept();
@@ -243,10 +250,11 @@ Task<bool> HttpServer::Impl::Answer(Connection& connection, const Request& reque
   } else if (routed.endpoint && IsCommand(*routed.endpoint)) {
     reply = CommandReply(*routed.endpoint, run_, "api", routed.argument);
   } else if (routed.endpoint) {
-    reply = ReadReply(*routed.endpoint, run_.state());
+    const bool members = *routed.endpoint == Endpoint::kMembers;
+    reply = ReadReply(*routed.endpoint, members ? run_.ListMembers() : run_.state());
   }
   const bool keep_alive = request.keep_alive() && !stopping_;
-  Response response = MakeResponse(reply, request.version(), keep_alive);
+  Response response = MakeResponse(std::move(reply), request.version(), keep_alive);
   const bool written = co_await WriteResponse(connection, std::move(response));
   co_return written&& keep_alive;
 }
@@ -326,9 +334,12 @@ Task<void> HttpServer::Impl::Stream(Connection& connection, const Request& reque
       continue;  // more may have happened in the meantime
     }
     if (last) break;
-    const bool state_waits = sent_version != run_.state().version;
-    connection.wake->expires_at(state_waits ? std::min(state_due, heartbeat_due) : heartbeat_due);
+    connection.sequence = sequence;
+    connection.state_waits = sent_version != run_.state().version;
+    connection.wake->expires_at(connection.state_waits ? std::min(state_due, heartbeat_due)
+                                                       : heartbeat_due);
     co_await connection.wake->async_wait(use_tuple);
+    connection.state_waits = false;
   }
   const bool ended = co_await WriteChunk(connection, std::string());
   if (ended) co_await Linger(connection);
@@ -355,8 +366,8 @@ Task<void> HttpServer::Impl::Stop(milliseconds grace) {
   for (Connection* connection : connections_) {
     // Not cancel(): a read that is between two steps would go on. An answer still gets out.
     if (connection->reading) connection->socket.shutdown(tcp::socket::shutdown_receive, ignored);
+    if (connection->wake) connection->wake->cancel();
   }
-  Notify();
   // The handler may run after this coroutine is gone: it asks what outlives it.
   const auto waiting = std::make_shared<bool>(true);
   asio::steady_timer patience(acceptor_.get_executor(), grace);

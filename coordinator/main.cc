@@ -26,6 +26,7 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "common/local_address.h"
+#include "common/limits.h"
 #include "common/log.h"
 #include "common/process.h"
 #include "common/version.h"
@@ -417,12 +418,20 @@ OrFailure<ExitCode> Main(const std::vector<std::string>& words) {
     if (!host) return Fail(kExitCannotStart, host.error().message());
     ports.host = std::move(*host);
   }
+  const std::uint64_t files = RaiseFileLimit();
   LogOptions log;
   log.name = "coordinator";
   log.file = run / "logs" / "coordinator.log";
   log.to_stderr = false;
   const Status logging = StartLog(log);
   if (!logging) return Fail(kExitCannotStart, logging.error().message());
+  // Each rank holds two connections: its own and that of its store client.
+  const auto ranks = static_cast<std::uint64_t>(opened->config.domains * opened->config.ranks);
+  if (files <
+      2 * ranks + static_cast<std::uint64_t>(opened->config.domains) + kHttpConnectionsMax) {
+    LogWarning("only " + std::to_string(files) + " files may be open (ulimit -Hn): too few for " +
+               std::to_string(ranks) + " ranks");
+  }
   return Program(run, *arguments, ports, std::move(*opened)).Run();
 }
 

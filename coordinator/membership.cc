@@ -14,6 +14,31 @@ std::string Name(const proto::WorkerHello& hello) {
          "' (pid " + std::to_string(hello.pid()) + ")";
 }
 
+// Both can be in one generation: their bits are the same.
+Status CheckAgreement(const proto::WorkerHello& hello, const proto::WorkerHello& other) {
+  const std::string who = Name(hello);
+  if (other.numeric_mode() != hello.numeric_mode()) {
+    return Error(Code::kFailedPrecondition,
+                 who + " computes with '" + hello.numeric_mode() + "', " + Name(other) + " with '" +
+                     other.numeric_mode() +
+                     "': their bits would differ. Use the same build, library and thread count "
+                     "everywhere");
+  }
+  if (other.code_version() != hello.code_version()) {
+    return Error(Code::kFailedPrecondition,
+                 who + " is of version " + hello.code_version() + ", " + Name(other) + " of " +
+                     other.code_version() +
+                     ": their bits may differ. Use the same build everywhere");
+  }
+  if (other.teacher_digest() != hello.teacher_digest()) {
+    return Error(Code::kFailedPrecondition,
+                 who + " has another teacher (" + hello.teacher_digest() + ") than " + Name(other) +
+                     " (" + other.teacher_digest() +
+                     "): teacher.path must name the same files everywhere");
+  }
+  return Status();
+}
+
 }  // namespace
 
 bool IsFresh(const DomainMember& domain) {
@@ -41,6 +66,7 @@ Status Membership::AddAgent(ConnectionId connection, proto::AgentHello hello, Ti
   member.hello = std::move(hello);
   member.last_seen = now;
   domain.agent = std::move(member);
+  agents_[connection.value()] = &domain;
   domain.dismissed = false;
   return Status();
 }
@@ -55,38 +81,21 @@ Status Membership::CheckNumbers(const proto::WorkerHello& hello) const {
                      " (optimiser state is cut among the ranks of a domain and copied from domain "
                      "to domain: all have the same number)");
   }
-  for (const auto& [name, domain] : domains_) {
-    for (const auto& [local_rank, other] : domain.workers) {
-      if (name == hello.domain() && local_rank == hello.local_rank()) {
-        return Error(Code::kInvalidArgument,
-                     who + " contradicts " + Name(other.hello) + ": same local rank");
-      }
-      if (other.hello.numeric_mode() != hello.numeric_mode()) {
-        return Error(Code::kFailedPrecondition,
-                     who + " computes with '" + hello.numeric_mode() + "', " + Name(other.hello) +
-                         " with '" + other.hello.numeric_mode() +
-                         "': their bits would differ. Use the same build, library and thread count "
-                         "everywhere");
-      }
-      if (other.hello.code_version() != hello.code_version()) {
-        return Error(Code::kFailedPrecondition,
-                     who + " is of version " + hello.code_version() + ", " + Name(other.hello) +
-                         " of " + other.hello.code_version() +
-                         ": their bits may differ. Use the same build everywhere");
-      }
-      if (other.hello.teacher_digest() != hello.teacher_digest()) {
-        return Error(Code::kFailedPrecondition,
-                     who + " has another teacher (" + hello.teacher_digest() + ") than " +
-                         Name(other.hello) + " (" + other.hello.teacher_digest() +
-                         "): teacher.path must name the same files everywhere");
-      }
+  const auto domain = domains_.find(hello.domain());
+  if (domain != domains_.end()) {
+    const auto same = domain->second.workers.find(hello.local_rank());
+    if (same != domain->second.workers.end()) {
+      return Error(Code::kInvalidArgument,
+                   who + " contradicts " + Name(same->second.hello) + ": same local rank");
     }
   }
-  return Status();
+  // All that are here agree already: any of them will do.
+  return workers_.empty() ? Status()
+                          : CheckAgreement(hello, workers_.begin()->second.worker->hello);
 }
 
-void Membership::Insert(ConnectionId connection, std::string address, proto::WorkerHello hello,
-                        TimePoint now) {
+WorkerMember& Membership::Insert(ConnectionId connection, std::string address,
+                                 proto::WorkerHello hello, TimePoint now) {
   hello.clear_secret();
   DomainMember& domain = domains_[hello.domain()];
   domain.name = hello.domain();
@@ -99,7 +108,11 @@ void Membership::Insert(ConnectionId connection, std::string address, proto::Wor
   member.last_seen = now;
   member.moved = now;
   member.hello = std::move(hello);
-  domain.workers[member.hello.local_rank()] = std::move(member);
+  WorkerMember& place = domain.workers[member.hello.local_rank()];
+  place = std::move(member);
+  workers_[connection.value()] = Place{.domain = &domain, .worker = &place};
+  ++unready_;
+  return place;
 }
 
 Status Membership::AddWorker(ConnectionId connection, std::string address, proto::WorkerHello hello,
@@ -109,11 +122,9 @@ Status Membership::AddWorker(ConnectionId connection, std::string address, proto
     return CheckGeneration(said);
   }
   DD2_TRY(CheckNumbers(hello));
-  const std::string name = hello.domain();
-  const std::int32_t local_rank = hello.local_rank();
   const bool ready = !hello.resumes();
-  Insert(connection, std::move(address), std::move(hello), now);
-  domains_[name].workers[local_rank].ready = ready;
+  WorkerMember& member = Insert(connection, std::move(address), std::move(hello), now);
+  if (ready) SetReady(member, member.held);
   return Status();
 }
 
@@ -121,12 +132,13 @@ Status Membership::Reattach(ConnectionId connection, std::string address, proto:
                             Generation said, TimePoint now) {
   DD2_TRY(CheckGeneration(said));
   DD2_TRY(CheckNumbers(hello));
-  const std::string name = hello.domain();
-  const std::int32_t local_rank = hello.local_rank();
   const Rank rank(hello.rank());
-  Insert(connection, std::move(address), std::move(hello), now);
-  domains_[name].workers[local_rank].rank = rank;
-  domains_[name].worked = true;
+  WorkerMember& member = Insert(connection, std::move(address), std::move(hello), now);
+  member.rank = rank;
+  DomainOf(connection)->worked = true;
+  const auto index = static_cast<std::size_t>(rank.value());
+  by_rank_.resize(std::max(by_rank_.size(), index + 1));
+  by_rank_[index] = &member;
   return Status();
 }
 
@@ -134,12 +146,15 @@ std::vector<ConnectionId> Membership::Break() {
   std::vector<ConnectionId> members;
   generation_ = Generation(generation_.value() + 1);
   formed_ = false;
+  by_rank_.clear();
+  unready_ = 0;
   for (auto& [name, domain] : domains_) {
     for (auto& [local_rank, member] : domain.workers) {
       // A fresh worker that waits for its first generation is as ready as before.
       if (!member.rank && member.ready && !member.held.has_state()) continue;
       member.rank.reset();
       member.ready = false;
+      ++unready_;
       members.push_back(member.connection);
     }
   }
@@ -147,14 +162,15 @@ std::vector<ConnectionId> Membership::Break() {
 }
 
 void Membership::Form(const std::vector<std::string>& domains) {
-  std::int32_t next = 0;
+  by_rank_.clear();
   for (const std::string& name : domains) {
     DomainMember& domain = domains_.at(name);
     DD2_CHECK(Whole(domain));
     domain.worked = true;
     for (auto& [local_rank, member] : domain.workers) {
-      member.rank = Rank(next++);
-      member.ready = false;
+      member.rank = Rank(static_cast<std::int32_t>(by_rank_.size()));
+      by_rank_.push_back(&member);
+      if (std::exchange(member.ready, false)) ++unready_;
       member.collectives = 0;
       member.waiting = false;
       member.on_disk = false;
@@ -172,10 +188,11 @@ Status Membership::CheckGeneration(Generation said) const {
 }
 
 void Membership::Seen(ConnectionId connection, TimePoint now) {
-  DomainMember* domain = DomainOf(connection);
-  if (domain == nullptr) return;
-  if (domain->agent && domain->agent->connection == connection) domain->agent->last_seen = now;
-  if (WorkerMember* member = worker(connection)) member->last_seen = now;
+  if (const auto found = workers_.find(connection.value()); found != workers_.end()) {
+    found->second.worker->last_seen = now;
+  } else if (const auto agent = agents_.find(connection.value()); agent != agents_.end()) {
+    agent->second->agent->last_seen = now;
+  }
 }
 
 std::vector<ConnectionId> Membership::Expired(TimePoint now,
@@ -204,55 +221,72 @@ void Membership::ForgiveSilence(TimePoint now) {
   }
 }
 
+void Membership::SetReady(WorkerMember& member, proto::HeldState held) {
+  member.held = std::move(held);
+  if (!std::exchange(member.ready, true)) --unready_;
+}
+
+void Membership::Forget(const WorkerMember& member) {
+  if (!member.ready) --unready_;
+  if (member.rank) {
+    const auto index = static_cast<std::size_t>(member.rank->value());
+    if (index < by_rank_.size() && by_rank_[index] == &member) by_rank_[index] = nullptr;
+  }
+  workers_.erase(member.connection.value());
+}
+
 void Membership::Remove(ConnectionId connection) {
-  DomainMember* domain = DomainOf(connection);
-  if (domain == nullptr) return;
-  if (domain->agent && domain->agent->connection == connection) {
-    domain->agent.reset();
+  if (const auto agent = agents_.find(connection.value()); agent != agents_.end()) {
+    agent->second->agent.reset();
+    agents_.erase(agent);
     return;
   }
-  std::erase_if(domain->workers,
-                [connection](const auto& entry) { return entry.second.connection == connection; });
+  const auto found = workers_.find(connection.value());
+  if (found == workers_.end()) return;
+  const Place place = found->second;
+  const std::int32_t local_rank = place.worker->hello.local_rank();
+  Forget(*place.worker);
+  place.domain->workers.erase(local_rank);
+}
+
+void Membership::RemoveWorkers(DomainMember& domain) {
+  for (const auto& [local_rank, member] : domain.workers) Forget(member);
+  domain.workers.clear();
 }
 
 WorkerMember* Membership::worker(ConnectionId connection) {
-  for (auto& [name, domain] : domains_) {
-    for (auto& [local_rank, member] : domain.workers) {
-      if (member.connection == connection) return &member;
-    }
-  }
-  return nullptr;
+  const auto found = workers_.find(connection.value());
+  return found == workers_.end() ? nullptr : found->second.worker;
 }
 
 DomainMember* Membership::DomainOf(ConnectionId connection) {
-  for (auto& [name, domain] : domains_) {
-    if (domain.agent && domain.agent->connection == connection) return &domain;
-    for (const auto& [local_rank, member] : domain.workers) {
-      if (member.connection == connection) return &domain;
-    }
+  if (const auto found = workers_.find(connection.value()); found != workers_.end()) {
+    return found->second.domain;
   }
-  return nullptr;
+  const auto agent = agents_.find(connection.value());
+  return agent == agents_.end() ? nullptr : agent->second;
 }
 
-bool Membership::IsAgent(ConnectionId connection) {
-  const DomainMember* domain = DomainOf(connection);
-  return domain != nullptr && domain->agent && domain->agent->connection == connection;
+bool Membership::IsAgent(ConnectionId connection) const {
+  return agents_.contains(connection.value());
 }
 
 std::vector<const WorkerMember*> Membership::workers() const {
+  const std::vector<const WorkerMember*> ranked = ranks();
+  if (ranked.size() == workers_.size()) return ranked;
   std::vector<const WorkerMember*> order;
   for (const auto& [name, domain] : domains_) {
-    for (const auto& [local_rank, member] : domain.workers) order.push_back(&member);
+    for (const auto& [local_rank, member] : domain.workers) {
+      if (!member.rank) order.push_back(&member);
+    }
   }
-  std::stable_sort(order.begin(), order.end(), [](const WorkerMember* a, const WorkerMember* b) {
-    return a->rank.value_or(Rank(-1)) < b->rank.value_or(Rank(-1));
-  });
+  order.insert(order.end(), ranked.begin(), ranked.end());
   return order;
 }
 
 std::vector<const WorkerMember*> Membership::ranks() const {
-  std::vector<const WorkerMember*> order = workers();
-  std::erase_if(order, [](const WorkerMember* member) { return !member->rank; });
+  std::vector<const WorkerMember*> order(by_rank_.begin(), by_rank_.end());
+  std::erase(order, nullptr);
   return order;
 }
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "common/clock.h"
@@ -65,7 +66,8 @@ bool IsFresh(const DomainMember& domain);
 // message of an older (or unknown newer) one is refused (design 2).
 //
 // Pure; owned by RunCore; control thread. It knows connections by number only and decides nothing
-// about what a loss means.
+// about what a loss means. Runs have 10,000 ranks: what happens with every message finds its member
+// without a search.
 class Membership {
  public:
   // `ranks`: workers of each domain. `next`: the generation that is being gathered; all smaller
@@ -100,6 +102,14 @@ class Membership {
   // We were asleep ourselves (stopped, suspended): nobody's silence before `now` counts.
   void ForgiveSilence(TimePoint now);
   void Remove(ConnectionId connection);
+  // All workers of a domain; only in this way, and by Remove.
+  void RemoveWorkers(DomainMember& domain);
+  // It has said what it brings into the generation that is being gathered.
+  void SetReady(WorkerMember& member, proto::HeldState held);
+  // Workers that have not.
+  std::int32_t unready() const { return unready_; }
+  std::size_t agent_count() const { return agents_.size(); }
+  std::size_t worker_count() const { return workers_.size(); }
 
   // Being gathered or, when formed(), current.
   Generation generation() const { return generation_; }
@@ -107,7 +117,7 @@ class Membership {
   WorkerMember* worker(ConnectionId connection);
   // The domain whose agent or worker this is; null: a stranger.
   DomainMember* DomainOf(ConnectionId connection);
-  bool IsAgent(ConnectionId connection);
+  bool IsAgent(ConnectionId connection) const;
   std::map<std::string, DomainMember>& domains() { return domains_; }
   const std::map<std::string, DomainMember>& domains() const { return domains_; }
   bool Whole(const DomainMember& domain) const {
@@ -120,13 +130,24 @@ class Membership {
 
  private:
   Status CheckNumbers(const proto::WorkerHello& hello) const;
-  void Insert(ConnectionId connection, std::string address, proto::WorkerHello hello,
-              TimePoint now);
+  WorkerMember& Insert(ConnectionId connection, std::string address, proto::WorkerHello hello,
+                       TimePoint now);
+  // It is about to be removed from its domain.
+  void Forget(const WorkerMember& member);
 
   const std::int32_t ranks_;
   Generation generation_;
   bool formed_ = false;
-  std::map<std::string, DomainMember> domains_;
+  std::map<std::string, DomainMember> domains_;  // none is ever removed
+  // Where connections lead to, in domains_.
+  struct Place {
+    DomainMember* domain = nullptr;
+    WorkerMember* worker = nullptr;
+  };
+  std::unordered_map<std::uint64_t, DomainMember*> agents_;
+  std::unordered_map<std::uint64_t, Place> workers_;
+  std::vector<WorkerMember*> by_rank_;  // of the formed generation; null: not here
+  std::int32_t unready_ = 0;
 };
 
 }  // namespace dd2

@@ -110,14 +110,9 @@ void WriteRun(const RunState& state, MetricsWriter& out) {
             static_cast<double>(state.started_unix_ms) / 1000);
   out.Gauge("dd2_generation", "", "Number of the current membership, 0 before the first.",
             static_cast<double>(state.generation));
-  double agents = 0;
-  double workers = 0;
-  for (const MemberState& member : state.members) {
-    if (member.connected) (member.agent ? agents : workers) += 1;
-  }
   out.Family("dd2_members", "gauge", "", "Connected members.");
-  out.Sample("", {{"role", "agent"}}, agents);
-  out.Sample("", {{"role", "worker"}}, workers);
+  out.Sample("", {{"role", "agent"}}, state.agents);
+  out.Sample("", {{"role", "worker"}}, state.workers);
 }
 
 void WritePhases(const RunState& state, MetricsWriter& out) {

@@ -80,9 +80,13 @@ RegroupPlan PlanRegroup(const std::vector<CandidateDomain>& domains,
     break;
   }
   bool found = false;
+  bool receives = false;
   for (const CandidateDomain* domain : order) {
     plan.domains.push_back(domain->name);
     const bool whole = plan.start && Reaches(*domain, *plan.start, phases);
+    DD2_CHECK(!whole || !receives);
+    receives = plan.start && !whole;
+    if (!receives) plan.first_receiver += static_cast<std::int32_t>(domain->held.size());
     for (std::size_t i = 0; i < domain->held.size(); ++i) {
       proto::GenerationMember member;
       member.set_domain(domain->name);

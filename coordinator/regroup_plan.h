@@ -22,6 +22,7 @@ struct RegroupPlan {
   std::vector<std::string> domains;      // in rank order
   std::optional<proto::Position> start;  // nothing: from a checkpoint or the beginning
   std::int32_t source = 0;               // the rank that stands at `start` exactly
+  std::int32_t first_receiver = 0;       // it and all behind it RECEIVE; members.size(): nobody
 };
 
 // The newest state that some domain holds as a whole: each of its ranks is there already, holds the

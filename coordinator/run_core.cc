@@ -55,7 +55,7 @@ Actions RunCore::OnMessage(ConnectionId from, const std::string& address,
   } else {
     Refuse(from, Error(Code::kFailedPrecondition, "say hello first"), out);
   }
-  ++state_.version;
+  Changed();
   return out;
 }
 
@@ -103,7 +103,6 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
     member.collectives = beat.collectives();
     member.waiting = beat.waiting();
     member.on_disk = beat.on_disk();
-    UpdateMembers(at);
     return;
   }
   // What it said before it heard of the newer generation.
@@ -113,8 +112,7 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
     return;
   }
   if (envelope.has_regrouped() && said == members_.generation() && !members_.formed()) {
-    member.held = envelope.regrouped().held();
-    member.ready = true;
+    members_.SetReady(member, envelope.regrouped().held());
     TryForm(at, out);
     return;
   }
@@ -143,9 +141,8 @@ void RunCore::OnFromWorker(WorkerMember& member, const proto::Envelope& envelope
 
 void RunCore::OnFromAgent(ConnectionId from, const proto::Envelope& envelope, Moment at,
                           Actions& out) {
-  if (envelope.has_heartbeat()) {
-    UpdateMembers(at);
-  } else if (envelope.has_domain_exited()) {
+  if (envelope.has_heartbeat()) return;
+  if (envelope.has_domain_exited()) {
     OnDomainExited(*members_.DomainOf(from), envelope.domain_exited(), at, out);
   } else {
     Refuse(from, Error(Code::kInvalidArgument, "an agent may not send this"), out);
@@ -157,11 +154,8 @@ void RunCore::OnProgress(WorkerMember& member, const proto::Progress& progress, 
   member.phase = progress.phase();
   member.step = progress.step();
   member.moved = at.now;
-  rank_counters_[member.rank->value()] = FromWire(progress.counters());
-  if (member.rank != Rank(0)) {
-    UpdateMembers(at);
-    return;
-  }
+  KeepCounters(member.rank->value(), FromWire(progress.counters()));
+  if (member.rank != Rank(0)) return;
   RunPosition reported;
   reported.phase = progress.phase();
   reported.step = progress.step();
@@ -189,7 +183,6 @@ void RunCore::OnProgress(WorkerMember& member, const proto::Progress& progress, 
   last_failure_.clear();
   if (progress.phase_finished()) OnPhaseFinished(progress, at, out);
   ResumeIncidents(at, out);
-  UpdateMembers(at);
   UpdatePhases(at);
   if (stage_ != Stage::kActive && stage_ != Stage::kStopping) return;
   GrantLeases(at, out);

@@ -56,6 +56,8 @@ class RunCore {
   Actions StopNow(const std::string& by, Moment at);
 
   const RunState& state() const { return state_; }
+  // The same with members and domains as they are now.
+  const RunState& ListMembers(Moment at);
 
  private:
   enum class Stage : std::uint8_t { kActive, kFinishing, kStopping, kFarewell, kEnded };
@@ -174,7 +176,8 @@ class RunCore {
   void SendToRanks(const proto::Envelope& envelope, Actions& out) const;
   void Refuse(ConnectionId to, const Error& error, Actions& out) const;
   void Event(Moment at, std::string kind, std::string message);
-  void UpdateMembers(Moment at);
+  void Changed();  // what readers see
+  void KeepCounters(std::int32_t rank, const RunCounters& counters);
   void UpdatePhases(Moment at);
   void UpdateWord();
   CheckpointState& CheckpointView(const std::string& id);

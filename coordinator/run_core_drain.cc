@@ -97,8 +97,7 @@ Result<Actions> RunCore::Drain(const std::string& name, const std::string& by, M
     Dismiss(found->second, at, out);
   }
   TryForm(at, out);
-  UpdateMembers(at);
-  ++state_.version;
+  Changed();
   return out;
 }
 
@@ -146,7 +145,7 @@ void RunCore::Dismiss(DomainMember& domain, Moment at, Actions& out) {
     SendTo(member.connection, std::move(envelope), out);
     out.emplace_back(CloseAction{member.connection});
   }
-  domain.workers.clear();
+  members_.RemoveWorkers(domain);
   domain.start_at.reset();
   if (!domain.agent || domain.dismissed) return;
   domain.dismissed = true;

@@ -33,7 +33,7 @@ void RunCore::ChangeDesired(const proto::Desired& wanted, const std::string& by,
   scheduler_.SetPaused(desired_.paused(), at.now);
   UpdatePhases(at);
   UpdateWord();
-  ++state_.version;
+  Changed();
 }
 
 Result<Actions> RunCore::Pause(const std::string& by, Moment at) {
@@ -186,7 +186,7 @@ void RunCore::End(RunWord outcome, const std::string& message, Moment at, Action
   // Workers that were released leave by themselves; those of a failed run may hang.
   tell_domain_at_ = outcome == RunWord::kFailed ? at.now : at.now + timeouts::kFarewell / 2;
   CheckGone(at, out);
-  ++state_.version;
+  Changed();
 }
 
 // Taken over only to be ended: the agents of the coordinator before are about to come, and would
@@ -218,7 +218,7 @@ void RunCore::CheckGone(Moment at, Actions& out) {
       if (!domain.running) out.emplace_back(CloseAction{domain.agent->connection});
     }
   }
-  const bool everybody_gone = !running && members_.workers().empty() && !AgentsMayCome();
+  const bool everybody_gone = !running && members_.worker_count() == 0 && !AgentsMayCome();
   if (!everybody_gone && at.now < *deadline_) return;
   stage_ = Stage::kEnded;
   EndAction end;
@@ -229,7 +229,7 @@ void RunCore::CheckGone(Moment at, Actions& out) {
 Actions RunCore::OnEffectFailed(const Error& error, bool journal_works, Moment at) {
   Actions out;
   journal_works_ = journal_works_ && journal_works;
-  ++state_.version;
+  Changed();
   const bool ending = stage_ == Stage::kFarewell || stage_ == Stage::kEnded;
   // A life whose beginning is not in the journal cannot be taken over.
   const bool begun = start_.recovered || begun_;
@@ -280,7 +280,7 @@ void RunCore::CheckDeadlines(Moment at, Actions& out) {
       if (over) {
         End(RunWord::kStopped, "stopped on request, but the current step did not end in time", at,
             out);
-      } else if (!members_.formed() && members_.workers().empty()) {
+      } else if (!members_.formed() && members_.worker_count() == 0) {
         End(RunWord::kStopped,
             "stopped on request, but without a new checkpoint: every worker is lost" +
                 (last_failure_.empty() ? "" : " (" + last_failure_ + ")"),
@@ -301,7 +301,7 @@ void RunCore::FailGathering(Moment at, Actions& out) {
     reason = "no domain came back in time" +
              (last_failure_.empty() ? std::string() : ": " + last_failure_);
   } else if (agents > 0) {
-    reason = "only " + std::to_string(members_.workers().size()) + " of " +
+    reason = "only " + std::to_string(members_.worker_count()) + " of " +
              std::to_string(options_.config.ranks * options_.config.domains) +
              " workers joined in time; see the logs in " + options_.run_folder + "/logs";
   }

@@ -70,7 +70,6 @@ void RunCore::OnAgentHello(ConnectionId from, const proto::AgentHello& hello, Mo
   } else if (stage_ != Stage::kFinishing && !domain.running) {
     StartDomain(domain, at, out);
   }
-  UpdateMembers(at);
 }
 
 void RunCore::StartDomain(DomainMember& domain, Moment at, Actions& out) {
@@ -122,7 +121,6 @@ void RunCore::OnWorkerHello(ConnectionId from, const std::string& address,
   Event(at, "member",
         "worker " + std::to_string(hello.local_rank()) + " of domain '" + hello.domain() +
             "' joined (pid " + std::to_string(hello.pid()) + ")");
-  UpdateMembers(at);
   if (!members_.Whole(domain) || stage_ != Stage::kActive) return;
   if (members_.formed() && awaited_.empty()) {
     OpenIncident("joined", domain.name, "domain '" + domain.name + "' joined", at);
@@ -190,7 +188,6 @@ void RunCore::OnReturn(ConnectionId from, const std::string& address,
   } else {
     Refuse(from, Error(Code::kAborted, "this worker was given up as lost"), out);
   }
-  UpdateMembers(at);
   UpdateWord();
 }
 
@@ -312,7 +309,7 @@ void RunCore::LoseDomain(DomainMember& domain, const std::string& reason, const 
     was_member = was_member || member.rank.has_value();
     out.emplace_back(CloseAction{member.connection});
   }
-  domain.workers.clear();
+  members_.RemoveWorkers(domain);
   domain.started = at.now;  // the next loss of it is another one
   if (domain.agent && domain.running) {
     proto::Envelope envelope = NewEnvelope();
@@ -327,7 +324,6 @@ void RunCore::LoseDomain(DomainMember& domain, const std::string& reason, const 
   all_lost_ = all_lost_ || std::all_of(domains.begin(), domains.end(),
                                        [](const auto& entry) { return IsFresh(entry.second); });
   TryForm(at, out);
-  UpdateMembers(at);
 }
 
 void RunCore::BreakGeneration(const std::string& reason, bool failure, Moment at, Actions& out) {
@@ -353,6 +349,7 @@ void RunCore::BreakGeneration(const std::string& reason, bool failure, Moment at
 
 void RunCore::TryForm(Moment at, Actions& out) {
   if (members_.formed() || (stage_ != Stage::kActive && stage_ != Stage::kStopping)) return;
+  if (members_.unready() > 0) return;
   std::int32_t whole = 0;  // those that stay
   bool any = false;
   bool survivors = false;
@@ -365,7 +362,6 @@ void RunCore::TryForm(Moment at, Actions& out) {
       coming = true;
     }
     for (const auto& [local_rank, member] : domain.workers) {
-      if (!member.ready) return;
       survivors = survivors || member.held.has_state();
     }
   }
@@ -433,6 +429,8 @@ void RunCore::Form(Moment at, Actions& out) {
     return view.word == CheckpointWord::kWriting;  // its parts are void
   });
   rank_counters_.clear();
+  state_.counters.cache_hits = 0;
+  state_.counters.cache_misses = 0;
   trouble_deadline_.reset();
   gather_deadline_.reset();
   if (stage_ == Stage::kActive) deadline_.reset();
@@ -469,7 +467,6 @@ void RunCore::Form(Moment at, Actions& out) {
   }
   SendAssignments(plan, at, out);
   DismissLeftOut(at, out);
-  UpdateMembers(at);
   GrantLeases(at, out);
   UpdateWord();
 }
@@ -482,7 +479,8 @@ void RunCore::SendAssignments(const RegroupPlan& plan, Moment at, Actions& out) 
     assignment.set_world_size(static_cast<std::int32_t>(plan.members.size()));
     assignment.set_store_prefix("g" + std::to_string(state_.generation) + "/");
     assignment.set_host(worker->address);
-    for (const proto::GenerationMember& member : plan.members) *assignment.add_members() = member;
+    *assignment.mutable_member() = plan.members[static_cast<std::size_t>(assignment.rank())];
+    assignment.set_first_receiver(plan.first_receiver);
     assignment.set_committed_checkpoint(ledger_.newest());
     *assignment.mutable_recorded() = Recorded();
     if (plan.start) {

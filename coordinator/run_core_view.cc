@@ -92,7 +92,7 @@ Actions RunCore::Start(Moment at) {
   UpdatePhases(at);
   UpdateInterval(at);
   UpdateWord();
-  ++state_.version;
+  Changed();
   // It died between its last step and its end: nothing is left to compute.
   if (scheduler_.finished()) {
     ended_at_start_ = true;
@@ -214,32 +214,36 @@ void RunCore::Event(Moment at, std::string kind, std::string message) {
   state_.events.Add(at.unix_ms, std::move(kind), std::move(message));
 }
 
-void RunCore::UpdateMembers(Moment at) {
+void RunCore::Changed() {
+  ++state_.version;
+  state_.agents = static_cast<std::int32_t>(members_.agent_count());
+  state_.workers = static_cast<std::int32_t>(members_.worker_count());
   state_.members.clear();
   state_.domains.clear();
-  for (const auto& [name, domain] : members_.domains()) {
-    if (!domain.agent && domain.workers.empty()) continue;
-    state_.domains.push_back(DomainState{.name = name,
-                                         .word = DomainWord(domain),
-                                         .workers = static_cast<int>(domain.workers.size())});
-  }
+}
+
+const RunState& RunCore::ListMembers(Moment at) {
+  state_.members.clear();
+  state_.domains.clear();
   const auto seen_ms = [&at](TimePoint seen) {
     return at.unix_ms -
            std::chrono::duration_cast<std::chrono::milliseconds>(at.now - seen).count();
   };
   for (const auto& [name, domain] : members_.domains()) {
-    const std::optional<AgentMember>& agent = domain.agent;
-    if (!agent) continue;
-    MemberState view;
+    if (!domain.agent && domain.workers.empty()) continue;
+    state_.domains.push_back(DomainState{.name = name,
+                                         .word = DomainWord(domain),
+                                         .workers = static_cast<int>(domain.workers.size())});
+    if (!domain.agent) continue;
+    MemberState& view = state_.members.emplace_back();
     view.agent = true;
-    view.domain = agent->hello.domain();
-    view.host = agent->hello.host();
-    view.pid = agent->hello.pid();
-    view.last_seen_unix_ms = seen_ms(agent->last_seen);
-    state_.members.push_back(std::move(view));
+    view.domain = domain.name;
+    view.host = domain.agent->hello.host();
+    view.pid = domain.agent->hello.pid();
+    view.last_seen_unix_ms = seen_ms(domain.agent->last_seen);
   }
   for (const WorkerMember* worker : members_.workers()) {
-    MemberState view;
+    MemberState& view = state_.members.emplace_back();
     view.rank = worker->rank.value_or(Rank(-1)).value();
     view.domain = worker->hello.domain();
     view.host = worker->hello.host();
@@ -249,19 +253,20 @@ void RunCore::UpdateMembers(Moment at) {
     view.phase = worker->phase;
     view.step = worker->step;
     view.last_seen_unix_ms = seen_ms(worker->last_seen);
-    state_.members.push_back(std::move(view));
   }
-  RunCounters counters = state_.counters;
-  if (const auto first = rank_counters_.find(0); first != rank_counters_.end()) {
-    counters = first->second;
-  }
-  counters.cache_hits = 0;
-  counters.cache_misses = 0;
-  for (const auto& [rank, own] : rank_counters_) {
-    counters.cache_hits += own.cache_hits;
-    counters.cache_misses += own.cache_misses;
-  }
-  state_.counters = counters;
+  return state_;
+}
+
+// Of all ranks what is counted by each, of rank 0 the rest.
+void RunCore::KeepCounters(std::int32_t rank, const RunCounters& counters) {
+  RunCounters& kept = rank_counters_[rank];
+  RunCounters& shown = state_.counters;
+  const std::int64_t hits = shown.cache_hits + counters.cache_hits - kept.cache_hits;
+  const std::int64_t misses = shown.cache_misses + counters.cache_misses - kept.cache_misses;
+  if (rank == 0) shown = counters;
+  shown.cache_hits = hits;
+  shown.cache_misses = misses;
+  kept = counters;
 }
 
 void RunCore::UpdatePhases(Moment at) {

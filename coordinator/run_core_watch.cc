@@ -53,9 +53,8 @@ Actions RunCore::OnClosed(ConnectionId connection, const std::string& reason, Mo
     case Stage::kFarewell: CheckGone(at, out); break;
     case Stage::kEnded: return out;
   }
-  UpdateMembers(at);
   CheckReleased(at, out);
-  ++state_.version;
+  Changed();
   return out;
 }
 
@@ -81,7 +80,7 @@ Actions RunCore::OnTick(Moment at) {
     view_updated_ = at.now;
     UpdatePhases(at);
     UpdateInterval(at);
-    ++state_.version;
+    Changed();
   }
   return out;
 }
@@ -164,8 +163,9 @@ void RunCore::CheckStall(Moment at, Actions& out) {
     limit = std::max(limit, std::chrono::milliseconds(static_cast<std::int64_t>(steps)));
   }
   std::uint64_t most = 0;
-  for (const WorkerMember* member : members_.ranks()) most = std::max(most, member->collectives);
-  for (const WorkerMember* member : members_.ranks()) {
+  const std::vector<const WorkerMember*> ranks = members_.ranks();
+  for (const WorkerMember* member : ranks) most = std::max(most, member->collectives);
+  for (const WorkerMember* member : ranks) {
     const std::chrono::milliseconds granted =
         member->on_disk ? std::max(limit, timeouts::kDiskStall) : limit;
     if (member->collectives >= most || at.now - member->moved < granted) continue;

@@ -1,5 +1,8 @@
 #include "coordinator/run_state.h"
 
+#include <algorithm>
+#include <cstddef>
+
 namespace dd2 {
 
 const char* RunWordName(RunWord word) {
@@ -48,11 +51,10 @@ const RunEvent& EventRing::Add(std::int64_t unix_ms, std::string kind, std::stri
 }
 
 std::vector<RunEvent> EventRing::After(std::uint64_t sequence) const {
-  std::vector<RunEvent> later;
-  for (const RunEvent& event : events_) {
-    if (event.sequence > sequence) later.push_back(event);
-  }
-  return later;
+  // Their sequences have no holes.
+  const std::uint64_t newer = last_sequence() > sequence ? last_sequence() - sequence : 0;
+  const auto count = std::min<std::uint64_t>(newer, events_.size());
+  return {events_.end() - static_cast<std::ptrdiff_t>(count), events_.end()};
 }
 
 }  // namespace dd2

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <deque>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -67,11 +68,11 @@ struct MemberState {
   std::int32_t rank = -1;  // -1: an agent, or a worker that has no rank yet
   bool agent = false;
   bool connected = true;
-  std::string domain;
-  std::string host;
+  std::string_view domain;  // texts are those of the member itself
+  std::string_view host;
   std::int64_t pid = 0;
   std::int32_t local_rank = 0;
-  std::string numeric_mode;
+  std::string_view numeric_mode;
   std::int32_t phase = -1;
   std::int64_t step = 0;
   std::int64_t last_seen_unix_ms = 0;
@@ -175,7 +176,11 @@ struct RunState {
   std::uint64_t generation = 0;  // 0: none formed yet
   std::string numeric_mode;      // of all ranks; empty: no generation yet
   std::vector<PhaseState> phases;
-  std::int32_t phase = 0;                    // current index; phases.size() when all are done
+  std::int32_t phase = 0;    // current index; phases.size() when all are done
+  std::int32_t agents = 0;   // that are connected
+  std::int32_t workers = 0;  // likewise
+  // There from RunControl::ListMembers() until the next change: they are many, and each of their
+  // messages changes one.
   std::vector<MemberState> members;          // agents first, then by rank
   std::vector<DomainState> domains;          // that are connected, by name
   std::vector<CheckpointState> checkpoints;  // by position; deleted ones stay listed
@@ -235,6 +240,8 @@ class RunControl {
   // Lets a domain leave. kNotFound: the run has no such domain.
   virtual Status Drain(const std::string& domain, const std::string& by) = 0;
   virtual const RunState& state() const = 0;
+  // The same with members and domains as they are now; a pass over all of them.
+  virtual const RunState& ListMembers() = 0;
 };
 
 }  // namespace dd2

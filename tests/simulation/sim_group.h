@@ -18,6 +18,7 @@ struct Snapshot {
   std::deque<proto::Progress> kept;
   std::uint64_t requests_served = 0;
   std::string begun;
+  bool rolls = false;  // its rank does the update after `position` as it begins
 };
 
 // The communicators of one generation: a collective ends for each rank at a time of its own, and

@@ -245,8 +245,8 @@ proto::HeldState SimWorker::Held() const {
 }
 
 Snapshot SimWorker::Brought() const {
+  const proto::GenerationMember& me = assignment_->member();
   if (assignment_->has_start()) {
-    const proto::GenerationMember& me = assignment_->members(assignment_->rank());
     if (me.means() == proto::GenerationMember::RECALL) {
       for (const KeptSnapshot& one : memory_[place_.local_rank]) {
         if (Same(one.said.position(), me.snapshot())) return one.state;
@@ -254,7 +254,8 @@ Snapshot SimWorker::Brought() const {
       world_.Violate("told to recall a snapshot that this rank does not have");
     }
   }
-  return Snapshot{value_, position_, kept_, requests_served_, begun_};
+  const bool rolls = assignment_->has_start() && me.means() == proto::GenerationMember::ROLL;
+  return Snapshot{value_, position_, kept_, requests_served_, begun_, rolls};
 }
 
 void SimWorker::OnAssignment(const proto::Envelope& envelope) {
@@ -299,12 +300,13 @@ void SimWorker::Synchronise() {
     const auto state_of = [&](std::int32_t rank) {
       const Snapshot& snapshot = group_->snapshots.at(rank);
       const proto::Position& at = snapshot.position;
-      return assignment.members(rank).means() == proto::GenerationMember::ROLL
-                 ? Updated(snapshot.value, at.phase(), at.step(), at.updates())
-                 : snapshot.value;
+      return snapshot.rolls ? Updated(snapshot.value, at.phase(), at.step(), at.updates())
+                            : snapshot.value;
     };
-    const bool receives =
-        assignment.members(assignment.rank()).means() == proto::GenerationMember::RECEIVE;
+    const bool receives = assignment.member().means() == proto::GenerationMember::RECEIVE;
+    if (receives != (assignment.rank() >= assignment.first_receiver())) {
+      return world_.Violate("an assignment contradicts itself on who receives");
+    }
     value_ = state_of(receives ? place_.local_rank : assignment.rank());
     const Snapshot& source = group_->snapshots.at(assignment.source());
     position_ = source.position;

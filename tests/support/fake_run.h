@@ -38,6 +38,8 @@ inline RunState ExampleRunState() {
   state.phases[2].name = "csd";
   state.phases[2].steps = 500;
   state.phase = 1;
+  state.agents = 1;
+  state.workers = 1;
   state.members.resize(3);
   state.members[0].agent = true;
   state.members[1].rank = 0;
@@ -83,6 +85,7 @@ class FakeRun final : public RunControl {
     return Called("drain " + domain, by);
   }
   const RunState& state() const override { return current; }
+  const RunState& ListMembers() override { return current; }
 
   RunState current = ExampleRunState();
   Status answer;

@@ -111,6 +111,31 @@ TEST(Documents, SayWhatTheStateSays) {
   EXPECT_TRUE(checkpoints.at("checkpoints").at(1).at("committed_unix_ms").is_null());
 }
 
+TEST(Documents, ListManyMembersWhateverTheyAreCalled) {
+  const std::string awkward(300, '"');
+  RunState state;
+  EXPECT_TRUE(Parse(MembersDocument(state)).at("members").as_array().empty());
+  EXPECT_TRUE(Parse(MembersDocument(state)).at("domains").as_array().empty());
+  state.members.resize(1000);
+  for (MemberState& member : state.members) {
+    member.host = awkward;
+    member.numeric_mode = "a\\b\n\x01\xc3\xa4";
+    member.pid = std::numeric_limits<std::int64_t>::min();
+    member.step = std::numeric_limits<std::int64_t>::max();
+  }
+  state.domains = {DomainState{awkward, "working", 8}, DomainState{"b", "working", 8}};
+  const json::object document = Parse(MembersDocument(state));
+  ASSERT_EQ(document.at("members").as_array().size(), 1000u);
+  ASSERT_EQ(document.at("domains").as_array().size(), 2u);
+  EXPECT_EQ(document.at("domains").as_array()[0].at("name").as_string(), awkward);
+  const json::object& last = document.at("members").as_array()[999].as_object();
+  EXPECT_EQ(last.at("host").as_string(), awkward);
+  EXPECT_EQ(last.at("numeric_mode").as_string(), "a\\b\n\x01\xc3\xa4");
+  EXPECT_EQ(last.at("pid").as_int64(), std::numeric_limits<std::int64_t>::min());
+  EXPECT_EQ(last.at("step").as_int64(), std::numeric_limits<std::int64_t>::max());
+  EXPECT_TRUE(last.at("rank").is_null());
+}
+
 TEST(Documents, AFinishedRunHasNoPhase) {
   RunState state = ExampleRunState();
   state.phase = 3;

@@ -69,6 +69,51 @@ TEST(Membership, ABrokenGenerationsMembersMustReportAndFreshOnesNot) {
   EXPECT_TRUE(members.worker(ConnectionId(2))->ready);
 }
 
+TEST(Membership, ConnectionsLeadToMembersUntilTheyAreRemoved) {
+  Membership members(1, Generation(1));
+  proto::AgentHello agent;
+  agent.set_domain("a");
+  ASSERT_TRUE(members.AddAgent(ConnectionId(1), agent, TimePoint()));
+  ASSERT_TRUE(Add(members, 2, Hello(0, "a", 1)));
+  ASSERT_TRUE(Add(members, 3, Hello(0, "b", 1)));
+  EXPECT_TRUE(members.IsAgent(ConnectionId(1)));
+  EXPECT_FALSE(members.IsAgent(ConnectionId(2)));
+  EXPECT_EQ(members.DomainOf(ConnectionId(1)), members.DomainOf(ConnectionId(2)));
+  EXPECT_EQ(members.DomainOf(ConnectionId(3))->name, "b");
+  members.Form({"a", "b"});
+  members.Remove(ConnectionId(2));
+  EXPECT_EQ(members.worker(ConnectionId(2)), nullptr);
+  EXPECT_EQ(members.ranks().size(), 1u) << "the others keep their ranks";
+  EXPECT_EQ(members.ranks().front()->rank, Rank(1));
+  members.RemoveWorkers(members.domains().at("b"));
+  EXPECT_EQ(members.DomainOf(ConnectionId(3)), nullptr);
+  EXPECT_EQ(members.worker_count(), 0u);
+  members.Remove(ConnectionId(1));
+  EXPECT_EQ(members.agent_count(), 0u);
+}
+
+TEST(Membership, CountsThoseThatHaveNotSaidWhatTheyBring) {
+  Membership members(1, Generation(1));
+  for (const char* domain : {"a", "b", "c"}) {
+    ASSERT_TRUE(Add(members, static_cast<std::uint64_t>(domain[0]), Hello(0, domain, 1)));
+  }
+  EXPECT_EQ(members.unready(), 0) << "fresh ones have nothing to say";
+  members.Form({"a", "b", "c"});
+  members.Break();
+  EXPECT_EQ(members.unready(), 3);
+  proto::HeldState held;
+  held.set_has_state(true);
+  members.SetReady(*members.worker(ConnectionId('a')), held);
+  members.SetReady(*members.worker(ConnectionId('a')), held);
+  EXPECT_EQ(members.unready(), 2) << "it may say it twice";
+  members.Remove(ConnectionId('a'));
+  EXPECT_EQ(members.unready(), 2);
+  members.Remove(ConnectionId('b'));
+  EXPECT_EQ(members.unready(), 1);
+  members.Break();
+  EXPECT_EQ(members.unready(), 1);
+}
+
 TEST(Membership, RefusesNumbersThatContradict) {
   Membership members(2, Generation(1));
   EXPECT_EQ(Add(members, 1, Hello(2)).error().code(), Code::kInvalidArgument);

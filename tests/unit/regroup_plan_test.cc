@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "proto/position.h"
 
 namespace dd2 {
@@ -42,6 +45,12 @@ RegroupPlan Plan(const std::vector<CandidateDomain>& domains) {
 std::vector<int> MeansOf(const RegroupPlan& plan) {
   std::vector<int> means;
   for (const auto& member : plan.members) means.push_back(member.means());
+  // Those that receive are the last ones, whatever the plan.
+  const auto receivers = std::ranges::count(means, proto::GenerationMember::RECEIVE);
+  EXPECT_EQ(plan.first_receiver + receivers, std::ssize(means));
+  for (auto rank = static_cast<std::size_t>(plan.first_receiver); rank < means.size(); ++rank) {
+    EXPECT_EQ(means[rank], proto::GenerationMember::RECEIVE);
+  }
   return means;
 }
 

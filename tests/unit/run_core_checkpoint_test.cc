@@ -405,7 +405,7 @@ TEST_F(RunCoreCheckpointTest, ALostWorkerGoesOnFromItsNewestSnapshot) {
   ComesAgain({Snapshot(40, 38), Snapshot(35, 33)});
   ASSERT_TRUE(assignment_.has_start());
   EXPECT_EQ(assignment_.start().step(), 40);
-  EXPECT_EQ(assignment_.members(0).means(), proto::GenerationMember::RECALL);
+  EXPECT_EQ(assignment_.member().means(), proto::GenerationMember::RECALL);
   EXPECT_EQ(assignment_.recorded().step(), 40) << "the record goes back with the state";
   ASSERT_THAT(core_->state().open_incidents, SizeIs(1));
   EXPECT_EQ(core_->state().open_incidents[0].steps_lost, 5);

@@ -226,6 +226,7 @@ TEST_F(DrainTest, OneThatCannotJoinDoesNotEndTheRun) {
     }
   }
   EXPECT_EQ(state().word, RunWord::kRunning);
+  core_->ListMembers(at_);
   ASSERT_THAT(state().domains, SizeIs(3));
   EXPECT_EQ(state().domains[2].word, "given up");
   EXPECT_EQ(state().domains[0].word, "working");

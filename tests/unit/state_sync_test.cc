@@ -187,7 +187,8 @@ class StateSyncTest : public testing::Test {
       assignment.set_world_size(static_cast<std::int32_t>(gathered.ranks.size()));
       *assignment.mutable_start() = *plan.start;
       assignment.set_source(plan.source);
-      for (const auto& member : plan.members) *assignment.add_members() = member;
+      *assignment.mutable_member() = plan.members[static_cast<std::size_t>(rank)];
+      assignment.set_first_receiver(plan.first_receiver);
       gathered.assignments.push_back(std::move(assignment));
     }
     return gathered;
@@ -231,8 +232,8 @@ class StateSyncTest : public testing::Test {
     const int rank = process.collectives.rank();
     const proto::Assignment& assignment = gathered.assignments[static_cast<std::size_t>(rank)];
     proto::RankState mine = SmallStateOf(process.state);
-    if (assignment.members(rank).means() == proto::GenerationMember::RECALL) {
-      DD2_TRY_ASSIGN(mine, process.snapshots.Recall(assignment.members(rank).snapshot()));
+    if (assignment.member().means() == proto::GenerationMember::RECALL) {
+      DD2_TRY_ASSIGN(mine, process.snapshots.Recall(assignment.member().snapshot()));
     }
     DD2_TRY(SyncState(assignment, mine, process.trainer, process.state, process.collectives,
                       [](const proto::RankState&) {}));

@@ -38,27 +38,18 @@ Result<std::string> ShareFrom(int source, const std::string& mine, Collectives& 
   return all.substr(from * padded.size(), padded.size());
 }
 
-std::vector<Means> MeansOf(const proto::Assignment& assignment) {
-  std::vector<Means> means;
-  for (const proto::GenerationMember& member : assignment.members()) {
-    means.push_back(member.means());
-  }
-  return means;
-}
-
 // Sends slices from the ranks of rank 0's domain to those with the same local rank that receive.
 class SliceTransfer {
  public:
-  SliceTransfer(const RankLayout& ranks, const std::vector<Means>& means, Collectives& collectives)
-      : collectives_(collectives),
-        receives_(means[ranks.rank] == proto::GenerationMember::RECEIVE) {
+  SliceTransfer(const RankLayout& ranks, int first_receiver, Collectives& collectives)
+      : collectives_(collectives), receives_(ranks.rank >= first_receiver) {
     const auto world = static_cast<std::size_t>(ranks.world_size);
     send_to_.assign(world, false);
     receive_from_.assign(world, false);
     if (receives_) receive_from_[static_cast<std::size_t>(ranks.local_rank)] = true;
     if (ranks.domain() != 0) return;
     for (int rank = ranks.local_rank; rank < ranks.world_size; rank += ranks.local_size) {
-      if (means[rank] != proto::GenerationMember::RECEIVE) continue;
+      if (rank < first_receiver) continue;
       send_to_[static_cast<std::size_t>(rank)] = true;
       ++receivers_;
     }
@@ -139,8 +130,8 @@ Status CheckMeans(Means means, const Trainer& trainer, const proto::Position& st
 }  // namespace
 
 RankLayout LayoutOf(const proto::Assignment& assignment) {
-  if (assignment.members().empty()) return OneDomain(assignment.rank(), assignment.world_size());
-  const proto::GenerationMember& mine = assignment.members(assignment.rank());
+  if (!assignment.has_member()) return OneDomain(assignment.rank(), assignment.world_size());
+  const proto::GenerationMember& mine = assignment.member();
   return {.rank = assignment.rank(),
           .world_size = assignment.world_size(),
           .local_rank = mine.local_rank(),
@@ -151,8 +142,11 @@ Status SyncState(const proto::Assignment& assignment, const proto::RankState& mi
                  Trainer& trainer, TrainingState& state, Collectives& collectives,
                  const std::function<void(const proto::RankState&)>& take_over) {
   const RankLayout ranks = LayoutOf(assignment);
-  const std::vector<Means> means = MeansOf(assignment);
-  const Means my_means = means.at(static_cast<std::size_t>(ranks.rank));
+  const Means my_means = assignment.member().means();
+  if ((my_means == proto::GenerationMember::RECEIVE) !=
+      (ranks.rank >= assignment.first_receiver())) {
+    return Error(Code::kInternal, "the assignment contradicts itself on who receives");
+  }
   DD2_TRY(CheckMeans(my_means, trainer, assignment.start()));
   DD2_TRY_ASSIGN(const std::string bytes,
                  ShareFrom(assignment.source(), mine.SerializeAsString(), collectives));
@@ -170,8 +164,8 @@ Status SyncState(const proto::Assignment& assignment, const proto::RankState& mi
     take_over(small);
     state.whole = true;  // RECALL: its networks are there, now it has their position
   }
-  if (std::ranges::count(means, proto::GenerationMember::RECEIVE) > 0) {
-    SliceTransfer transfer(ranks, means, collectives);
+  if (assignment.first_receiver() < assignment.world_size()) {
+    SliceTransfer transfer(ranks, assignment.first_receiver(), collectives);
     DD2_TRY(MoveNetworks(transfer, state));
   }
   if (my_means == proto::GenerationMember::RECEIVE) {

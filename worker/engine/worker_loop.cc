@@ -198,7 +198,7 @@ class WorkerLoop {
 
   Status Sync(const proto::Assignment& assignment) {
     proto::RankState mine = SmallState();
-    const proto::GenerationMember& me = assignment.members(assignment.rank());
+    const proto::GenerationMember& me = assignment.member();
     if (me.means() == proto::GenerationMember::RECALL) {
       steps_.trainer().DropPending();
       DD2_TRY_ASSIGN(mine, snapshots_.Recall(me.snapshot()));
