@@ -5,6 +5,7 @@ usage: slurm_test.py [CHECK...]; without a name all of them."""
 
 import json
 import re
+import signal
 import subprocess
 import time
 
@@ -64,7 +65,8 @@ def check_controller_away(work, cluster, calm):
     """slurmctld is down while the run trains and loses an agent: nobody in the run needs it."""
     submitted = Submitted(work, cluster, "controller-away", "--nodes", "2")
     submitted.run.wait_for(phase="gts", step=3)
-    cluster.kill("slurmctld")
+    # In good order: one that is killed forgets the jobs of its last seconds, and ends them when it is back.
+    cluster.kill("slurmctld", signal.SIGTERM)
     begun = time.monotonic()
     submitted.run.wait_for(phase="csd", step=3)
     away = submitted.status()
