@@ -28,6 +28,8 @@ constexpr milliseconds ask_interval = seconds(1);
 constexpr milliseconds leave_interval{100};  // what is done after the checkpoint is done again
 // The coordinator of a run that ends removes its file; one that is resumed makes it again soon.
 constexpr milliseconds end_notice = seconds(15);
+// Many nodes may wait, and the files of a run are not small.
+constexpr milliseconds over_interval = seconds(10);
 // The last domain of a run leaves when a checkpoint is there, or after this.
 constexpr milliseconds checkpoint_patience = seconds(60);
 constexpr milliseconds agent_grace = timeouts::kDomainKill + seconds(3);
@@ -224,6 +226,7 @@ JoinSession::Outcome JoinSession::Work(const std::string& address) {
 
 Result<std::string> JoinSession::AwaitCoordinator() {
   const TimePoint deadline = clock_.Now() + options_.wait;
+  TimePoint look_at = clock_.Now();
   bool told = false;
   while (true) {
     const Result<std::string> taken = AskState();
@@ -234,7 +237,11 @@ Result<std::string> JoinSession::AwaitCoordinator() {
     const Result<ControlFile> file = ReadControlFile(options_.run);
     if (taken && file) return file->Address();
     const Error error = taken ? file.error() : taken.error();
-    if (signals_.Count() > 0 || clock_.Now() >= deadline || RunIsOver()) return error;
+    if (signals_.Count() > 0 || clock_.Now() >= deadline) return error;
+    if (clock_.Now() >= look_at) {
+      if (RunIsOver()) return error;
+      look_at = clock_.Now() + over_interval;
+    }
     if (!told) Say("waiting for the run's coordinator: " + error.message());
     told = true;
     std::this_thread::sleep_for(ask_interval);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <string_view>
 
 #include "cli/slurm_jobs.h"
@@ -132,6 +133,9 @@ NodeJobs::NodeJobs(fs::path run, int wanted, const Clock& clock, milliseconds lo
 Status NodeJobs::Remember() const {
   RunJobs jobs;
   if (auto before = ReadRunJobs(run_)) jobs = std::move(*before);
+  // dd2 submit may not have come to it yet.
+  const char* const own = std::getenv("SLURM_JOB_ID");
+  if (own != nullptr) jobs.main = own;
   jobs.nodes = plan_.ids();
   return WriteRunJobs(run_, jobs);
 }

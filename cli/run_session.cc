@@ -137,10 +137,6 @@ bool RunSession::OthersWork() const {
   return domains != nullptr && domains->is_array() && !domains->get_array().empty();
 }
 
-bool RunSession::NodesAreHopeless() {
-  return node_jobs_ && node_jobs_->Hopeless() && !OthersWork();
-}
-
 void RunSession::CancelNodeJobs() {
   // Asked to stop by a signal (its job's time is over), it is about to come back to them.
   if (!node_jobs_ || stop_wanted_) return;
@@ -150,8 +146,9 @@ void RunSession::CancelNodeJobs() {
 }
 
 bool RunSession::AgentsAreLost() {
-  if (elastic_) return NodesAreHopeless();
-  if (!agents_.AllEnded()) {
+  // Whoever joins an elastic run may come at any time, as long as there are jobs for it.
+  const bool none = elastic_ ? node_jobs_ && node_jobs_->Hopeless() : agents_.AllEnded();
+  if (!none) {
     agents_lost_.reset();
     return false;
   }
@@ -220,7 +217,7 @@ int RunSession::ConcludeDead(const std::string& state) {
   const int status = coordinator_.status().value_or(0);
   if (forced_)
     return Tell(kExitRunFailed, "stopped at once, without a checkpoint\n" + HowToResume());
-  if (agents_lost_ && (status < 128 || coordinator_.terminated())) {
+  if (agents_lost_ && !elastic_ && (status < 128 || coordinator_.terminated())) {
     const RunAgents::Ended ended = agents_.FirstEnded();
     message = "dd2-agent ended with " + DescribeStatus(ended.status) +
               TailOf("agent-" + ended.domain + ".log") + TailOf("agent-" + ended.domain + ".out");

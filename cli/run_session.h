@@ -55,8 +55,6 @@ class RunSession {
   // Domains that joined from elsewhere (dd2 agent join) go on without ours.
   bool OthersWork() const;
   bool AgentsAreLost();
-  // Of node jobs, one after the other has ended at once.
-  bool NodesAreHopeless();
   void CancelNodeJobs();
   void Note(const std::string& line);
   // Waits for the children to end by themselves, then ends what is left.

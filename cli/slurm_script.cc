@@ -17,6 +17,17 @@ constexpr const char* kCancelled =
     "fi\n"
     "rm -f \"$run/slurm/cancelled\"";
 
+// `text` with '_' for each character that would mean something to Slurm or the shell.
+std::string Plain(std::string text, std::string_view more = "") {
+  for (char& c : text) {
+    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 ||
+                       std::string_view("._+-=,:@").find(c) != std::string_view::npos ||
+                       more.find(c) != std::string_view::npos;
+    if (!plain) c = '_';
+  }
+  return text;
+}
+
 bool IsPlaceholder(std::string_view name) {
   if (name.empty()) return false;
   for (const char c : name) {
@@ -73,11 +84,13 @@ Result<std::string> RenderSlurmScript(const SlurmScript& values) {
   DD2_TRY(ParseNodes(values.nodes));
   DD2_TRY(CheckLine("the name of the run", values.name));
   DD2_TRY(CheckLine("the run folder", values.run));
-  if (values.run.find_first_of("%\\ \t\"'") != std::string::npos) {
-    return Error(Code::kInvalidArgument,
-                 "the run folder " + values.run +
-                     " has a blank, a quote, '%' or '\\' in its name, which Slurm would not take "
-                     "as it stands: choose another with --run");
+  if (Plain(values.run, "/") != values.run) {
+    return Error(
+        Code::kInvalidArgument,
+        "the run folder " + values.run +
+            " has other characters in its name than letters, digits and / . _ + - = , : @, "
+            "which Slurm or the shell would not take as they stand: choose another with "
+            "--run");
   }
   std::string options;
   for (const std::string& option : values.sbatch) {
@@ -90,7 +103,7 @@ Result<std::string> RenderSlurmScript(const SlurmScript& values) {
     prolog += line + "\n";
   }
   return FillIn(SlurmScriptText(values.kind), {{"NAME", values.name},
-                                               {"JOB_NAME", "dd2-" + values.name},
+                                               {"JOB_NAME", "dd2-" + Plain(values.name)},
                                                {"RUN", values.run},
                                                {"SCRIPT", values.script},
                                                {"DD2", ShellLine({values.dd2})},

@@ -114,6 +114,27 @@ void AddControl(CLI::App& app, int& exit_code, const std::string& action, const 
 
 namespace {
 
+// The body of the coordinator's answer; kUnavailable: nobody answers.
+Result<std::string> AskFor(const std::filesystem::path& run, const std::string& action) {
+  DD2_TRY_ASSIGN(HttpClient client, HttpClient::ForRun(run));
+  DD2_TRY_ASSIGN(HttpResponse response, client.Post("/api/v1/run:" + action));
+  if (response.status >= 300) return ErrorOf(response).Wrap(action + " refused");
+  return std::move(response.body);
+}
+
+// What came of it, for people or as JSON; the exit code.
+int Tell(const std::filesystem::path& run, const std::string& action,
+         const Result<std::string>& answer, bool as_json) {
+  if (!answer) return Fail(answer.error());
+  if (as_json) {
+    std::printf("%s\n", answer->c_str());
+  } else {
+    std::printf("%s: %s is asked for; every rank does it at the same step\n", run.c_str(),
+                action.c_str());
+  }
+  return kExitOk;
+}
+
 // Of a run in Slurm that nobody works on: its jobs are cancelled. kNotFound: it has none.
 Result<std::string> CancelJobs(const std::filesystem::path& run) {
   DD2_TRY_ASSIGN(const LiveJobs jobs, AskForJobs(run));
@@ -139,12 +160,11 @@ Status MarkCancelled(const std::filesystem::path& run) {
 
 int Cancel(const std::filesystem::path& run, bool as_json) {
   if (const Status marked = MarkCancelled(run); !marked) return Fail(marked.error());
-  const auto client = HttpClient::ForRun(run);
-  if (client || client.error().code() != Code::kUnavailable) {
-    return SendControl(run, "cancel", as_json);
-  }
+  const auto asked = AskFor(run, "cancel");
+  if (asked || asked.error().code() != Code::kUnavailable)
+    return Tell(run, "cancel", asked, as_json);
   const auto jobs = CancelJobs(run);
-  if (!jobs) return Fail(jobs.error().code() == Code::kNotFound ? client.error() : jobs.error());
+  if (!jobs) return Fail(jobs.error().code() == Code::kNotFound ? asked.error() : jobs.error());
   if (as_json) {
     json::object document;
     document["cancelled_jobs"] = *jobs;
@@ -159,18 +179,7 @@ int Cancel(const std::filesystem::path& run, bool as_json) {
 }  // namespace
 
 int SendControl(const std::filesystem::path& run, const std::string& action, bool as_json) {
-  auto client = HttpClient::ForRun(run);
-  if (!client) return Fail(client.error());
-  const auto response = client->Post("/api/v1/run:" + action);
-  if (!response) return Fail(response.error());
-  if (response->status >= 300) return Fail(ErrorOf(*response).Wrap(action + " refused"));
-  if (as_json) {
-    std::printf("%s\n", response->body.c_str());
-  } else {
-    std::printf("%s: %s is asked for; every rank does it at the same step\n", run.c_str(),
-                action.c_str());
-  }
-  return kExitOk;
+  return Tell(run, action, AskFor(run, action), as_json);
 }
 
 void AddStatusCommands(CLI::App& app, int& exit_code) {

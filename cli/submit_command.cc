@@ -227,12 +227,12 @@ Status CheckNoneQueued(const fs::path& folder) {
 }
 
 Result<std::string> SubmitMain(const SubmitPlan& plan) {
-  // What of an earlier submission's nodes still waits is welcome.
-  RunJobs jobs;
-  if (auto before = ReadRunJobs(plan.folder)) jobs.nodes = std::move(before->nodes);
   DD2_TRY(RealFileSystem().Remove(CancelMark(plan.folder)));
   DD2_TRY_ASSIGN(const std::string said,
                  CallSlurm({"sbatch", "--parsable", plan.scripts.front().path.string()}));
+  // What of an earlier submission's nodes still waits is welcome; and the job may be quicker.
+  RunJobs jobs;
+  if (auto before = ReadRunJobs(plan.folder)) jobs.nodes = std::move(before->nodes);
   DD2_TRY_ASSIGN(jobs.main, ParseSubmitted(said));
   if (const Status kept = WriteRunJobs(plan.folder, jobs); !kept) {
     std::fprintf(stderr, "dd2: %s\n", kept.error().message().c_str());

@@ -65,7 +65,7 @@ TEST(SlurmScript, ACoordinatorAndItsNodes) {
 }
 
 TEST(SlurmScript, RefusesWhatWouldBreakALine) {
-  for (const char* run : {"/a b", "/a%j", "/a\\b", "/a\nb", "/a\"b"}) {
+  for (const char* run : {"/a b", "/a%j", "/a\\b", "/a\nb", "/a\"b", "/a;b", "/$a", "/a*"}) {
     SlurmScript values = Values();
     values.run = run;
     EXPECT_EQ(RenderSlurmScript(values).error().code(), Code::kInvalidArgument) << run;

@@ -233,6 +233,44 @@ TEST(GlooCollectivesFaultTest, AbortEndsABlockedExchange) {
   EXPECT_EQ(exits, (std::vector<int>{0, 0}));
 }
 
+// The same while a large message is on its way and its receiver stands still: Gloo does not tell
+// who waits for one that is half sent that the connection has ended.
+TEST(GlooCollectivesFaultTest, AbortEndsAnExchangeThatIsHalfSent) {
+  StoreServer server("run-1", 3, "s3cret");
+  const std::vector<int> exits = RunProcesses(server, 2, [&](int rank) {
+    const pid_t self = getpid();
+    if (rank == 1 && fork() == 0) {
+      std::this_thread::sleep_for(milliseconds(8000));
+      kill(self, SIGKILL);
+      _exit(0);
+    }
+    Result<std::unique_ptr<Collectives>> connected =
+        ConnectGloo(Options(server, rank, 2, milliseconds(50000)));
+    CHILD_EXPECT(connected, 10);
+    Collectives& collectives = **connected;
+    constexpr std::int64_t kLarge = std::int64_t{64} << 20;
+    const std::vector<std::int64_t> counts =
+        rank == 0 ? std::vector<std::int64_t>{0, kLarge} : std::vector<std::int64_t>{0, 0};
+    const std::vector<std::int64_t> in_counts =
+        rank == 1 ? std::vector<std::int64_t>{kLarge, 0} : std::vector<std::int64_t>{0, 0};
+    std::vector<float> send(rank == 0 ? kLarge : 0), receive(rank == 1 ? kLarge : 0);
+    std::vector<std::byte> mine(1), all(2);
+    CHILD_EXPECT(collectives.AllGather(mine, all), 12);  // both are ready
+    std::jthread disturber([&] {
+      std::this_thread::sleep_for(milliseconds(rank == 1 ? 30 : 600));
+      if (rank == 1) raise(SIGSTOP);
+      collectives.Abort();
+    });
+    const auto begin = steady_clock::now();
+    const Status status = collectives.AllToAll(send, counts, receive, in_counts);
+    CHILD_EXPECT(!status && status.error().code() == Code::kAborted, 11);
+    CHILD_EXPECT(steady_clock::now() - begin < milliseconds(5000), 13);
+    connected->reset();
+    return 0;
+  });
+  EXPECT_EQ(exits, (std::vector<int>{0, -SIGKILL}));
+}
+
 TEST(GlooCollectivesFaultTest, AbortEndsWaitingForTheOthers) {
   StoreServer server("run-1", 3, "s3cret");
   server.Start();

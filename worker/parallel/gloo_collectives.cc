@@ -4,15 +4,20 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <charconv>
+#include <chrono>
+#include <condition_variable>
 #include <exception>
+#include <map>
 #include <memory>
-#include <set>
+#include <mutex>
 #include <string_view>
+#include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <utility>
@@ -83,15 +88,18 @@ int PeerPort(int descriptor) {
   return -1;
 }
 
-// Descriptors of this process.
-std::set<int> OpenDescriptors() {
-  std::set<int> descriptors;
+// Descriptors of this process, each with the number of what it stands for: descriptors are given
+// again, to another connection, while Gloo still closes those of the group before.
+std::map<int, ino_t> OpenDescriptors() {
+  std::map<int, ino_t> descriptors;
   const std::unique_ptr<DIR, int (*)(DIR*)> folder(opendir("/proc/self/fd"), closedir);
   while (const dirent* entry = folder ? readdir(folder.get()) : nullptr) {
     const std::string_view name = entry->d_name;
     int descriptor = -1;
     const auto end = std::from_chars(name.data(), name.data() + name.size(), descriptor);
-    if (end.ec == std::errc() && descriptor != dirfd(folder.get())) descriptors.insert(descriptor);
+    struct stat about {};
+    if (end.ec != std::errc() || fstat(descriptor, &about) != 0) continue;
+    descriptors[descriptor] = about.st_ino;
   }
   return descriptors;
 }
@@ -101,9 +109,11 @@ std::set<int> OpenDescriptors() {
 class GroupSockets {
  public:
   // Those that are connected now and were not among `before`; not those to the coordinator.
-  GroupSockets(const std::set<int>& before, int coordinator_port) {
-    for (const int descriptor : OpenDescriptors()) {
-      const int port = before.contains(descriptor) ? -1 : PeerPort(descriptor);
+  GroupSockets(const std::map<int, ino_t>& before, int coordinator_port) {
+    for (const auto& [descriptor, number] : OpenDescriptors()) {
+      const auto known = before.find(descriptor);
+      const bool old = known != before.end() && known->second == number;
+      const int port = old ? -1 : PeerPort(descriptor);
       if (port < 0 || port == coordinator_port) continue;
       const int twin = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
       if (twin >= 0) twins_.push_back(twin);
@@ -122,11 +132,20 @@ class GroupSockets {
   std::vector<int> twins_;
 };
 
+// An exchange whose connections are shut down ends within milliseconds, or never: Gloo (to its
+// version of 2026) tells the end of a connection to those who wait for a message, but not to one
+// that is half sent or half received. By then no thread of Gloo touches its memory any more.
+constexpr std::chrono::seconds kAbandon(1);
+
 class GlooCollectives final : public Collectives {
  public:
   GlooCollectives(c10::intrusive_ptr<c10d::ProcessGroupGloo> group,
                   std::unique_ptr<GroupSockets> sockets)
       : sockets_(std::move(sockets)), group_(std::move(group)) {}
+  ~GlooCollectives() override {
+    // Its thread waits for an exchange that never ends, until the time-out.
+    if (abandoned_) std::thread([group = std::move(group_)]() mutable { group.reset(); }).detach();
+  }
 
   int rank() const override { return group_->getRank(); }
   int world_size() const override { return group_->getSize(); }
@@ -141,8 +160,7 @@ class GlooCollectives final : public Collectives {
     try {
       at::Tensor in = Wrap(send, at::kFloat);
       at::Tensor out = Wrap(receive, at::kFloat);
-      group_->alltoall_base(out, in, out_counts, in_counts)->wait();
-      return {};
+      return Finish(group_->alltoall_base(out, in, out_counts, in_counts));
     } catch (const std::exception& exception) {
       return aborted_ ? Aborted() : CollectiveError("all-to-all", exception);
     }
@@ -154,30 +172,62 @@ class GlooCollectives final : public Collectives {
     try {
       at::Tensor in = Wrap(mine, at::kByte);
       at::Tensor out = Wrap(all, at::kByte);
-      group_->_allgather_base(out, in)->wait();
-      return {};
+      return Finish(group_->_allgather_base(out, in));
     } catch (const std::exception& exception) {
       return aborted_ ? Aborted() : CollectiveError("all-gather", exception);
     }
   }
 
   void Abort() override {
-    aborted_ = true;
+    {
+      const std::lock_guard lock(done_->mutex);
+      aborted_ = true;
+    }
     sockets_->Shutdown();
+    done_->changed.notify_all();
   }
 
  private:
+  // Of the exchange that is waited for; Gloo's thread may outlive us.
+  struct Done {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::uint64_t ended = 0;
+  };
   static Error Aborted() { return Error(Code::kAborted, "the generation is over"); }
 
+  // Throws what the exchange ended with.
+  Status Finish(const c10::intrusive_ptr<c10d::Work>& work) {
+    const std::uint64_t number = ++begun_;
+    work->getFuture()->addCallback([done = done_, number](c10::ivalue::Future&) {
+      const std::lock_guard lock(done->mutex);
+      done->ended = number;
+      done->changed.notify_all();
+    });
+    std::unique_lock lock(done_->mutex);
+    const auto ended = [this, number] { return done_->ended == number; };
+    done_->changed.wait(lock, [&] { return ended() || aborted_; });
+    if (!done_->changed.wait_for(lock, kAbandon, ended)) {
+      abandoned_ = true;
+      return Aborted();
+    }
+    lock.unlock();
+    work->wait();
+    return {};
+  }
+
   std::atomic<bool> aborted_{false};
+  bool abandoned_ = false;
+  std::uint64_t begun_ = 0;
+  const std::shared_ptr<Done> done_ = std::make_shared<Done>();
   const std::unique_ptr<GroupSockets> sockets_;
-  const c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
+  c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
 };
 
 Result<std::unique_ptr<Collectives>> ConnectThrough(const GlooOptions& options,
                                                     const c10::intrusive_ptr<GlooStore>& store) {
   try {
-    const std::set<int> before = OpenDescriptors();
+    const std::map<int, ino_t> before = OpenDescriptors();
     auto prefixed = c10::make_intrusive<c10d::PrefixStore>(options.prefix, store);
     auto group_options = c10d::ProcessGroupGloo::Options::create(options.connect_timeout);
     group_options->threads = 1;  // operations come one at a time
