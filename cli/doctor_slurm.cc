@@ -24,9 +24,10 @@ namespace json = boost::json;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// The nodes of a step begin within this of each other, the slowest one included.
-constexpr seconds kMeet(60);
-constexpr seconds kStep(300);  // until Slurm has nodes for the step
+// The nodes of a step begin within this of each other, and the first one looks at itself before it
+// answers the others.
+constexpr seconds kMeet(150);
+constexpr seconds kStep(600);  // until Slurm has nodes for the step
 constexpr seconds kAnswer(10);
 constexpr const char* kServer = "first-node.json";
 constexpr const char* kMark = "here";
@@ -154,7 +155,8 @@ Result<std::vector<NodeFacts>> ProbeNodes(const fs::path& folder, const std::str
     auto facts = NodeFactsFrom(*text);
     if (facts) found.push_back(std::move(*facts));
   }
-  static_cast<void>(RealFileSystem().RemoveTree(made ? fs::absolute(folder) : meeting));
+  static_cast<void>(RealFileSystem().RemoveTree(meeting));
+  if (made) fs::remove(folder, error);  // unless somebody has put something into it meanwhile
   if (!said && found.empty()) return said.error();
   return found;
 }

@@ -52,7 +52,9 @@ Result<json::object> DescribeRun(const std::filesystem::path& folder) {
   if (!document) {
     // Without a coordinator the files say what there is to say.
     const Code code = document.error().code();
-    if (code != Code::kUnavailable && code != Code::kNotFound) return document.error();
+    if (code != Code::kUnavailable && code != Code::kDeadlineExceeded && code != Code::kNotFound) {
+      return document.error();
+    }
     DD2_TRY_ASSIGN(const RunFiles files, ReadRunFiles(folder));
     document = FilesDocument(files);
     (*document)["live"] = false;

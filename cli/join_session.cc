@@ -122,10 +122,13 @@ void JoinSession::AskForCheckpoint() {
   const auto answer = client->Post("/api/v1/run:checkpoint");
   if (!answer) return;
   leave_answered_ = true;
-  leave_by_ = clock_.Now() + checkpoint_patience;
+  // Refused: the run has not begun, or ends; there is nothing to wait for.
+  const bool agreed = answer->status < 300;
+  leave_by_ = clock_.Now() + (agreed ? checkpoint_patience : milliseconds(0));
   newest_ = *before;
-  Say("it is the last domain of the run: it leaves after a checkpoint, and the run waits for "
-      "another one");
+  Say(agreed ? "it is the last domain of the run: it leaves after a checkpoint, and the run waits "
+               "for another one"
+             : "leaving at once");
 }
 
 bool JoinSession::CheckpointIsThere() {
@@ -140,7 +143,9 @@ void JoinSession::AskToLeave() {
                              : Result<HttpResponse>(client.error());
   const bool agreed = answer && answer->status < 300;
   const Error error = answer ? ErrorOf(*answer) : answer.error();
-  if (!agreed && error.code() == Code::kUnavailable) return;  // it may come back
+  const bool answered =
+      error.code() != Code::kUnavailable && error.code() != Code::kDeadlineExceeded;
+  if (!agreed && !answered) return;  // it may come back
   if (!agreed && options_.wait.count() > 0) return AskForCheckpoint();
   leave_answered_ = true;
   Say(agreed ? "leaving at the end of a step (Ctrl-C again: at once)"
@@ -199,7 +204,8 @@ JoinSession::Outcome JoinSession::Work(const std::string& address) {
   TimePoint asked = clock_.Now();
   while (!agents_->AllEnded()) {
     for (const std::string& line : agents_->Watch(true)) Say(line);
-    if (signals_.Count() > 1) {
+    // Slurm may have two reasons, and kills those that take too long.
+    if (signals_.Count() > 1 && options_.wait.count() == 0) {
       Leave(name + " has left the run at once");
       return {kExitStopped, false};
     }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <string_view>
 
 #include "cli/slurm_jobs.h"
@@ -19,6 +18,7 @@ using std::chrono::seconds;
 // Slurm's controller serves the whole site: not more often than this.
 constexpr milliseconds kAskInterval = seconds(10);
 constexpr milliseconds kCancelLimit = seconds(30);
+constexpr milliseconds kCallLimit = std::chrono::minutes(2);
 
 RestartLimits LimitsWith(milliseconds long_life) {
   return {.first_delay = seconds(1),
@@ -133,22 +133,22 @@ NodeJobs::NodeJobs(fs::path run, int wanted, const Clock& clock, milliseconds lo
 Status NodeJobs::Remember() const {
   RunJobs jobs;
   if (auto before = ReadRunJobs(run_)) jobs = std::move(*before);
-  // dd2 submit may not have come to it yet.
-  const char* const own = std::getenv("SLURM_JOB_ID");
-  if (own != nullptr) jobs.main = own;
   jobs.nodes = plan_.ids();
   return WriteRunJobs(run_, jobs);
 }
 
-void NodeJobs::StartCall() {
+Status NodeJobs::StartCall() {
   const TimePoint now = clock_.Now();
   // Those of an earlier life first: what is still there needs no other in its place.
   submitting_ = known_ && !silent_ && plan_.WantsSubmit(now);
-  if (!submitting_ && now < ask_at_) return;
+  if (!submitting_ && now < ask_at_) return {};
   ask_at_ = now + kAskInterval;
+  give_up_at_ = now + kCallLimit;
   auto call = SlurmCall::Start(submitting_ ? SubmitWords(NodeScript(run_)) : QueueWords(),
                                SlurmFolder(run_) / (submitting_ ? "sbatch.out" : "squeue.out"));
-  if (call) call_.emplace(std::move(*call));
+  if (!call) return call.error();
+  call_.emplace(std::move(*call));
+  return {};
 }
 
 std::vector<std::string> NodeJobs::OnSubmitted(const Result<std::string>& answer) {
@@ -156,7 +156,6 @@ std::vector<std::string> NodeJobs::OnSubmitted(const Result<std::string>& answer
   if (!id) {
     // Slurm may be away, which is no fault of the job.
     known_ = false;
-    ask_at_ = clock_.Now();
     return {plan_.OnSubmitFailed(id.error().message(), clock_.Now())};
   }
   plan_.OnSubmitted(*id, clock_.Now());
@@ -182,9 +181,13 @@ std::vector<std::string> NodeJobs::OnAnswer(const Result<std::string>& answer) {
 }
 
 std::vector<std::string> NodeJobs::Watch() {
-  if (!call_) StartCall();
+  if (!call_) {
+    const Status started = StartCall();
+    if (!started) return OnAnswer(started.error());
+  }
   if (!call_) return {};
-  const auto answer = call_->TryFinish();
+  std::optional<Result<std::string>> answer = call_->TryFinish();
+  if (!answer && clock_.Now() >= give_up_at_) answer = call_->Finish(milliseconds(0));
   if (!answer) return {};
   call_.reset();
   return OnAnswer(*answer);

@@ -61,7 +61,7 @@ class NodeJobs {
   Status CancelAll();
 
  private:
-  void StartCall();
+  Status StartCall();
   std::vector<std::string> OnAnswer(const Result<std::string>& answer);
   std::vector<std::string> OnSubmitted(const Result<std::string>& answer);
   Status Remember() const;
@@ -74,6 +74,7 @@ class NodeJobs {
   bool known_ = false;       // Slurm has answered since the last submission
   bool silent_ = false;      // it does not answer: told once
   TimePoint ask_at_{};
+  TimePoint give_up_at_{};  // on call_
 };
 
 }  // namespace dd2

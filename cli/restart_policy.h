@@ -26,8 +26,8 @@ class RestartPolicy {
 
  private:
   const RestartLimits limits_;
-  TimePoint started_;
-  int restarts_ = 0;  // since the last long life
+  std::optional<TimePoint> started_;  // nothing: it could not even be started
+  int restarts_ = 0;                  // since the last long life
 };
 
 }  // namespace dd2

@@ -56,13 +56,11 @@ class RunAgents {
   void StopRestarting() { restarting_ = false; }
   // None runs and none will be started again.
   bool AllEnded() const;
-  // SIGTERM to all, SIGKILL to those that still run after `grace`. Blocks.
+  // The stop signal to all, SIGKILL to those that still run after `grace`. Blocks.
   void Terminate(std::chrono::milliseconds grace);
 
-  // There are none: who works for the run has joined by itself.
-  bool empty() const { return agents_.empty(); }
-  // Name and last exit status of one that ended for good, a failed one first. Only if AllEnded()
-  // and not empty().
+  // Name and last exit status of one that ended for good, a failed one first. Only if AllEnded(),
+  // and there are some.
   struct Ended {
     std::string domain;
     int status = 0;

@@ -12,6 +12,7 @@
 #include "cli/run_folder.h"
 #include "cli/run_options.h"
 #include "cli/run_session.h"
+#include "cli/slurm_jobs.h"
 #include "common/clock.h"
 #include "common/exit_codes.h"
 #include "common/process.h"
@@ -80,6 +81,7 @@ int StartRun(const RunArguments& arguments) {
   if (!programs) return Refuse(kExitCannotStart, programs.error().message());
   auto run = PrepareRun(request, std::move(*config));
   if (!run) return Refuse(run.error().exit_code, run.error().message);
+  if (const Status kept = RememberOwnJob(run->folder); !kept) Refuse(0, kept.error().message());
   for (const auto& note : run->notes) std::printf("note: %s\n", note.c_str());
   if (!run->fresh) {
     const auto files = ReadRunFiles(run->folder);

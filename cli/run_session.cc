@@ -8,6 +8,7 @@
 #include "cli/report.h"
 #include "cli/result_table.h"
 #include "cli/run_files.h"
+#include "cli/slurm_jobs.h"
 #include "common/exit_codes.h"
 #include "common/timeouts.h"
 
@@ -138,8 +139,12 @@ bool RunSession::OthersWork() const {
 }
 
 void RunSession::CancelNodeJobs() {
+  if (!node_jobs_) return;
   // Asked to stop by a signal (its job's time is over), it is about to come back to them.
-  if (!node_jobs_ || stop_wanted_) return;
+  const auto files = ReadRunFiles(run_.folder);
+  std::error_code error;
+  const bool cancelled_run = fs::exists(CancelMark(run_.folder), error);
+  if (stop_wanted_ && files && files->outcome == "stopped" && !cancelled_run) return;
   const Status cancelled = node_jobs_->CancelAll();
   if (!cancelled)
     Tell(0, "the jobs of the run's nodes may still wait: " + cancelled.error().message());
@@ -199,6 +204,7 @@ int RunSession::Abandon(const std::string& message) {
     exit_code = *status;
   }
   if (stopped) exit_code = kExitStopped;
+  if (!stopped) CancelNodeJobs();
   AbandonRun(run_);
   return Tell(exit_code, message);
 }

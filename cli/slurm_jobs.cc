@@ -1,6 +1,7 @@
 #include "cli/slurm_jobs.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "cli/report_data.h"
 #include "common/file.h"
@@ -62,6 +63,17 @@ Status WriteRunJobs(const fs::path& run, const RunJobs& jobs) {
   json::array& nodes = object["nodes"].emplace_array();
   for (const std::string& node : jobs.nodes) nodes.emplace_back(node);
   return WriteFileAtomically(RealFileSystem(), JobsFile(run), json::serialize(object) + "\n");
+}
+
+Status RememberOwnJob(const fs::path& run) {
+  const char* const own = std::getenv("SLURM_JOB_ID");
+  std::error_code error;
+  if (own == nullptr || !fs::exists(MainScript(run), error)) return {};
+  RunJobs jobs;
+  if (auto before = ReadRunJobs(run)) jobs = std::move(*before);
+  if (jobs.main == own) return {};
+  jobs.main = own;
+  return WriteRunJobs(run, jobs);
 }
 
 LiveJobs PickJobs(const RunJobs& jobs, const std::vector<SlurmJob>& queue) {

@@ -28,6 +28,8 @@ struct RunJobs {
 // kNotFound: the run was not submitted to Slurm.
 Result<RunJobs> ReadRunJobs(const std::filesystem::path& run);
 Status WriteRunJobs(const std::filesystem::path& run, const RunJobs& jobs);
+// We are in the main job of a run that was submitted, whoever has started it.
+Status RememberOwnJob(const std::filesystem::path& run);
 
 // Those of `jobs` that Slurm still has, the main one first.
 struct LiveJobs {

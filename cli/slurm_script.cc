@@ -95,6 +95,12 @@ Result<std::string> RenderSlurmScript(const SlurmScript& values) {
   std::string options;
   for (const std::string& option : values.sbatch) {
     DD2_TRY(CheckLine("an option of sbatch", option));
+    if (option.find_first_of(" \t#") != std::string::npos) {
+      return Error(Code::kInvalidArgument,
+                   "the option " + option +
+                       " of sbatch has a blank or '#', at which Slurm would "
+                       "cut it: write it as --name=value, without them");
+    }
     options += "#SBATCH " + option + "\n";
   }
   std::string prolog;

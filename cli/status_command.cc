@@ -135,10 +135,15 @@ int Tell(const std::filesystem::path& run, const std::string& action,
   return kExitOk;
 }
 
-// Of a run in Slurm that nobody works on: its jobs are cancelled. kNotFound: it has none.
+// Of a run in Slurm whose coordinator is not there: its jobs are cancelled. One that runs is told
+// by its script's own signal: its coordinator may be about to come back. kNotFound: it has none.
 Result<std::string> CancelJobs(const std::filesystem::path& run) {
   DD2_TRY_ASSIGN(const LiveJobs jobs, AskForJobs(run));
   std::vector<std::string> words = {"scancel"};
+  if (jobs.main && jobs.main->state == "RUNNING") {
+    DD2_TRY(CallSlurm({"scancel", "--batch", "--signal=USR2", jobs.main->id}));
+    return jobs.main->id + " (its script is told to stop)";
+  }
   if (jobs.main) words.push_back(jobs.main->id);
   for (const SlurmJob& job : jobs.nodes) words.push_back(job.id);
   if (words.size() == 1) {
@@ -161,8 +166,12 @@ Status MarkCancelled(const std::filesystem::path& run) {
 int Cancel(const std::filesystem::path& run, bool as_json) {
   if (const Status marked = MarkCancelled(run); !marked) return Fail(marked.error());
   const auto asked = AskFor(run, "cancel");
-  if (asked || asked.error().code() != Code::kUnavailable)
+  const bool away = !asked && (asked.error().code() == Code::kUnavailable ||
+                               asked.error().code() == Code::kDeadlineExceeded);
+  if (!away) {
+    if (!asked) static_cast<void>(RealFileSystem().Remove(CancelMark(run)));  // it goes on
     return Tell(run, "cancel", asked, as_json);
+  }
   const auto jobs = CancelJobs(run);
   if (!jobs) return Fail(jobs.error().code() == Code::kNotFound ? asked.error() : jobs.error());
   if (as_json) {

@@ -219,11 +219,14 @@ Status PrepareScripts(const SubmitPlan& plan) {
 // A run has one main job at a time.
 Status CheckNoneQueued(const fs::path& folder) {
   const auto jobs = AskForJobs(folder);
+  if (!jobs && jobs.error().code() != Code::kNotFound) {
+    return jobs.error().Wrap("it is not known whether " + folder.string() + " has a job already");
+  }
   if (!jobs || !jobs->main) return {};
   return Error(Code::kFailedPrecondition,
                folder.string() + " has a job already: " + jobs->main->id + " " +
-                   DescribeJob(*jobs->main) + ". Cancel it first (dd2 cancel " + folder.string() +
-                   "), or follow it with dd2 status " + folder.string());
+                   DescribeJob(*jobs->main) + ". Wait for its end, cancel it (dd2 cancel " +
+                   folder.string() + "), or follow it with dd2 status " + folder.string());
 }
 
 Result<std::string> SubmitMain(const SubmitPlan& plan) {

@@ -279,7 +279,7 @@ void RunCore::OnDomainExited(DomainMember& domain, const proto::DomainExited& ex
     return;
   }
   // What cannot even begin would not begin the next time; somebody's kill is another matter.
-  if (!ever_formed_ && exited.exit_status() < 128) {
+  if (!ever_formed_ && !options_.elastic && exited.exit_status() < 128) {
     Fail(last_failure_, at, out);
     return;
   }

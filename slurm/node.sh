@@ -11,9 +11,6 @@
 #SBATCH --no-requeue
 #SBATCH --signal=B:USR2@@GRACE@
 @SBATCH@
-@PROLOG@
-dd2=@DD2@
-run=@RUN@
 
 stop() {
   echo "$(date '+%F %T') Slurm ends this job soon: its domain leaves the run at the end of a step"
@@ -21,11 +18,17 @@ stop() {
 }
 trap stop USR2
 
+@PROLOG@
+dd2=@DD2@
+run=@RUN@
+
 echo "$(date '+%F %T') job $SLURM_JOB_ID on $SLURMD_NODENAME"
 # A step gets Slurm's signal before a preemption; this script does not.
 srun --nodes=1 --ntasks=1 --mpi=none --unbuffered --quiet @LAUNCH@ "$dd2" agent join "$run" \
   --domain "$SLURMD_NODENAME-$SLURM_JOB_ID" --wait @WAIT@ &
 child=$!
-while wait "$child"; code=$?; [ "$code" -gt 128 ] && kill -0 "$child" 2>/dev/null; do :; done
+# A signal that is trapped interrupts the wait; the last one tells what the child ended with.
+while wait "$child"; [ $? -gt 128 ] && kill -0 "$child" 2>/dev/null; do :; done
+wait "$child"; code=$?
 echo "$(date '+%F %T') dd2 agent join ended with exit code $code"
 exit "$code"

@@ -172,6 +172,11 @@ TEST_F(NodeJobPlanTest, AFailedSubmissionIsTriedAgain) {
   EXPECT_THAT(plan.OnSubmitFailed("no", now_), HasSubstr("no; another one is submitted in 1 s"));
   EXPECT_FALSE(plan.WantsSubmit(now_));
   EXPECT_TRUE(plan.WantsSubmit(now_ + seconds(1)));
+  for (int i = 0; i < 2; ++i) {
+    now_ += seconds(100);
+    plan.OnSubmitFailed("no", now_);
+  }
+  EXPECT_TRUE(plan.Hopeless()) << "not for ever";
 }
 
 }  // namespace

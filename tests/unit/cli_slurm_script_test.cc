@@ -71,8 +71,10 @@ TEST(SlurmScript, RefusesWhatWouldBreakALine) {
     EXPECT_EQ(RenderSlurmScript(values).error().code(), Code::kInvalidArgument) << run;
   }
   SlurmScript values = Values();
-  values.sbatch = {"--comment=a\nrm -rf /"};
-  EXPECT_EQ(RenderSlurmScript(values).error().code(), Code::kInvalidArgument);
+  for (const char* option : {"--comment=a\nrm -rf /", "--comment=two words", "--comment=#1"}) {
+    values.sbatch = {option};
+    EXPECT_EQ(RenderSlurmScript(values).error().code(), Code::kInvalidArgument) << option;
+  }
 }
 
 TEST(SlurmScript, NumbersOfNodes) {

@@ -238,6 +238,7 @@ TEST(GlooCollectivesFaultTest, AbortEndsABlockedExchange) {
 TEST(GlooCollectivesFaultTest, AbortEndsAnExchangeThatIsHalfSent) {
   StoreServer server("run-1", 3, "s3cret");
   const std::vector<int> exits = RunProcesses(server, 2, [&](int rank) {
+    signal(SIGPIPE, SIG_IGN);  // as dd2-worker does
     const pid_t self = getpid();
     if (rank == 1 && fork() == 0) {
       std::this_thread::sleep_for(milliseconds(8000));

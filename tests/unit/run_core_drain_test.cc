@@ -336,6 +336,9 @@ TEST_F(DrainTest, AnElasticRunBeginsWithAsManyAsAreWantedHoweverLateTheyCome) {
   Join('a');
   Tick(Timeouts().workers_join * 10);
   EXPECT_EQ(state().word, RunWord::kWaiting) << "config.domains says two";
+  SayAgentHello('c');
+  SayExited('c', 1, 2);
+  EXPECT_EQ(state().word, RunWord::kWaiting) << "one that cannot work is no reason to end";
   Join('b');
   EXPECT_EQ(Formed(), "ab");
 }
