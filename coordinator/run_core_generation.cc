@@ -368,7 +368,10 @@ void RunCore::TryForm(Moment at, Actions& out) {
   // Survivors do not wait for anybody; where all is lost, or nothing has begun, everybody is
   // waited for until the deadline. In a run that has worked before, an agent that stays away is not
   // waited for as long as one that is about to bring its domain.
-  const bool late = deadline_ && at.now >= *deadline_ && (ever_formed_ || !options_.elastic);
+  // An elastic run begins with as many as it wants, however long that takes, but not the later for
+  // one more that does not get ready.
+  const bool enough = ever_formed_ || !options_.elastic || whole >= options_.config.domains;
+  const bool late = deadline_ && at.now >= *deadline_ && enough;
   const bool abandoned = ever_formed_ && !coming && at.now - broken_at_ >= times().reattach;
   if (!any || (!survivors && whole < WantedDomains() && !late && !abandoned)) return;
   Form(at, out);

@@ -90,7 +90,7 @@ def check_end_unheard(work):
     joined = Joined(run, "far")
     run.signal(wait_until(lambda: run.agents("far"), "the agent"), signal.SIGSTOP)
     run.finish()
-    joined.says("the run has ended while domain far could not reach it")
+    joined.says("the run has ended, or moved, while domain far could not reach it")
     joined.ends(0)
     run.wait_gone()
 

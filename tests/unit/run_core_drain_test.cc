@@ -340,6 +340,9 @@ TEST_F(DrainTest, AnElasticRunBeginsWithAsManyAsAreWantedHoweverLateTheyCome) {
   SayExited('c', 1, 2);
   EXPECT_EQ(state().word, RunWord::kWaiting) << "one that cannot work is no reason to end";
   Join('b');
+  EXPECT_EQ(state().word, RunWord::kWaiting) << "it may come yet";
+  Tick(Timeouts().workers_join * 3);  // it is started once more
+  Tick(Timeouts().workers_join * 3);
   EXPECT_EQ(Formed(), "ab");
 }
 

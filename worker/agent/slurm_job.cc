@@ -9,7 +9,8 @@ std::vector<std::string> TellScript(const std::string& job) {
 std::vector<std::string> RequeueOrphan(const std::string& job) {
   static constexpr const char* kScript =
       "host=$(scontrol show job \"$1\" | sed -n 's/^ *BatchHost=//p') && [ -n \"$host\" ] &&"
-      " case $(sinfo -h -n \"$host\" -o %T) in down*|*'*') scontrol requeue \"$1\" ;; *) false ;; esac";
+      " case $(sinfo -h -n \"$host\" -o %T) in down*|*'*') scontrol requeue \"$1\" ;; *) false ;; "
+      "esac";
   return {"bash", "-c", kScript, "dd2-agent", job};
 }
 
