@@ -28,27 +28,6 @@ Finding Failed(const std::string& what, const Error& error, const std::string& a
   return {Grade::kFail, what, error.message(), advice, ""};
 }
 
-// A checkpoint holds generator, EMA, guidance network and the moments of both, each about as large
-// as the teacher, and their heads, which weigh more where the teacher is small (11 times there).
-constexpr std::int64_t kTeachersInCheckpoint = 12;
-
-Needs NeedsOf(const RunConfig* config, int nodes) {
-  Needs needs;
-  // Each rank has one connection for control and one to the rendezvous store.
-  const int ranks = config == nullptr ? 1 : config->ranks;
-  needs.connections = nodes * (2 * ranks + 1);
-  if (config == nullptr) return needs;
-  std::error_code error;
-  const auto teacher = std::filesystem::file_size(
-      std::filesystem::path(config->teacher.path) / "teacher.safetensors", error);
-  if (error) return needs;
-  const std::int64_t checkpoint = static_cast<std::int64_t>(teacher) * kTeachersInCheckpoint;
-  needs.checkpoint_bytes = checkpoint * (config->checkpoint.keep_last + 1);
-  // Each rank has two places.
-  if (config->checkpoint.memory_every > 0) needs.snapshot_bytes = 2 * ranks * checkpoint;
-  return needs;
-}
-
 int NumberFromSlurm(const char* name) {
   const char* const text = std::getenv(name);
   return text == nullptr ? 0 : std::atoi(text);
@@ -58,7 +37,7 @@ int Report(const DoctorArguments& arguments) {
   const int count = std::max(1, NumberFromSlurm("SLURM_NTASKS"));
   const Status reported =
       ReportNode(arguments.meeting, arguments.host, NumberFromSlurm("SLURM_PROCID"), count,
-                 NeedsOf(nullptr, count));
+                 NeedsOf(std::nullopt, count));
   return reported ? kExitOk : Fail(reported.error());
 }
 
@@ -96,7 +75,7 @@ int Examine(const DoctorArguments& arguments) {
     }
   }
   const Timeouts timeouts = config ? config->timeouts : Timeouts();
-  const Needs needs = NeedsOf(config ? &*config : nullptr, arguments.nodes);
+  const Needs needs = NeedsOf(config, arguments.nodes);
   Append(JudgeMachine(ProbeMachine(arguments.run, arguments.host), needs), findings);
   Append(JudgeTimeouts(timeouts), findings);
   if (arguments.slurm) ExamineSlurm(arguments, timeouts, findings);

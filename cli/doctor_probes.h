@@ -1,12 +1,19 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "cli/doctor.h"
 #include "common/result.h"
 
 namespace dd2 {
+
+// About; of a run with this configuration on `nodes` machines.
+Needs NeedsOf(const std::optional<RunConfig>& config, int nodes);
+// kResourceExhausted: the disk cannot hold the checkpoints that the run keeps.
+Status CheckRoom(const RunConfig& config, const std::filesystem::path& folder);
 
 // Looks at this machine. `folder`: where run folders are made; a file of 64 MiB is written there,
 // and nothing is left. `host`: api.host. Takes a few seconds; no probe waits for ever.

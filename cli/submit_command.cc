@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/doctor_probes.h"
 #include "cli/format.h"
 #include "cli/run_folder.h"
 #include "cli/run_options.h"
@@ -180,6 +181,7 @@ tl::expected<SubmitPlan, StartFailure> MakePlan(const SubmitArguments& arguments
                               : fs::path(plan.site.scratch) / plan.config.name;
   }
   plan.folder = fs::absolute(plan.request.folder).lexically_normal();
+  if (const Status room = CheckRoom(plan.config, plan.folder); !room) return wrong(room.error());
   if (const Status planned = PlanScripts(arguments, plan); !planned) return wrong(planned.error());
   return plan;
 }
