@@ -115,6 +115,7 @@ def check_stopped_run(work, calm):
     """Of a run that was stopped in csd: prune, another layout of the newest checkpoint, a damaged one."""
     run = work.start(TINY, "stopped", seed=1, set=["checkpoint.keep_last=50", "checkpoint.interval=1"])
     run.wait_for(phase="csd", step=1)
+    expect(dd2("pause", run.folder).returncode == 0, "pause")  # it is a short one
     expect_fails(dd2("checkpoint", "prune", run.folder), 3, "in use", "dd2 cancel")
     expect(run.status()["checkpoint_interval"]["seconds"] == 1, "checkpoint_interval")
     text = dd2("status", run.folder)
