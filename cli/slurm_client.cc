@@ -21,6 +21,7 @@ struct ReasonWords {
 constexpr ReasonWords kReasons[] = {
     {"Resources", "waits for free nodes"},
     {"Priority", "waits: other jobs go first"},
+    {"None", "waits: Slurm has not looked at it yet"},
     {"BeginTime", "Slurm holds it back for a while, as after each requeue"},
     {"Dependency", "waits for another job"},
     {"JobHeldUser", "is held by its user: scontrol release JOB"},

@@ -49,6 +49,8 @@ TEST(SlurmQueue, SaysWhyAJobWaits) {
   job.start = "N/A";
   job.reason = "SomethingNew";
   EXPECT_EQ(DescribeJob(job), "waits (SomethingNew)");
+  job.reason = "None";
+  EXPECT_THAT(DescribeJob(job), HasSubstr("has not looked at it yet"));
   job.reason = "QOSMaxGRESPerUser";
   EXPECT_THAT(DescribeJob(job), HasSubstr("quality of service"));
 }
