@@ -8,15 +8,6 @@
 namespace dd2 {
 namespace {
 
-// Somebody who submits the job again wants the run to go on; Slurm, which only queues it again, has
-// not heard of the cancelling.
-constexpr const char* kCancelled =
-    "if [ \"${SLURM_RESTART_COUNT:-0}\" -gt 0 ] && [ -e \"$run/slurm/cancelled\" ]; then\n"
-    "  echo \"$(date '+%F %T') the run was cancelled (dd2 cancel)\"\n"
-    "  exit 0\n"
-    "fi\n"
-    "rm -f \"$run/slurm/cancelled\"";
-
 // `text` with '_' for each character that would mean something to Slurm or the shell.
 std::string Plain(std::string text, std::string_view more = "") {
   for (char& c : text) {
@@ -108,6 +99,11 @@ Result<std::string> RenderSlurmScript(const SlurmScript& values) {
     DD2_TRY(CheckLine("a line of the site's prolog", line));
     prolog += line + "\n";
   }
+  const auto part = [](std::string_view name) {
+    std::string text(SlurmScriptPart(name));
+    while (text.ends_with('\n')) text.pop_back();
+    return text;
+  };
   return FillIn(SlurmScriptText(values.kind), {{"NAME", values.name},
                                                {"JOB_NAME", "dd2-" + Plain(values.name)},
                                                {"RUN", values.run},
@@ -118,7 +114,9 @@ Result<std::string> RenderSlurmScript(const SlurmScript& values) {
                                                {"WAIT", std::to_string(values.wait_seconds)},
                                                {"RUN_OPTIONS", ShellLine(values.run_options)},
                                                {"LAUNCH", ShellLine(values.launch)},
-                                               {"CANCELLED", kCancelled},
+                                               {"STOP", part("stop")},
+                                               {"BEGIN", part("begin")},
+                                               {"END", part("end")},
                                                {"SBATCH", options},
                                                {"PROLOG", prolog}});
 }

@@ -39,6 +39,8 @@ Result<std::string> RenderSlurmScript(const SlurmScript& values);
 
 // The text of a script in slurm/, built into the program.
 std::string_view SlurmScriptText(SlurmScriptKind kind);
+// What the scripts with `dd2 run` have in common: "stop", "begin", "end" of slurm/parts.
+std::string_view SlurmScriptPart(std::string_view name);
 
 // `text` with each @NAME@ replaced by its value. kInternal: a name without a value.
 Result<std::string> FillIn(std::string_view text, const std::map<std::string, std::string>& values);
