@@ -90,12 +90,18 @@ Result<LiveJobs> AskForJobs(const fs::path& run) {
   DD2_TRY_ASSIGN(const RunJobs jobs, ReadRunJobs(run));
   DD2_TRY_ASSIGN(const std::string text, CallSlurm(QueueWords(), kPatience));
   DD2_TRY_ASSIGN(const std::vector<SlurmJob> queue, ParseQueue(text));
-  return PickJobs(jobs, queue);
+  LiveJobs live = PickJobs(jobs, queue);
+  const auto ended = RealFileSystem().Read(SlurmFolder(run) / "ended-by");
+  live.preempted = ended && ended->starts_with("preemption");
+  return live;
 }
 
 std::string StateWithJobs(const std::string& state, const LiveJobs& jobs) {
   if (!jobs.main || state == "finished") return state;
-  if (jobs.main->state == "PENDING") return jobs.main->restarts > 0 ? "requeued" : "queued";
+  if (jobs.main->state == "PENDING") {
+    if (jobs.main->restarts == 0) return "queued";
+    return jobs.preempted ? "preempted" : "requeued";
+  }
   if (jobs.main->state == "RUNNING" || jobs.main->state == "CONFIGURING") return "starting";
   return state;
 }

@@ -35,6 +35,7 @@ Status RememberOwnJob(const std::filesystem::path& run);
 struct LiveJobs {
   std::optional<SlurmJob> main;
   std::vector<SlurmJob> nodes;
+  bool preempted = false;  // what the main job's script says of its last end
 };
 LiveJobs PickJobs(const RunJobs& jobs, const std::vector<SlurmJob>& queue);
 
@@ -42,7 +43,7 @@ LiveJobs PickJobs(const RunJobs& jobs, const std::vector<SlurmJob>& queue);
 Result<LiveJobs> AskForJobs(const std::filesystem::path& run);
 
 // How a run stands that has no coordinator: `state` as its files have it, unless a job of it will
-// go on with it: "queued", "requeued", "starting".
+// go on with it: "queued", "preempted", "requeued", "starting".
 std::string StateWithJobs(const std::string& state, const LiveJobs& jobs);
 
 // A line for each job: "  slurm job 12 (coordinator) runs on n1".

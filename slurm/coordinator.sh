@@ -11,15 +11,15 @@
 #SBATCH --signal=B:USR2@@GRACE@
 @SBATCH@
 
+run=@RUN@
 @STOP@
 
 @PROLOG@
 dd2=@DD2@
-run=@RUN@
 @BEGIN@
 # Slurm tells the steps of a job about a preemption, not its script.
 srun --overlap --ntasks=1 --mpi=none --quiet bash -c \
-  'trap : TERM; sleep infinity & wait; scancel --batch --signal=USR2 "$SLURM_JOB_ID"' &
+  'trap : TERM; sleep infinity & wait; scancel --batch --signal=USR1 "$SLURM_JOB_ID"' &
 
 echo "$(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURMD_NODENAME"
 "$dd2" run "$run/config.yaml" --run "$run" --resume @RUN_OPTIONS@ &

@@ -14,11 +14,11 @@
 #SBATCH --signal=B:USR2@@GRACE@
 @SBATCH@
 
+run=@RUN@
 @STOP@
 
 @PROLOG@
 dd2=@DD2@
-run=@RUN@
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd,)
 @BEGIN@
 

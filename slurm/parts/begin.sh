@@ -5,4 +5,4 @@ if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$run/slurm/cancelled" ]; then
   echo "$(date '+%F %T') the run was cancelled (dd2 cancel)"
   exit 0
 fi
-rm -f "$run/slurm/cancelled"
+rm -f "$run/slurm/cancelled" "$run/slurm/ended-by"

@@ -35,12 +35,26 @@ def check_time_limit(work, cluster, calm):
     submitted.is_like(calm)
 
 
+def check_true_time_limit(work, cluster, calm):
+    """The time of the job is over while the run is held: Slurm itself gives the signal, the run ends and goes on."""
+    submitted = Submitted(work, cluster, "true-time-limit", "--nodes", "2", "--time", "2", "--grace", "60")
+    submitted.run.wait_for(phase="csd", step=3)
+    submitted.dd2("pause", submitted.run.folder)
+    submitted.starts_again(timeout=240)
+    expect("Slurm ends this job soon (time)" in submitted.log(), submitted.log())
+    expect("without a new checkpoint" not in submitted.log(), submitted.log())
+    wait_until(lambda: submitted.dd2("resume", submitted.run.folder).returncode == 0, "the run to be there again", 60)
+    submitted.ends()
+    submitted.is_like(calm)
+
+
 def check_preemption(work, cluster, calm):
     """A job of a partition that goes first takes the nodes; the run comes back after it."""
     submitted = Submitted(work, cluster, "preemption", "--nodes", "2")
     submitted.run.wait_for(phase="csd", step=3)
     urgent = cluster.call("sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--exclusive",
-                          f"--output={work.path}/urgent.out", "--wrap", "sleep 3").strip()
+                          f"--output={work.path}/urgent.out", "--wrap", "sleep 20").strip()
+    wait_until(lambda: submitted.is_in_state("preempted"), "the word 'preempted' in dd2 status", 60)
     wait_until(lambda: cluster.state(urgent) == "COMPLETED", "the urgent job", 90)
     submitted.starts_again()
     expect("without a new checkpoint" not in submitted.log(), submitted.log())

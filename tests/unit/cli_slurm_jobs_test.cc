@@ -71,6 +71,8 @@ TEST(RunJobs, WordsForARunWithoutACoordinator) {
   EXPECT_EQ(StateWithJobs("finished", jobs), "finished");
   jobs.main->restarts = 1;
   EXPECT_EQ(StateWithJobs("stopped", jobs), "requeued");
+  jobs.preempted = true;
+  EXPECT_EQ(StateWithJobs("stopped", jobs), "preempted");
   jobs.main = Job("1", "RUNNING");
   EXPECT_EQ(StateWithJobs("stopped", jobs), "starting");
   jobs.main->state = "COMPLETING";

@@ -3,7 +3,7 @@
 namespace dd2 {
 
 std::vector<std::string> TellScript(const std::string& job) {
-  return {"scancel", "--batch", "--signal=USR2", job};
+  return {"scancel", "--batch", "--signal=USR1", job};
 }
 
 std::vector<std::string> RequeueOrphan(const std::string& job) {
