@@ -59,6 +59,7 @@ void AddWorkerCommands(CLI::App& app, int& exit_code) {
   teacher->require_subcommand(1);
   AddPassThrough(*teacher, exit_code, "train", "teacher-train",
                  "Train tokenizer, teacher and evaluation network: CONFIG [--set KEY.PATH=VALUE]");
+  AddTeacherTools(*teacher, exit_code);
   AddPassThrough(app, exit_code, "sample", "sample",
                  "Draw images with an exported generator (PNG grid or safetensors)");
   AddPassThrough(app, exit_code, "eval", "eval",
