@@ -12,10 +12,11 @@ namespace {
 // How deep containers may lie in each other, and how many values the walk may meet: shared nodes
 // are met as often as they are named, so a small pickle can unfold to a huge tree.
 constexpr int kDepthMax = 32;
-constexpr std::size_t kVisitsMax = 2'000'000;
+constexpr std::size_t kVisitsMax = 300'000;
 constexpr std::size_t kTensorsMax = 100'000;
 constexpr std::size_t kDimensionsMax = 16;
 constexpr std::size_t kKeyBytesMax = 512;
+constexpr std::size_t kPathBytesMax = 1024;
 
 constexpr std::string_view kTensor = "torch._utils._rebuild_tensor_v2";
 constexpr std::string_view kTensorWithDtype = "torch._utils._rebuild_tensor_v3";
@@ -145,6 +146,10 @@ std::optional<Dtype> DtypeOfName(std::string_view name) {
   return std::nullopt;
 }
 
+std::string PathOf(const std::string& group, const std::string& name) {
+  return group.empty() ? name : group + "/" + name;
+}
+
 class Walk {
  public:
   Walk(const Pickle& pickle, const std::map<PickleId, TorchStorage>& storages)
@@ -160,23 +165,26 @@ class Walk {
     if (++visits_ > kVisitsMax) return Damaged("the file unfolds to too many values");
     if (depth > kDepthMax) return Damaged("the file's values lie too deep in each other");
     const PickleNode& node = pickle_[id];
-    const std::string inside = group.empty() ? name : group + "/" + name;
     switch (node.kind) {
       case PickleKind::kTuple:
       case PickleKind::kList:
-        for (std::size_t i = 0; i < node.items.size(); ++i) {
-          DD2_TRY(Visit(node.items[i], inside, std::to_string(i), depth + 1));
-        }
-        return {};
-      case PickleKind::kDict:
-        for (std::size_t i = 0; i < node.items.size(); i += 2) {
-          DD2_TRY_ASSIGN(const std::string key, KeyOf(node.items[i], i / 2));
-          DD2_TRY(Visit(node.items[i + 1], inside, key, depth + 1));
-        }
-        return {};
+      case PickleKind::kDict: return VisitItems(node, PathOf(group, name), depth + 1);
       case PickleKind::kCall: return VisitCall(node, group, name);
       default: return {};  // plain values, storages without a tensor
     }
+  }
+
+  Status VisitItems(const PickleNode& node, const std::string& path, int depth) {
+    if (path.size() > kPathBytesMax) return Damaged("the file has too long keys");
+    const bool is_dict = node.kind == PickleKind::kDict;
+    for (std::size_t i = 0; i < node.items.size(); i += is_dict ? 2 : 1) {
+      std::string key = std::to_string(i);
+      if (is_dict) {
+        DD2_TRY_ASSIGN(key, KeyOf(node.items[i], i / 2));
+      }
+      DD2_TRY(Visit(node.items[is_dict ? i + 1 : i], path, key, depth));
+    }
+    return {};
   }
 
   // A dict's key as a part of a path. `position` stands for one that is neither text nor a number.
@@ -200,7 +208,7 @@ class Walk {
     TorchTensor tensor;
     const Status built = Build(callable, pickle_[call.items[1]], tensor, 0);
     if (!built) {
-      return built.error().Wrap("tensor '" + (group.empty() ? name : group + "/" + name) + "'");
+      return built.error().Wrap("tensor '" + PathOf(group, name) + "'");
     }
     if (tensors_.size() >= kTensorsMax) return Damaged("the file has too many tensors");
     tensor.group = group;

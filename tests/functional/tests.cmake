@@ -11,7 +11,7 @@ if(DD2_WITH_TORCH)
       list(APPEND dd2_functional functional.${name}.seed${seed})
     endforeach()
   endforeach()
-  foreach(name memory elastic incidents control checkpoint_tools supervise bad_input doctor)
+  foreach(name memory elastic incidents control checkpoint_tools supervise bad_input doctor import)
     add_test(NAME functional.${name}
       COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/${name}_test.py)
     list(APPEND dd2_functional functional.${name})

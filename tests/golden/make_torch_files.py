@@ -151,6 +151,54 @@ def tensor_program(offset=0, shape=(2, 3), stride=(3, 1), elements=6, storage=gl
             b"tRs.")
 
 
+SMALLER = {
+    # Sizes of the tensor lists in tensors/, and what they become; blocks from the third on are left out.
+    "var_d16": {1024: 8, 3072: 24, 4096: 32, 6144: 48, 2048: 16, 16: 2, 680: 14, 10: 3, 1001: 4, 32: 4},
+    "vae_ch160v4096z32": {160: 2, 320: 4, 640: 8, 1920: 24, 32: 4, 4096: 32},
+    "llamagen_GPT-B": {768: 8, 2304: 24, 2048: 12, 16384: 16, 1001: 4},
+    "llamagen_vq_ds16": {128: 2, 256: 4, 512: 8, 16384: 16, 65536: 64, 8: 3},
+}
+
+
+def small(network, shift=0):
+    """A network of the exact structure with tiny sizes; tensor j of its parameters has the values of j + shift."""
+    tensors = collections.OrderedDict()
+    j = shift
+    for line in (pathlib.Path(__file__).with_name("tensors") / f"{network}.tsv").read_text().splitlines()[1:]:
+        name, shape, _, kind = line.split("\t")
+        if name.split(".")[0] in ("blocks", "layers") and int(name.split(".")[1]) > 1:
+            continue
+        sizes = [SMALLER[network].get(int(size), int(size)) for size in shape.split("x")]
+        if name == "lvl_1L":
+            tensors[name] = torch.tensor([[k for k, side in enumerate((1, 2, 3)) for _ in range(side * side)]])
+        elif kind == "buffer":
+            tensors[name] = torch.full(sizes, float("-inf"))
+        else:
+            tensors[name] = filled(j, *sizes)
+            j += 1
+    return tensors
+
+
+def teachers():
+    save("small_var.pt", small("var_d16"))
+    save("small_var_vq.pt", small("vae_ch160v4096z32"))
+    save("small_var_trainer.pt", {"epoch": 1, "trainer": {
+        "var_wo_ddp": small("var_d16"), "vae_local": small("vae_ch160v4096z32")}, "args": {}})
+    save("small_gpt_384.pt", {"model": small("llamagen_GPT-B")})
+    save("small_gpt_both.pt", {"model": small("llamagen_GPT-B"), "ema": small("llamagen_GPT-B", 5), "steps": 7,
+                               "args": argparse.Namespace(lr=1e-4)})
+    save("small_gpt_half.pt", {name: tensor.half() for name, tensor in small("llamagen_GPT-B").items()})
+    save("small_vq.pt", {"model": small("llamagen_vq_ds16")})
+    bad = small("llamagen_GPT-B")
+    bad["layers.1.attention.wo.weight"][3, 2] = float("nan")
+    save("bad_nan.pt", bad)
+    bad = small("llamagen_GPT-B")
+    del bad["layers.1.attention.wo.weight"]
+    bad["layers.1.attention.new"] = torch.zeros(2)
+    bad["norm.weight"] = torch.zeros(9)
+    save("bad_nearly.pt", bad)
+
+
 def hostile():
     save("bad_system.pt", {"model": plain(), "hook": Calls(os.system, "touch /tmp/dd2-was-run")})
     save("bad_eval_legacy.pt", [Calls(eval, "1 + 1"), filled(0, 2)], _use_new_zipfile_serialization=False)
@@ -217,6 +265,7 @@ def main():
         storage=global_of("torch.storage", "UntypedStorage"), elements=24, rebuild="_rebuild_tensor_v3",
         tail=global_of("torch", "float32")))
     zip64("zip64.pt", "plain_dict.pt")
+    teachers()
     hostile()
 
 
