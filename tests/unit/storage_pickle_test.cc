@@ -6,7 +6,7 @@
 namespace dd2 {
 namespace {
 
-using std::string_literals::operator""s;
+using namespace std::string_literals;
 using testing::HasSubstr;
 
 constexpr std::string_view kGlobals[] = {"collections.OrderedDict", "some.function", "some.Class"};

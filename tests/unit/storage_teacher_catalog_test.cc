@@ -12,7 +12,6 @@ namespace dd2 {
 namespace {
 
 using testing::ElementsAre;
-using testing::HasSubstr;
 using testing::IsEmpty;
 
 struct Listed {
