@@ -2,6 +2,8 @@
 dd2_test(unit/models_networks_test.cc DEPS dd2_models LABELS unit torch TORCH)
 dd2_test(unit/models_teacher_test.cc DEPS dd2_models LABELS unit torch TORCH)
 dd2_test(unit/models_files_test.cc DEPS dd2_models LABELS unit torch TORCH)
+dd2_test(unit/inception_test.cc DEPS dd2_models LABELS unit torch TORCH)
+target_compile_definitions(inception_test PRIVATE DD2_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 dd2_test(unit/network_gradients_test.cc DEPS dd2_models LABELS unit torch TORCH)
 
 # The vectorised kernels: as the library picks them, then each form alone.
