@@ -40,7 +40,7 @@ HOMES = {
     r"xxh": ("common/hash.cc",),
     r"CLI/": ("cli/",),
     r"png\.h": ("worker/engine/png.", "tests/"),
-    r"zlib\.h": ("worker/engine/dataset.", "tests/"),
+    r"zlib\.h": ("storage/npz", "worker/engine/dataset.", "tests/"),
     r"tl/": ("common/result.h",),
     r"gtest/|gmock/": ("tests/",),
 }
