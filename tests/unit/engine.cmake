@@ -1,5 +1,7 @@
 # Unit tests of engine.
 dd2_test(unit/frechet_test.cc DEPS dd2_evaluation LABELS unit torch TORCH)
+dd2_test(unit/adm_metrics_test.cc DEPS dd2_evaluation LABELS unit torch TORCH)
+target_compile_definitions(adm_metrics_test PRIVATE DD2_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 dd2_test(unit/png_test.cc DEPS dd2_evaluation LABELS unit torch TORCH)
 dd2_test(unit/evaluator_test.cc DEPS dd2_evaluation LABELS unit torch TORCH)
 dd2_test(unit/export_test.cc DEPS dd2_evaluation LABELS unit torch TORCH)
