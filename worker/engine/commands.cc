@@ -4,18 +4,17 @@
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
-#include <map>
 #include <memory>
-#include <optional>
-#include <set>
 
 #include "common/exit_codes.h"
 #include "common/file.h"
 #include "common/json.h"
 #include "storage/safetensors.h"
+#include "worker/engine/adm_command.h"
 #include "worker/engine/evaluation.h"
 #include "worker/engine/evaluator.h"
 #include "worker/engine/export.h"
+#include "worker/engine/options.h"
 #include "worker/engine/png.h"
 #include "worker/parallel/collectives.h"
 
@@ -34,6 +33,8 @@ constexpr const char* kEvalUsage =
     "[--json]\n"
     "       dd2 eval --teacher DIR [--cfg-scale W] [--samples N] [--seed S] [--dataset DIR] "
     "[--json]\n"
+    "       dd2 eval --images PATH --reference FILE.npz --inception FILE.safetensors [--no-cache] "
+    "[--json]\n"
     "  --model PATH    an exported model: folder, or one of its files\n"
     "  --teacher DIR   the teacher's folder, when it is not where the run had it;\n"
     "                  without --model: measures the teacher\n"
@@ -41,7 +42,13 @@ constexpr const char* kEvalUsage =
     "  --samples N     stratified over the classes (5000)\n"
     "  --seed S        (1)\n"
     "  --cfg-scale W   guidance of the teacher (1.5)\n"
-    "  --json          one JSON object instead of a table\n";
+    "  --json          one JSON object instead of a table\n"
+    "FID, sFID, Inception Score, precision and recall of any images, as ADM's suite defines them:\n"
+    "  --images PATH   .npz or .npy with arr_0 [N, H, W, 3] uint8, or a folder of PNGs\n"
+    "  --reference F   .npz with arr_0 (images), with mu, sigma, mu_s, sigma_s, or with all of "
+    "them\n"
+    "  --inception F   FID's Inception (pt_inception-2015-12-05) as safetensors\n"
+    "  --no-cache      neither use nor keep features in the cache folder\n";
 constexpr const char* kExportUsage =
     "usage: dd2 export RUN [--out DIR] [--checkpoint ID]\n"
     "  RUN             folder of a run\n"
@@ -56,61 +63,6 @@ int Fail(const Error& error) {
   std::fprintf(stderr, "dd2: %s\n", error.message().c_str());
   return ExitCodeFor(error.code());
 }
-
-Error Usage(const std::string& message) {
-  return Error(Code::kInvalidArgument, message + " (--help lists the options)");
-}
-
-// The words of a command line: "--name value" for `valued`, "--name" for `flags`, others by
-// position.
-class Options {
- public:
-  static Result<Options> Parse(const std::vector<std::string>& arguments,
-                               const std::set<std::string>& valued,
-                               const std::set<std::string>& flags, std::size_t positionals) {
-    Options options;
-    for (std::size_t i = 0; i < arguments.size(); ++i) {
-      const std::string& word = arguments[i];
-      if (!word.starts_with("--")) {
-        if (options.positionals_.size() == positionals) return Usage("unexpected '" + word + "'");
-        options.positionals_.push_back(word);
-      } else if (flags.contains(word)) {
-        options.values_[word] = "";
-      } else if (!valued.contains(word)) {
-        return Usage("unknown option '" + word + "'");
-      } else if (i + 1 == arguments.size()) {
-        return Usage("option " + word + " needs a value");
-      } else {
-        options.values_[word] = arguments[++i];
-      }
-    }
-    return options;
-  }
-
-  bool Has(const std::string& name) const { return values_.contains(name); }
-  std::string Text(const std::string& name, const std::string& otherwise) const {
-    const auto found = values_.find(name);
-    return found == values_.end() ? otherwise : found->second;
-  }
-  template <class Number>
-  Result<Number> Get(const std::string& name, Number otherwise, Number low, Number high) const {
-    const auto found = values_.find(name);
-    if (found == values_.end()) return otherwise;
-    const std::string& text = found->second;
-    Number value{};
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error == std::errc() && end == text.data() + text.size() && value >= low && value <= high) {
-      return value;
-    }
-    return Usage(name + " must be a number from " + std::to_string(low) + " to " +
-                 std::to_string(high) + ", not '" + text + "'");
-  }
-  const std::vector<std::string>& positionals() const { return positionals_; }
-
- private:
-  std::map<std::string, std::string> values_;
-  std::vector<std::string> positionals_;
-};
 
 bool WantsHelp(const std::vector<std::string>& arguments, const char* usage) {
   if (std::ranges::find(arguments, "--help") == arguments.end()) return false;
@@ -258,6 +210,7 @@ Result<TeacherBundle> TeacherFor(const ExportedModel& model, const std::string& 
 }
 
 Status Eval(const std::vector<std::string>& arguments) {
+  if (std::ranges::find(arguments, "--images") != arguments.end()) return EvalImages(arguments);
   DD2_TRY_ASSIGN(const Options options, Options::Parse(arguments,
                                                        {"--model", "--teacher", "--dataset",
                                                         "--samples", "--seed", "--cfg-scale"},
