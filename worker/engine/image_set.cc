@@ -37,7 +37,7 @@ class ArrayImages final : public ImageSet {
     DD2_TRY_ASSIGN(const NpzFile file, NpzFile::Open(path));
     Result<NpyReader> reader = file.Array("arr_0");
     if (!reader) return reader.error().Wrap("images are read from the array arr_0");
-    const std::vector<std::int64_t>& shape = reader->shape();
+    const std::vector<std::int64_t> shape = reader->shape();
     if (reader->dtype() != Dtype::kU8 || shape.size() != 4 || shape[3] != 3 ||
         std::ranges::min(shape) < 1 || std::max(shape[1], shape[2]) > kMaxSide) {
       return Error(Code::kInvalidArgument, path.string() +
