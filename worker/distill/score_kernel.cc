@@ -1,3 +1,5 @@
+#include "worker/distill/score_kernel.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -6,7 +8,6 @@
 #include <vector>
 
 #include "common/check.h"
-#include "worker/distill/score.h"
 
 // The raw form of the score. Compiled without contraction; every sum runs over kLanes interleaved
 // partial sums that are added in a fixed tree, so the bits of a row are the same with any vector

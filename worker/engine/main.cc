@@ -1,6 +1,6 @@
 // dd2-worker: everything of DD2 that links LibTorch. `run` is a rank of a training run, started by
-// dd2-agent through mpirun; the other commands are what `dd2 teacher train | sample | eval |
-// export` hand over.
+// dd2-agent through mpirun; `device` says which GPU it would use, or why none; the other commands
+// are what `dd2 teacher train | sample | eval | export` hand over.
 
 #include <execinfo.h>
 #include <fcntl.h>
@@ -25,6 +25,7 @@
 #include "worker/engine/commands.h"
 #include "worker/engine/teacher_training.h"
 #include "worker/engine/worker_loop.h"
+#include "worker/kernels/device.h"
 #include "worker/parallel/mpi_domain.h"
 
 namespace dd2 {
@@ -165,6 +166,13 @@ int TrainTeacherCommand(const Arguments& arguments) {
   return status ? kExitOk : Fail(status.error());
 }
 
+int DeviceCommand() {
+  const Result<Device> device = LoadDevice(DeviceLibrary());
+  if (!device) return Fail(device.error().Wrap("no device"));
+  std::puts(device->Describe().c_str());
+  return kExitOk;
+}
+
 }  // namespace
 }  // namespace dd2
 
@@ -181,6 +189,7 @@ int main(int argc, char** argv) {
   if (command == "sample") return dd2::SampleCommand(arguments);
   if (command == "eval") return dd2::EvalCommand(arguments);
   if (command == "export") return dd2::ExportCommand(arguments);
-  std::fputs("usage: dd2-worker run|teacher-train|sample|eval|export ...\n", stderr);
+  if (command == "device") return dd2::DeviceCommand();
+  std::fputs("usage: dd2-worker run|teacher-train|sample|eval|export|device ...\n", stderr);
   return dd2::kExitUsage;
 }
