@@ -280,30 +280,31 @@ template <class T>
   auto is_nan = highest != highest;
   const T* y = row.y.data();
   const T k = row.k;
-  std::int64_t v = 0;
-  const auto some =
-      [&]<std::int64_t kCount>(std::integral_constant<std::int64_t, kCount>) DD2_INLINE {
-        Vector<T> distance[kCount];
-        for (std::int64_t c = 0; c < channels; ++c) {
+  const auto some = [&]<std::int64_t kCount>(std::integral_constant<std::int64_t, kCount>,
+                                             std::int64_t v) DD2_INLINE {
+    Vector<T> distance[kCount];
+    for (std::int64_t c = 0; c < channels; ++c) {
 #pragma GCC unroll 8
-          for (std::int64_t i = 0; i < kCount; ++i) {
-            const Vector<T> e = y[c] - k * Load(tile + c * kTile + (v + i) * kLanes);
-            distance[i] = distance[i] + e * e;
-          }
-        }
+      for (std::int64_t i = 0; i < kCount; ++i) {
+        const Vector<T> e = y[c] - k * Load(tile + c * kTile + (v + i) * kLanes);
+        distance[i] = distance[i] + e * e;
+      }
+    }
 #pragma GCC unroll 8
-        for (std::int64_t i = 0; i < kCount; ++i) {
-          const Vector<T> logit = Load(logp + (v + i) * kLanes) - T{0.5} * distance[i];
-          logits[v + i] = logit;
-          for (const Half<T>& half : {logit.low, logit.high}) {
-            highest = half > highest ? half : highest;
-            is_nan |= half != half;
-          }
-        }
-        v += kCount;
-      };
-  while (v + kAbreast <= vectors) some(std::integral_constant<std::int64_t, kAbreast>());
-  while (v < vectors) some(std::integral_constant<std::int64_t, 1>());
+    for (std::int64_t i = 0; i < kCount; ++i) {
+      const Vector<T> logit = Load(logp + (v + i) * kLanes) - T{0.5} * distance[i];
+      logits[v + i] = logit;
+      for (const Half<T>& half : {logit.low, logit.high}) {
+        highest = half > highest ? half : highest;
+        is_nan |= half != half;
+      }
+    }
+  };
+  std::int64_t done = 0;
+  for (; done + kAbreast <= vectors; done += kAbreast) {
+    some(std::integral_constant<std::int64_t, kAbreast>(), done);
+  }
+  for (; done < vectors; ++done) some(std::integral_constant<std::int64_t, 1>(), done);
   T result = highest[0];
   for (std::int64_t i = 0; i < kLanes / 2; ++i) {
     if (is_nan[i] != 0) return std::numeric_limits<T>::quiet_NaN();
