@@ -1,6 +1,11 @@
 # Unit tests of models.
 dd2_test(unit/models_networks_test.cc DEPS dd2_models LABELS unit torch TORCH)
 dd2_test(unit/models_teacher_test.cc DEPS dd2_models LABELS unit torch TORCH)
+dd2_test(unit/models_tokenizers_test.cc DEPS dd2_models LABELS unit torch TORCH)
+if(DD2_WITH_TORCH)
+  target_compile_definitions(models_tokenizers_test PRIVATE
+    DD2_GOLDEN_DIR="${CMAKE_CURRENT_SOURCE_DIR}/golden")
+endif()
 dd2_test(unit/models_files_test.cc DEPS dd2_models LABELS unit torch TORCH)
 dd2_test(unit/network_gradients_test.cc DEPS dd2_models LABELS unit torch TORCH)
 

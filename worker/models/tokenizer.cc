@@ -14,12 +14,6 @@ constexpr std::int64_t kSide = 7;  // codes per side
 constexpr std::int64_t kTokens = kSide * kSide;
 constexpr std::int64_t kImageSide = 4 * kSide;
 
-void AddConv(ParamLayout& layout, const std::string& name, std::int64_t in, std::int64_t out,
-             std::int64_t kernel) {
-  layout.Add(name + ".weight", {out, in, kernel, kernel});
-  layout.Add(name + ".bias", {out});
-}
-
 // Transposed convolutions keep the input channels first.
 void AddTransposedConv(ParamLayout& layout, const std::string& name, std::int64_t in,
                        std::int64_t out) {
@@ -28,8 +22,8 @@ void AddTransposedConv(ParamLayout& layout, const std::string& name, std::int64_
 }
 
 void AddResidual(ParamLayout& layout, const std::string& name) {
-  AddConv(layout, name + ".a", kWidth, kWidth, 3);
-  AddConv(layout, name + ".b", kWidth, kWidth, 1);
+  layout.AddConv(name + ".a", kWidth, kWidth, 3);
+  layout.AddConv(name + ".b", kWidth, kWidth, 1);
 }
 
 at::Tensor Conv(const ParamBuffer& params, const std::string& name, const at::Tensor& x,
@@ -51,12 +45,12 @@ at::Tensor Residual(const ParamBuffer& params, const std::string& name, const at
 
 ParamLayout Tokenizer::Layout(std::int64_t codes, std::int64_t channels) {
   ParamLayout layout;
-  AddConv(layout, "encoder.conv1", 1, kStem, 4);
-  AddConv(layout, "encoder.conv2", kStem, kWidth, 4);
+  layout.AddConv("encoder.conv1", 1, kStem, 4);
+  layout.AddConv("encoder.conv2", kStem, kWidth, 4);
   AddResidual(layout, "encoder.residual1");
   AddResidual(layout, "encoder.residual2");
-  AddConv(layout, "encoder.out", kWidth, channels, 1);
-  AddConv(layout, "decoder.in", channels, kWidth, 3);
+  layout.AddConv("encoder.out", kWidth, channels, 1);
+  layout.AddConv("decoder.in", channels, kWidth, 3);
   AddResidual(layout, "decoder.residual1");
   AddResidual(layout, "decoder.residual2");
   AddTransposedConv(layout, "decoder.up1", kWidth, kStem);
