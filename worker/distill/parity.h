@@ -49,4 +49,11 @@ Result<ParityReport> RunScoreCase(const boost::json::object& input, bool in_doub
 // out}. Outputs: time_sinusoid and out; compared with strided values and sums.
 Result<ParityReport> RunHeadCase(const boost::json::object& input);
 
+// The image tokenizers in the same format: VAR's quantiser alone (indices, f_hat after each scale,
+// the transformer's input), VAR's and LlamaGen's whole tokenizer (features, indices, images).
+// Indices must be equal.
+Result<ParityReport> RunVarQuantizerCase(const boost::json::object& input);
+Result<ParityReport> RunVarTokenizerCase(const boost::json::object& input);
+Result<ParityReport> RunLlamaGenTokenizerCase(const boost::json::object& input);
+
 }  // namespace dd2
