@@ -19,7 +19,9 @@ constexpr std::int64_t kColours = 3;
 // Both halves as lists of steps, in order of execution.
 class Vqgan::Planner {
  public:
-  Planner(const VqganSpec& spec, std::string part) : spec_(spec), part_(std::move(part)) {}
+  // `part`: "encoder." or "decoder."; `width`: channels of its input.
+  Planner(const VqganSpec& spec, std::string part, std::int64_t width)
+      : spec_(spec), part_(std::move(part)), width_(width) {}
 
   void Add(Kind kind, const std::string& name, std::int64_t out) {
     steps_.push_back({kind, part_ + name, width_, out});
@@ -58,18 +60,16 @@ class Vqgan::Planner {
   }
 
   std::vector<Step> Take() { return std::move(steps_); }
-  void StartAt(std::int64_t width) { width_ = width; }
 
  private:
   const VqganSpec& spec_;
   std::string part_;
-  std::int64_t width_ = 0;
+  std::int64_t width_;  // channels so far
   std::vector<Step> steps_;
 };
 
 std::vector<Vqgan::Step> Vqgan::EncoderSteps(const VqganSpec& spec) {
-  Planner planner(spec, "encoder.");
-  planner.StartAt(kColours);
+  Planner planner(spec, "encoder.", kColours);
   planner.Add(Kind::kConv, "conv_in", spec.width);
   for (std::size_t level = 0; level < spec.multipliers.size(); ++level) {
     planner.AddLevel(level, level, kEncoderBlocks);
@@ -80,8 +80,7 @@ std::vector<Vqgan::Step> Vqgan::EncoderSteps(const VqganSpec& spec) {
 }
 
 std::vector<Vqgan::Step> Vqgan::DecoderSteps(const VqganSpec& spec) {
-  Planner planner(spec, "decoder.");
-  planner.StartAt(spec.latent);
+  Planner planner(spec, "decoder.", spec.latent);
   planner.Add(Kind::kConv, "conv_in", spec.width * spec.multipliers.back());
   planner.AddMiddle();
   const std::size_t levels = spec.multipliers.size();
