@@ -1,3 +1,4 @@
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 
 #include <fstream>
@@ -80,13 +81,22 @@ at::Tensor RandomCodes(std::int64_t batch, std::int64_t tokens) {
   return at::randn({batch, tokens, 4});
 }
 
-TEST(VarTokenizer, HasTheTensorsOfTheReleasedFile) {
+// Small layers on a busy machine: a second thread would mostly spin.
+class OneThreadTest : public ::testing::Test {
+ protected:
+  OneThreadTest() { at::set_num_threads(1); }
+};
+class VarQuantizerTest : public OneThreadTest {};
+class VarTokenizerTest : public OneThreadTest {};
+class LlamaGenTokenizerTest : public OneThreadTest {};
+
+TEST_F(VarTokenizerTest, HasTheTensorsOfTheReleasedFile) {
   const ParamLayout layout = VarTokenizer::Layout({});
   EXPECT_EQ(ShapesOf(layout), ReadTensorList("vae_ch160v4096z32.tsv"));
   EXPECT_EQ(Count(layout), 108948355);
 }
 
-TEST(LlamaGenTokenizer, HasTheTensorsOfTheReleasedFile) {
+TEST_F(LlamaGenTokenizerTest, HasTheTensorsOfTheReleasedFile) {
   const ParamLayout layout = LlamaGenTokenizer::Layout({});
   EXPECT_EQ(ShapesOf(layout), ReadTensorList("llamagen_vq_ds16.tsv"));
   EXPECT_EQ(Count(layout), 71883403);
@@ -115,7 +125,7 @@ TEST(VarScales, CountsTokensScaleByScale) {
   EXPECT_EQ(scales.Area(8), 169);
 }
 
-TEST(VarQuantizer, StepsEqualTheWholePass) {
+TEST_F(VarQuantizerTest, StepsEqualTheWholePass) {
   const VarTokenizerSpec spec = SmallVar();
   const VarTokenizer tokenizer(spec, RandomParams(VarTokenizer::Layout(spec)));
   const VarQuantizer& quantizer = tokenizer.quantizer();
@@ -133,7 +143,7 @@ TEST(VarQuantizer, StepsEqualTheWholePass) {
   EXPECT_EQ(quantizer.TransformerInput(codes).size(1), scales.tokens() - 1);
 }
 
-TEST(VarQuantizer, RowsOfAScaleSeeEarlierScalesOnly) {
+TEST_F(VarQuantizerTest, RowsOfAScaleSeeEarlierScalesOnly) {
   const VarTokenizerSpec spec = SmallVar();
   const VarTokenizer tokenizer(spec, RandomParams(VarTokenizer::Layout(spec)));
   const VarQuantizer& quantizer = tokenizer.quantizer();
@@ -153,7 +163,7 @@ TEST(VarQuantizer, RowsOfAScaleSeeEarlierScalesOnly) {
   }
 }
 
-TEST(VarQuantizer, GradientAgreesWithFiniteDifferences) {
+TEST_F(VarQuantizerTest, GradientAgreesWithFiniteDifferences) {
   const VarScales scales = VarScales::WithPhis({1, 2, 3, 5}, 3);
   ParamLayout layout;
   VarQuantizer::Declare(scales, 8, 4, "", layout);
@@ -182,7 +192,7 @@ TEST(VarQuantizer, GradientAgreesWithFiniteDifferences) {
   EXPECT_EQ(gradient.narrow(0, 4 * scales.First(3), 4 * 25).abs().max().item<double>(), 0);
 }
 
-TEST(VarQuantizer, EncodeTakesTheNearestCodeOfWhatIsLeft) {
+TEST_F(VarQuantizerTest, EncodeTakesTheNearestCodeOfWhatIsLeft) {
   const VarTokenizerSpec spec = SmallVar();
   const VarTokenizer tokenizer(spec, RandomParams(VarTokenizer::Layout(spec)));
   const VarQuantizer& quantizer = tokenizer.quantizer();
@@ -204,7 +214,7 @@ TEST(VarQuantizer, EncodeTakesTheNearestCodeOfWhatIsLeft) {
   EXPECT_GT(std::get<0>(at::_unique(ids)).numel(), 8);
 }
 
-TEST(VarTokenizer, ImagesOfABatchAreIndependent) {
+TEST_F(VarTokenizerTest, ImagesOfABatchAreIndependent) {
   const VarTokenizerSpec spec = SmallVar();
   const VarTokenizer tokenizer(spec, RandomParams(VarTokenizer::Layout(spec)));
   const at::Tensor images = RandomImages(3, 14);
@@ -221,7 +231,7 @@ TEST(VarTokenizer, ImagesOfABatchAreIndependent) {
   EXPECT_LT(LargestDifference(alone[0], x[0]), 1e-5);
 }
 
-TEST(VarTokenizer, DecodeClamps) {
+TEST_F(VarTokenizerTest, DecodeClamps) {
   const VarTokenizerSpec spec = SmallVar();
   const VarTokenizer tokenizer(spec, RandomParams(VarTokenizer::Layout(spec)));
   const at::Tensor f_hat = at::randn({2, 4, 7, 7});
@@ -229,7 +239,7 @@ TEST(VarTokenizer, DecodeClamps) {
   EXPECT_TRUE(at::equal(tokenizer.Decode(f_hat), raw.clamp(-1.0, 1.0)));
 }
 
-TEST(LlamaGenTokenizer, ImagesOfABatchAreIndependent) {
+TEST_F(LlamaGenTokenizerTest, ImagesOfABatchAreIndependent) {
   const LlamaGenTokenizerSpec spec = SmallLlamaGen();
   const LlamaGenTokenizer tokenizer(spec, RandomParams(LlamaGenTokenizer::Layout(spec)));
   const at::Tensor images = RandomImages(3, 12);
@@ -247,7 +257,7 @@ TEST(LlamaGenTokenizer, ImagesOfABatchAreIndependent) {
 }
 
 // Only the direction of a code counts, in the file and in the image.
-TEST(LlamaGenTokenizer, CodesHaveLengthOne) {
+TEST_F(LlamaGenTokenizerTest, CodesHaveLengthOne) {
   const LlamaGenTokenizerSpec spec = SmallLlamaGen();
   const ParamBuffer params = RandomParams(LlamaGenTokenizer::Layout(spec));
   const LlamaGenTokenizer tokenizer(spec, params);
