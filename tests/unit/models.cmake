@@ -1,6 +1,7 @@
 # Unit tests of models.
 dd2_test(unit/models_networks_test.cc DEPS dd2_models LABELS unit torch TORCH)
 dd2_test(unit/models_teacher_test.cc DEPS dd2_models LABELS unit torch TORCH)
+dd2_test(unit/models_filters_test.cc DEPS dd2_models LABELS unit torch TORCH)
 dd2_test(unit/models_tokenizers_test.cc DEPS dd2_models LABELS unit torch TORCH)
 if(DD2_WITH_TORCH)
   target_compile_definitions(models_tokenizers_test PRIVATE

@@ -1,23 +1,13 @@
 #include "worker/models/teacher.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "common/check.h"
+#include "worker/models/filters.h"
 
 namespace dd2 {
 namespace {
-
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-at::Tensor Temper(const at::Tensor& logits, const TeacherConfig& config) {
-  return config.temperature == 1.0 ? logits : logits / config.temperature;
-}
-
-bool HasFilter(const TeacherConfig& config, std::int64_t codes) {
-  return (config.top_k > 0 && config.top_k < codes) || config.top_p < 1.0;
-}
 
 // Labels for one guided pass over [conditional; unconditional].
 at::Tensor WithNullLabels(const at::Tensor& labels, std::int64_t null_class) {
@@ -95,22 +85,6 @@ at::Tensor Teacher::Logits(const at::Tensor& hidden) const {
   return at::linear(hidden, head_weight_, head_bias_);
 }
 
-at::Tensor FilterThreshold(const at::Tensor& logits, const TeacherConfig& config) {
-  const std::int64_t codes = logits.size(-1);
-  if (!HasFilter(config, codes)) {
-    return at::full(logits.sizes().slice(0, static_cast<std::size_t>(logits.dim() - 1)),
-                    kMinusInfinity, logits.options());
-  }
-  at::Tensor sorted = std::get<0>(Temper(logits, config).sort(-1, /*descending=*/true));
-  if (config.top_k > 0 && config.top_k < codes) sorted = sorted.narrow(-1, 0, config.top_k);
-  if (config.top_p >= 1.0) return sorted.select(-1, sorted.size(-1) - 1).contiguous();
-  const at::Tensor probabilities = at::softmax(sorted, -1);
-  // Probability in front of each code: the code that crosses p still has p or less in front of it.
-  const at::Tensor before = at::cumsum(probabilities, -1) - probabilities;
-  const at::Tensor kept = (before <= config.top_p).sum(-1, /*keepdim=*/true);
-  return sorted.gather(-1, kept - 1).squeeze(-1);
-}
-
 NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher) {
   NetworkSpec spec;
   spec.backbone = teacher.backbone().spec();
@@ -120,13 +94,6 @@ NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher) {
                        .depth = model.head_depth,
                        .time_features = model.time_features};
   return spec;
-}
-
-at::Tensor FilterLogits(const at::Tensor& logits, const TeacherConfig& config) {
-  const at::Tensor tempered = Temper(logits, config);
-  if (!HasFilter(config, logits.size(-1))) return tempered;
-  const at::Tensor threshold = FilterThreshold(logits, config).unsqueeze(-1);
-  return tempered.masked_fill(tempered < threshold, kMinusInfinity);
 }
 
 SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,

@@ -45,13 +45,6 @@ class Teacher {
 // The shape of generator and guidance network for this teacher.
 NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher);
 
-// Temperature, then top-k, then top-p (keeps the code that crosses p). logits [..., V] are guided.
-// Removed codes become -inf. The result is unnormalised.
-at::Tensor FilterLogits(const at::Tensor& logits, const TeacherConfig& config);
-// Lowest kept (already tempered) logit per row [...]: logits below it are the removed ones. -inf
-// when no filter is set.
-at::Tensor FilterThreshold(const at::Tensor& logits, const TeacherConfig& config);
-
 // A block of teacher sequences drawn with a KV cache.
 struct SampledBlock {
   at::Tensor tokens;  // [B, n] int64
