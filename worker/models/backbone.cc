@@ -287,16 +287,13 @@ at::Tensor Backbone::StepBlock(const Block& block, const at::Tensor& x, std::int
       at::layer_norm(x, {d}, block.norm1_weight, block.norm1_bias, kNormEpsilon);
   const at::Tensor qkv =
       at::linear(normed, block.qkv_weight, block.qkv_bias).view({batch, 3, heads, 1, head_width});
-  const std::size_t index = static_cast<std::size_t>(layer);
-  cache.keys[index].narrow(2, position, 1).copy_(qkv.select(1, 1));
-  cache.values[index].narrow(2, position, 1).copy_(qkv.select(1, 2));
-  const auto past = [&](const at::Tensor& all) {
-    return all.narrow(2, 0, position + 1).reshape({batch * heads, position + 1, head_width});
+  const auto [keys, values] = cache.Append(layer, position, qkv.select(1, 1), qkv.select(1, 2));
+  const auto flat = [&](const at::Tensor& past) {
+    return past.reshape({batch * heads, position + 1, head_width});
   };
   const at::Tensor query = qkv.select(1, 0).reshape({batch * heads, 1, head_width});
-  const at::Tensor weights =
-      at::bmm(query, past(cache.keys[index]).transpose(1, 2)).mul_(scale).softmax(-1);
-  const at::Tensor mixed = at::bmm(weights, past(cache.values[index])).view({batch, d});
+  const at::Tensor weights = at::bmm(query, flat(keys).transpose(1, 2)).mul_(scale).softmax(-1);
+  const at::Tensor mixed = at::bmm(weights, flat(values)).view({batch, d});
   const at::Tensor h = x + at::linear(mixed, block.out_weight, block.out_bias);
   const at::Tensor normed2 =
       at::layer_norm(h, {d}, block.norm2_weight, block.norm2_bias, kNormEpsilon);
@@ -310,13 +307,7 @@ at::Tensor Backbone::Step(const at::Tensor& q_previous, std::int64_t position,
   const std::int64_t batch = labels.size(0), d = spec_.width;
   DD2_CHECK(position >= 0 && position < spec_.tokens);
   if (position == 0) {
-    cache.keys.clear();
-    cache.values.clear();
-    for (std::int64_t i = 0; i < spec_.layers; ++i) {
-      const std::vector<std::int64_t> shape = {batch, spec_.heads, spec_.tokens, d / spec_.heads};
-      cache.keys.push_back(at::empty(shape, at::kFloat));
-      cache.values.push_back(at::empty(shape, at::kFloat));
-    }
+    cache.Reset(spec_.layers, {batch, spec_.heads, spec_.tokens, d / spec_.heads}, at::kFloat);
   }
   DD2_CHECK(cache.keys.size() == weights_.blocks.size());
   at::Tensor x = at::embedding(weights_.classes, labels) + weights_.positions[position];

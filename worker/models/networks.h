@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "worker/models/param_buffer.h"
@@ -29,6 +30,14 @@ struct BackboneSpec {
 struct KvCache {
   std::vector<at::Tensor> keys;
   std::vector<at::Tensor> values;
+
+  // Makes room for sequences of `shape` = [B, heads, n, d / heads].
+  void Reset(std::int64_t layers, at::IntArrayRef shape, const at::TensorOptions& options);
+  // Stores new keys and values [B, heads, l, d / heads] from `position` on; returns those of all
+  // positions up to the new ones, [B, heads, position + l, d / heads].
+  std::pair<at::Tensor, at::Tensor> Append(std::int64_t layer, std::int64_t position,
+                                           const at::Tensor& new_keys,
+                                           const at::Tensor& new_values);
 };
 
 // Parameters: input.{0,2}.* (MLP on codes), positions [n, d], class_embed.weight [classes + 1, d],

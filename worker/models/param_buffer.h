@@ -32,6 +32,7 @@ class ParamLayout {
   void AddConv(const std::string& name, std::int64_t in, std::int64_t out, std::int64_t kernel);
   void AddNorm(const std::string& name, std::int64_t width);
   const std::vector<ParamSpec>& specs() const { return specs_; }
+  bool Contains(std::string_view name) const { return index_.contains(name); }
   // Aborts when there is no such parameter: names are ours.
   const ParamSpec& Find(std::string_view name) const;
   // Elements of the flat buffer: a whole number of kParamChunk.
