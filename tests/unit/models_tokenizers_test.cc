@@ -1,12 +1,10 @@
 #include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 
-#include <fstream>
-#include <map>
-#include <sstream>
 #include <string>
 #include <vector>
 
+#include "tests/support/tensor_list.h"
 #include "worker/models/llamagen_tokenizer.h"
 #include "worker/models/networks.h"
 #include "worker/models/var_tokenizer.h"
@@ -15,37 +13,6 @@ namespace dd2 {
 namespace {
 
 using ::testing::ElementsAre;
-
-using Shapes = std::map<std::string, std::string>;  // name -> "160x3x3x3"
-
-Shapes ShapesOf(const ParamLayout& layout) {
-  Shapes shapes;
-  for (const ParamSpec& spec : layout.specs()) {
-    std::string& shape = shapes[spec.name];
-    for (const std::int64_t size : spec.shape) {
-      shape += (shape.empty() ? "" : "x") + std::to_string(size);
-    }
-  }
-  return shapes;
-}
-
-// The list of a released file: name, shape, dtype, "param" or "buffer". Buffers are not loaded.
-Shapes ReadTensorList(const std::string& name) {
-  std::ifstream file(DD2_GOLDEN_DIR "/tensors/" + name);
-  Shapes shapes;
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream words(line);
-    std::string tensor, shape, dtype, kind;
-    if (words >> tensor >> shape >> dtype >> kind && kind == "param") shapes[tensor] = shape;
-  }
-  return shapes;
-}
-
-std::int64_t Count(const ParamLayout& layout) {
-  std::int64_t count = 0;
-  for (const ParamSpec& spec : layout.specs()) count += spec.numel;
-  return count;
-}
 
 double LargestDifference(const at::Tensor& a, const at::Tensor& b) {
   return (a - b).abs().max().item<double>();
@@ -92,14 +59,14 @@ class LlamaGenTokenizerTest : public OneThreadTest {};
 
 TEST_F(VarTokenizerTest, HasTheTensorsOfTheReleasedFile) {
   const ParamLayout layout = VarTokenizer::Layout({});
-  EXPECT_EQ(ShapesOf(layout), ReadTensorList("vae_ch160v4096z32.tsv"));
-  EXPECT_EQ(Count(layout), 108948355);
+  EXPECT_EQ(ShapesOf(layout), ReadTensorList(DD2_GOLDEN_DIR "/tensors/vae_ch160v4096z32.tsv"));
+  EXPECT_EQ(ElementCount(layout), 108948355);
 }
 
 TEST_F(LlamaGenTokenizerTest, HasTheTensorsOfTheReleasedFile) {
   const ParamLayout layout = LlamaGenTokenizer::Layout({});
-  EXPECT_EQ(ShapesOf(layout), ReadTensorList("llamagen_vq_ds16.tsv"));
-  EXPECT_EQ(Count(layout), 71883403);
+  EXPECT_EQ(ShapesOf(layout), ReadTensorList(DD2_GOLDEN_DIR "/tensors/llamagen_vq_ds16.tsv"));
+  EXPECT_EQ(ElementCount(layout), 71883403);
 }
 
 // The official tables; 5 and 10 scales have exact ties, which go up.
