@@ -36,13 +36,6 @@ std::optional<Rule> ParseRule(const RuledParam& param) {
   return rule;
 }
 
-Result<double> ReadNumber(const boost::json::object& object, const char* key) {
-  const boost::json::value* found = object.if_contains(key);
-  if (found == nullptr || !found->is_number())
-    return Bad("'" + std::string(key) + "' is no number");
-  return found->to_number<double>();
-}
-
 // "2,3,64" -> {2, 3, 64}.
 std::vector<std::int64_t> ParseShape(const std::string& list) {
   static const std::regex kNumber("[0-9]+");
@@ -51,15 +44,6 @@ std::vector<std::int64_t> ParseShape(const std::string& list) {
     shape.push_back(std::stol(i->str()));
   }
   return shape;
-}
-
-// Rows of the last dimension.
-Matrix ToMatrix(const at::Tensor& tensor) {
-  const at::Tensor flat = tensor.to(at::kDouble).contiguous();
-  const double* data = flat.const_data_ptr<double>();
-  return {.rows = flat.numel() / flat.size(-1),
-          .columns = flat.size(-1),
-          .values = std::vector<double>(data, data + flat.numel())};
 }
 
 // Every number of nested lists, in order.
@@ -106,7 +90,8 @@ std::optional<RuledParam> FindParam(const std::vector<RuledParam>& params, std::
   return *found;
 }
 
-Result<ParamBuffer> MakeParams(const ParamLayout& layout, const std::vector<RuledParam>& params) {
+Result<ParamBuffer> MakeParams(const ParamLayout& layout, const std::vector<RuledParam>& params,
+                               std::int64_t first) {
   if (layout.specs().size() != params.size()) {
     return Bad("the file lists " + std::to_string(params.size()) +
                " parameters, a network of these sizes has " +
@@ -122,13 +107,21 @@ Result<ParamBuffer> MakeParams(const ParamLayout& layout, const std::vector<Rule
     const std::optional<Rule> rule = ParseRule(param);
     if (!rule) return Bad("parameter '" + param.name + "' has an unknown rule: " + param.rule);
     float* values = buffer.flat().data_ptr<float>() + declared->offset;
+    const double number = static_cast<double>(first) + static_cast<double>(j);
     for (std::int64_t k = 0; k < declared->numel; ++k) {
-      const auto s = static_cast<float>(
-          std::sin(0.7 * static_cast<double>(k) + 1.3 * static_cast<double>(j) + 0.5));
+      const auto s =
+          static_cast<float>(std::sin(0.7 * static_cast<double>(k) + 1.3 * number + 0.5));
       values[k] = rule->base + rule->factor * s;
     }
   }
   return buffer;
+}
+
+Result<double> ReadNumber(const boost::json::object& object, const char* key) {
+  const boost::json::value* found = object.if_contains(key);
+  if (found == nullptr || !found->is_number())
+    return Bad("'" + std::string(key) + "' is no number");
+  return found->to_number<double>();
 }
 
 Result<std::string> ReadNote(const boost::json::object& object) {
@@ -154,6 +147,14 @@ Result<at::Tensor> ReadSine(const std::string& note, const std::string& name) {
         static_cast<float>(factor * std::sin(slope * static_cast<double>(k) + shift));
   }
   return tensor;
+}
+
+Matrix ToMatrix(const at::Tensor& tensor) {
+  const at::Tensor flat = tensor.to(at::kDouble).contiguous();
+  const double* data = flat.const_data_ptr<double>();
+  return {.rows = flat.numel() / flat.size(-1),
+          .columns = flat.size(-1),
+          .values = std::vector<double>(data, data + flat.numel())};
 }
 
 Status CompareRecord(const boost::json::value& value, const std::string& name,

@@ -26,14 +26,17 @@ Result<std::vector<RuledParam>> ReadRuledParams(const boost::json::object& objec
 std::optional<RuledParam> FindParam(const std::vector<RuledParam>& params, std::string_view name,
                                     std::size_t dimensions);
 // Parameters of `layout`, which must be those of the file, filled by rule: element k of the file's
-// parameter j from s = sin(0.7 k + 1.3 j + 0.5).
-Result<ParamBuffer> MakeParams(const ParamLayout& layout, const std::vector<RuledParam>& params);
+// parameter first + j from s = sin(0.7 k + 1.3 (first + j) + 0.5).
+Result<ParamBuffer> MakeParams(const ParamLayout& layout, const std::vector<RuledParam>& params,
+                               std::int64_t first = 0);
 
+Result<double> ReadNumber(const boost::json::object& object, const char* key);
 Result<std::string> ReadNote(const boost::json::object& object);
 // The input that the note describes as "NAME = A*sin(Bk+C) [shape]"; A, "=" and a ", shape" before
 // the bracket may be missing.
 Result<at::Tensor> ReadSine(const std::string& note, const std::string& name);
 
+Matrix ToMatrix(const at::Tensor& tensor);  // rows of the last dimension
 // One output against its record {shape, stride, strided, sum, abs_sum, l2}: strided values, then
 // the sums over all of it. Adds two errors and the output, as rows of its last dimension.
 Status CompareRecord(const boost::json::value& record, const std::string& name,

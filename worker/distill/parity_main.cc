@@ -24,8 +24,8 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: dd2-parity CASE.json [--out FILE.json] [--tolerance X] [--fp64]\n"
-    "  CASE.json       a score case {codebook, logp, t, x, u} or golden tensors of a\n"
-    "                  MAR head or an image tokenizer\n"
+    "  CASE.json       a score case {codebook, logp, t, x, u}, golden tensors of a MAR\n"
+    "                  head, an image tokenizer or a transformer, or kept codes of a filter\n"
     "  --out FILE      write the outputs as JSON\n"
     "  --tolerance X   fail when a relative error is above X\n"
     "  --fp64          take the outputs of a score case from the fp64 path\n";
@@ -83,10 +83,14 @@ Result<ParityReport> RunCase(const boost::json::object& object, bool in_double) 
     if (object.contains("fhat_after_scale")) return RunVarQuantizerCase(object);
     if (object.contains("decoded_clamped")) return RunVarTokenizerCase(object);
     if (object.contains("quantised")) return RunLlamaGenTokenizerCase(object);
+    if (object.contains("input_rows")) return RunVarTransformerCase(object);
+    if (object.contains("rope_applied_to_ones")) return RunLlamaGenGptCase(object);
   }
+  if (object.contains("kept")) return RunFilterCase(object);
   return Error(Code::kInvalidArgument,
                "neither a score case (codebook, logp, t, x, u) nor golden tensors (params and the "
-               "outputs of a MAR head, a VAR quantiser, or a VAR or LlamaGen tokenizer)");
+               "outputs of a MAR head, a VAR quantiser, or a VAR or LlamaGen tokenizer or "
+               "transformer) nor a filter's codes (convention, note, kept)");
 }
 
 Status WriteOutputs(const std::string& path, const boost::json::object& outputs) {
