@@ -1,3 +1,4 @@
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 
 #include <cmath>
@@ -112,6 +113,8 @@ template <class Kind>
 class Transformer : public ::testing::Test {
  protected:
   Transformer() : params_(Kind::Layout(), /*requires_grad=*/true) {
+    // Small layers on a busy machine: a second thread would mostly spin.
+    at::set_num_threads(1);
     const at::NoGradGuard no_grad;
     at::manual_seed(3);
     for (const ParamSpec& spec : params_.layout().specs()) {
