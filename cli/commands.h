@@ -19,9 +19,11 @@ void AddControlCommands(CLI::App& app, int& exit_code);     // pause, resume, ca
 void AddCheckpointCommands(CLI::App& app, int& exit_code);  // checkpoint [ls|verify|digest|...]
 // checkpoint show|reshard|export|prune; `app` is the command `checkpoint`.
 void AddCheckpointTools(CLI::App& app, int& exit_code);
-void AddConfigCommands(CLI::App& app, int& exit_code);    // config check|show
-void AddCacheCommands(CLI::App& app, int& exit_code);     // cache stats
-void AddWorkerCommands(CLI::App& app, int& exit_code);    // teacher, sample, eval, export
+void AddConfigCommands(CLI::App& app, int& exit_code);  // config check|show
+void AddCacheCommands(CLI::App& app, int& exit_code);   // cache stats
+void AddWorkerCommands(CLI::App& app, int& exit_code);  // teacher, sample, eval, export
+// teacher import|inspect; `app` is the command `teacher`.
+void AddTeacherTools(CLI::App& app, int& exit_code);
 void AddAgentCommands(CLI::App& app, int& exit_code);     // agent join, drain
 void AddIncidentsCommand(CLI::App& app, int& exit_code);  // incidents
 void AddDoctorCommand(CLI::App& app, int& exit_code);     // doctor

@@ -8,6 +8,7 @@
 #include "cli/config_diff.h"
 #include "common/config.h"
 #include "storage/safetensors.h"
+#include "storage/teacher_folder.h"
 
 namespace dd2 {
 namespace {
@@ -204,14 +205,48 @@ std::vector<std::string> OverridesOf(const RunRequest& request) {
   return overrides;
 }
 
-Status CheckTeacherFiles(const fs::path& folder) {
+namespace {
+
+Status CheckImportedTeacher(const RunConfig& config) {
+  const fs::path folder = config.teacher.path;
+  DD2_TRY_ASSIGN(const TeacherDescription teacher,
+                 ReadTeacherDescription(RealFileSystem(), folder));
+  if (!teacher.is_var()) {
+    return Error(Code::kInvalidArgument,
+                 "teacher.path " + folder.string() +
+                     " is a LlamaGen: its input has to be made continuous before it can be "
+                     "distilled, which this version does not do");
+  }
+  const auto measures = [](const PhaseConfig& phase) {
+    return phase.kind == PhaseKind::kEval || phase.eval_every > 0;
+  };
+  if (std::ranges::any_of(config.phases, measures)) {
+    return Error(Code::kInvalidArgument,
+                 "teacher.path " + folder.string() +
+                     " was imported and has no evaluation network: take the phase eval and "
+                     "eval_every out of the configuration, and measure exported models (dd2 "
+                     "sample --out FILE.npz, then dd2 eval --images FILE.npz)");
+  }
+  for (const std::string_view name : {kTransformerFile, kTokenizerFile}) {
+    const auto file = SafetensorsFile::Open(folder / name);
+    if (!file) return file.error().Wrap("import the teacher again");
+  }
+  return {};
+}
+
+}  // namespace
+
+Status CheckTeacherFiles(const RunConfig& config) {
+  const fs::path folder = config.teacher.path;
+  std::error_code ignored;
+  if (fs::exists(folder / kTeacherFile, ignored)) return CheckImportedTeacher(config);
   for (const char* name : {"tokenizer", "teacher", "classifier"}) {
     const auto file = SafetensorsFile::Open(folder / (std::string(name) + ".safetensors"));
     if (file) continue;
     if (file.error().code() != Code::kNotFound) return file.error();
     return Error(Code::kNotFound, "teacher.path " + folder.string() + " has no " + name +
                                       ".safetensors: train a teacher with `dd2 teacher train "
-                                      "CONFIG`, or set teacher.path to one");
+                                      "CONFIG`, or import one, and set teacher.path to its folder");
   }
   return {};
 }
@@ -219,7 +254,7 @@ Status CheckTeacherFiles(const fs::path& folder) {
 tl::expected<RunConfig, StartFailure> CheckRequest(const RunRequest& request) {
   auto config = LoadRunConfig(request.config, OverridesOf(request));
   if (!config) return tl::unexpected(BadInput(config.error()));
-  if (auto teacher = CheckTeacherFiles(config->teacher.path); !teacher) {
+  if (auto teacher = CheckTeacherFiles(*config); !teacher) {
     return tl::unexpected(BadInput(teacher.error()));
   }
   return std::move(*config);

@@ -63,6 +63,8 @@ void AbandonRun(const PreparedRun& run);
 
 // The three weight files of the teacher's folder open and are whole. kNotFound: one is missing;
 // kCorruption: a truncated or foreign file, with its name.
-Status CheckTeacherFiles(const std::filesystem::path& folder);
+// Or those of an imported one; kInvalidArgument: `config` asks for measurements, which it lacks the
+// network for, or it is a LlamaGen, which cannot be distilled yet.
+Status CheckTeacherFiles(const RunConfig& config);
 
 }  // namespace dd2

@@ -59,6 +59,13 @@ void AddWorkerCommands(CLI::App& app, int& exit_code) {
   teacher->require_subcommand(1);
   AddPassThrough(*teacher, exit_code, "train", "teacher-train",
                  "Train tokenizer, teacher and evaluation network: CONFIG [--set KEY.PATH=VALUE]");
+  AddPassThrough(*teacher, exit_code, "logits", "teacher-logits",
+                 "Logits of an imported teacher on given tokens");
+  AddPassThrough(*teacher, exit_code, "decode", "teacher-decode",
+                 "Images of given tokens by an imported tokenizer");
+  AddPassThrough(*teacher, exit_code, "encode", "teacher-encode",
+                 "Tokens of given images by an imported tokenizer");
+  AddTeacherTools(*teacher, exit_code);
   AddPassThrough(app, exit_code, "sample", "sample",
                  "Draw images with an exported generator (PNG grid or safetensors)");
   AddPassThrough(app, exit_code, "eval", "eval",

@@ -15,7 +15,12 @@ if(DD2_SANITIZE)
     -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(dd2_flags INTERFACE -fsanitize=${DD2_SANITIZE})
   # With sanitizers g++ 12 is wrong about Asio's frame allocator and std::regex.
-  target_compile_options(dd2_flags INTERFACE -Wno-mismatched-new-delete -Wno-maybe-uninitialized)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+    target_compile_options(dd2_flags INTERFACE -Wno-mismatched-new-delete -Wno-maybe-uninitialized)
+  else()
+    # clang 14 cannot assemble coroutines with it.
+    target_compile_options(dd2_flags INTERFACE -fno-sanitize=function)
+  endif()
   if(DD2_SANITIZE MATCHES thread)
     target_compile_definitions(dd2_flags INTERFACE BOOST_ASIO_DISABLE_FENCED_BLOCK)
   endif()

@@ -28,7 +28,7 @@ constexpr Setting<RunConfig> kRunSettings[] = {
      [](RunConfig& c) -> SettingField { return &c.threads_per_rank; }},
     {{"teacher.path", "", 0, 0, kPath | kRequired, "Folder with the tokenizer, teacher, classifier and their card."},
      [](RunConfig& c) -> SettingField { return &c.teacher.path; }},
-    {{"teacher.cfg_scale", "", 0, 100, kBits, "Guidance scale w of logits = u + w (c - u); 1 is no guidance."},
+    {{"teacher.cfg_scale", "", 0, 100, kBits, "Guidance w of logits = u + w (c - u), 1 is none; of a multi-scale teacher VAR's cfg, w = 1 + cfg k / (K - 1) at scale k, 0 is none."},
      [](RunConfig& c) -> SettingField { return &c.teacher.cfg_scale; }},
     {{"teacher.top_k", "codes", 0, 1e6, kBits, "Keep only the k likeliest codes; 0 keeps all."},
      [](RunConfig& c) -> SettingField { return &c.teacher.top_k; }},

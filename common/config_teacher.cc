@@ -1,5 +1,7 @@
 #include "common/config_teacher.h"
 
+#include <charconv>
+
 #include "common/config_settings.h"
 
 namespace dd2 {
@@ -39,6 +41,10 @@ constexpr Setting<T> kTeacherSettings[] = {
      [](T& c) -> SettingField { return &c.tokenizer.codes; }},
     {{"tokenizer.channels", "", 1, 1024, kBits, "Length C of a code."},
      [](T& c) -> SettingField { return &c.tokenizer.channels; }},
+    {{"tokenizer.scales", "", 0, 0, kBits, "Sides of a multi-scale residual tokenizer, as 1,2,3,4,5,7 (the last is 7); empty: raster order."},
+     [](T& c) -> SettingField { return &c.tokenizer.scales; }},
+    {{"tokenizer.phis", "", 1, 16, kBits, "Convolutions that smooth the scales."},
+     [](T& c) -> SettingField { return &c.tokenizer.phis; }},
     {{"tokenizer.steps", "steps", 1, 1e8, kBits, "Updates of the tokenizer."},
      [](T& c) -> SettingField { return &c.tokenizer.steps; }},
     {{"tokenizer.batch", "images", 1, 65536, kBits, "Images of one step (a multiple of shards)."},
@@ -110,6 +116,11 @@ void CheckRules(const T& config, const SettingsReader& reader, ConfigProblems& p
         std::to_string(config.teacher.width) + " is not a multiple of heads (" +
             std::to_string(config.teacher.heads) + ")");
   }
+  const std::string& scales = config.tokenizer.scales;
+  if (!scales.empty() && ParseScales(scales).empty()) {
+    add("tokenizer.scales", "",
+        "'" + scales + "' is not a list of 2 to 16 growing numbers that ends with 7");
+  }
   if (config.teacher.warmup > config.teacher.steps) {
     add("teacher.warmup", "teacher.steps",
         std::to_string(config.teacher.warmup) + " is longer than the training (" +
@@ -118,6 +129,23 @@ void CheckRules(const T& config, const SettingsReader& reader, ConfigProblems& p
 }
 
 }  // namespace
+
+std::vector<std::int64_t> ParseScales(const std::string& text) {
+  constexpr std::int64_t kLatentSide = 7;
+  std::vector<std::int64_t> sides;
+  const char* at = text.data();
+  const char* const end = text.data() + text.size();
+  while (at != end) {
+    std::int64_t side = 0;
+    const auto [next, problem] = std::from_chars(at, end, side);
+    if (problem != std::errc() || side < 1 || (!sides.empty() && side <= sides.back())) return {};
+    sides.push_back(side);
+    if (next != end && (*next != ',' || next + 1 == end)) return {};
+    at = next == end ? end : next + 1;
+  }
+  if (sides.size() < 2 || sides.size() > 16 || sides.back() != kLatentSide) return {};
+  return sides;
+}
 
 Result<TeacherTrainConfig> ParseTeacherTrainConfig(std::string_view yaml, const std::string& label,
                                                    const std::filesystem::path& folder,

@@ -33,7 +33,7 @@ inline constexpr PhaseKind kPhaseKinds[] = {
 
 struct TeacherConfig {
   std::string path;        // folder: tokenizer, teacher, classifier, card; required
-  double cfg_scale = 1.5;  // w of logits = u + w (c - u)
+  double cfg_scale = 1.5;  // w of logits = u + w (c - u); by scales VAR's cfg (Teacher::Strength)
   int top_k = 0;           // 0: no top-k filter
   double top_p = 1.0;      // 1: no top-p filter
   double temperature = 1.0;

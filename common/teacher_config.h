@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace dd2 {
 
@@ -17,20 +18,29 @@ struct ClassifierTraining {
   double dropout = 0.3;  // on the 64 features
 };
 
-// The VQ tokenizer: Adam, rate flat for half of the steps, then linear to 1e-5; EMA codebook.
+// The VQ tokenizer: Adam, rate flat for half of the steps, then linear to 1e-5. In raster order an
+// EMA codebook; by scales one that is trained by its gradient, for 0.8 of the steps with restarts
+// (recipe 7).
 struct TokenizerTraining {
   int codes = 128;   // V
   int channels = 4;  // C
   int steps = 2600;
   int batch = 128;
   double learning_rate = 1e-3;
+  std::string scales;             // "1,2,3,4,5,7": multi-scale residual; empty: raster order
+  int phis = 3;                   // convolutions that smooth the scales
   double commitment = 0.25;       // weight of mean |z - code|^2
   double decoder_noise = 0.05;    // on the decoder's input, in standard deviations of the codes
-  double codebook_decay = 0.99;   // EMA of code counts and sums
+  double codebook_decay = 0.99;   // EMA of code counts and (raster order) sums
   double dead_code_ratio = 0.03;  // codes used less than this share of the mean are restarted
 };
 
-// The AR teacher: AdamW with linear warm-up, then cosine to final_ratio of the peak.
+// The sides in TokenizerTraining::scales; empty: raster order, or not a list of 2 to 16 growing
+// numbers that ends with the side of the latent, 7.
+std::vector<std::int64_t> ParseScales(const std::string& text);
+
+// The AR teacher, a raster transformer or VAR's after the tokenizer: AdamW with linear warm-up,
+// then cosine to final_ratio of the peak.
 struct PriorTraining {
   int width = 128;
   int layers = 4;

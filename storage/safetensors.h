@@ -61,7 +61,7 @@ Result<WrittenFile> WriteSafetensors(FileSystem& files, const std::filesystem::p
                                      std::span<const TensorToWrite> tensors,
                                      const std::map<std::string, std::string>& metadata);
 
-// Gives elements [begin, begin + out.size()) of tensor `index`.
+// Gives elements [begin, begin + out.size()) of tensor `index`. Asked for in the order of the file.
 using ReadElements =
     std::function<Status(std::size_t index, std::int64_t begin, std::span<float> out)>;
 // The same file from a source that gives the data in pieces of a few MiB; the tensors carry none.

@@ -2,6 +2,7 @@
 if(DD2_WITH_TORCH)
   dd2_executable(dd2-bench-checkpoint SRCS bench/checkpoint_bench.cc DEPS dd2_engine TORCH)
 endif()
+dd2_executable(dd2-bench-score SRCS bench/score_bench.cc DEPS dd2_gpu_checks)
 # A load on the control plane. Its check is a test: whether the protocol holds, never how fast.
 dd2_executable(dd2-bench-control
   SRCS bench/control/control_load.cc bench/control/load_cluster.cc bench/control/load_coordinator.cc

@@ -53,6 +53,16 @@ def expect(condition, message, process=None):
     raise AssertionError(message)
 
 
+def torch_python():
+    """The Python with PyTorch that scripts/bench uses too; made when it is not there."""
+    made = subprocess.run(
+        ["bash", "-c", "source scripts/env.sh && source scripts/torch_venv.sh && prepare_torch_venv && "
+                       "echo $dd2_torch_venv/bin/python"],
+        cwd=ROOT, capture_output=True, text=True, check=False)
+    expect(made.returncode == 0, "no Python with PyTorch", made)
+    return made.stdout.strip()
+
+
 def expect_fails(process, exit_code, *patterns):
     """`process` ended with `exit_code` and its output holds each of the regular expressions."""
     expect(process.returncode == exit_code, f"expected exit code {exit_code}", process)

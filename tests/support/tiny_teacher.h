@@ -2,31 +2,53 @@
 
 #include <memory>
 #include <utility>
+#include <vector>
 
+#include "common/rng.h"
 #include "worker/models/networks.h"
 #include "worker/models/teacher.h"
 
 namespace dd2 {
 
-// A teacher with random weights and small networks, for tests of what is built around models.
-inline TeacherBundle MakeTinyTeacher(std::uint64_t seed) {
-  constexpr std::int64_t kCodes = 16;
+// A teacher with random weights and small networks, for tests of what is built around models. With
+// `sides` it is a multi-scale one.
+inline TeacherBundle MakeTinyTeacher(std::uint64_t seed,
+                                     const std::vector<std::int64_t>& sides = {}) {
   BackboneSpec spec;
   spec.width = 16;
   spec.layers = 1;
   spec.heads = 2;
+  TokenizerSpec tokens{.codes = 16, .channels = spec.channels, .scales = {}};
+  if (!sides.empty()) tokens.scales = VarScales::WithPhis(sides, 2);
   TeacherBundle bundle;
-  ParamBuffer tokenizer(Tokenizer::Layout(kCodes, spec.channels), false);
+  ParamBuffer tokenizer(SmallTokenizer::Layout(tokens), false);
   InitUniformFanIn(tokenizer, "", seed, 1);
   // Codes that are told apart, of unit variance, so that encoding uses several of them.
-  tokenizer["codebook"].copy_(
-      at::linspace(-1, 1, kCodes * spec.channels).sin().mul(2).reshape({kCodes, spec.channels}));
+  tokenizer[sides.empty() ? "codebook" : "quantize.embedding.weight"].copy_(
+      at::linspace(-1, 1, tokens.codes * tokens.channels)
+          .sin()
+          .mul(2)
+          .reshape({tokens.codes, tokens.channels}));
   tokenizer["mean"].zero_();
   tokenizer["std"].fill_(1);
-  bundle.tokenizer = std::make_unique<Tokenizer>(kCodes, spec.channels, tokenizer);
-  ParamBuffer teacher(Teacher::Layout(spec, kCodes), false);
+  bundle.tokenizer = std::make_unique<SmallTokenizer>(tokens, tokenizer);
+  if (!sides.empty()) {
+    spec.kind = BackboneKind::kVar;
+    spec.sides = sides;
+    spec.tokens = tokens.tokens();
+    spec.path = bundle.tokenizer->path();
+  }
+  ParamBuffer teacher(Teacher::Layout(spec, tokens.codes), false);
   InitUniformFanIn(teacher, "", seed, 2);
-  bundle.teacher = std::make_unique<Teacher>(spec, kCodes, teacher);
+  // VAR's own initial values hide the blocks behind gates near zero.
+  for (const ParamSpec& param : teacher.layout().specs()) {
+    if (sides.empty()) break;
+    const at::Tensor values = teacher[param.name];
+    FillNormal({seed, 2, RngUse::kParameterInit, 0, static_cast<std::uint64_t>(param.offset)},
+               {values.data_ptr<float>(), static_cast<std::size_t>(param.numel)});
+    values.mul_(0.3);
+  }
+  bundle.teacher = std::make_unique<Teacher>(spec, tokens.codes, teacher);
   ParamBuffer classifier(Classifier::Layout(), false);
   InitUniformFanIn(classifier, "", seed, 3);
   bundle.classifier = std::make_unique<Classifier>(classifier);

@@ -1,6 +1,11 @@
 # Unit tests of engine.
 dd2_test(unit/frechet_test.cc DEPS dd2_evaluation LABELS unit torch TORCH)
+dd2_test(unit/adm_metrics_test.cc DEPS dd2_evaluation LABELS unit torch TORCH)
+target_compile_definitions(adm_metrics_test PRIVATE DD2_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+dd2_test(unit/adm_command_test.cc DEPS dd2_evaluation LABELS unit torch TORCH)
+target_compile_definitions(adm_command_test PRIVATE DD2_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 dd2_test(unit/png_test.cc DEPS dd2_evaluation LABELS unit torch TORCH)
+target_compile_definitions(png_test PRIVATE DD2_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 dd2_test(unit/evaluator_test.cc DEPS dd2_evaluation LABELS unit torch TORCH)
 dd2_test(unit/export_test.cc DEPS dd2_evaluation LABELS unit torch TORCH)
 dd2_test(unit/teacher_data_test.cc DEPS dd2_engine dd2_storage LABELS unit torch TORCH)

@@ -2,9 +2,11 @@
 
 #include <bit>
 #include <cstdint>
+#include <limits>
 #include <random>
 #include <vector>
 
+#include "worker/distill/score_kernel.h"
 #include "worker/models/attention_kernel.h"
 #include "worker/models/row_kernels.h"
 
@@ -16,6 +18,8 @@ namespace {
 
 // Changes only with the arithmetic of the kernels, which breaks the resumption of older runs.
 constexpr std::uint64_t kRecorded = 8049283043747731885U;
+constexpr std::uint64_t kRecordedScore = 10357134353291326216U;
+constexpr std::uint64_t kRecordedFilteredScore = 892939008953536305U;
 
 std::vector<float> Numbers(std::mt19937& source, std::int64_t count) {
   std::vector<float> numbers(static_cast<std::size_t>(count));
@@ -104,12 +108,60 @@ void AddAttention(std::mt19937& source, const AttentionShape& shape, Hash& hash)
   hash.Add(d_qkv);
 }
 
-TEST(KernelBits, AreTheRecordedOnes) {
-#ifdef DD2_KERNEL_BITS_CPU
-  if (!__builtin_cpu_supports(DD2_KERNEL_BITS_CPU)) {
-    GTEST_SKIP() << "this CPU has no " DD2_KERNEL_BITS_CPU;
+// Two draws of each row of logits; `kept` of 100 codes are possible.
+void AddScore(std::mt19937& source, std::int64_t codes, std::int64_t channels, unsigned kept,
+              Hash& hash) {
+  constexpr std::int64_t kRows = 6, kLogpRows = 3;
+  const std::vector<float> codebook = Numbers(source, codes * channels);
+  const std::vector<float> x = Numbers(source, kRows * channels);
+  const std::vector<float> u = Numbers(source, kRows * channels);
+  std::vector<float> logp = Numbers(source, kLogpRows * codes);
+  for (float& value : logp) {
+    if (source() % 100 >= kept) value = -std::numeric_limits<float>::infinity();
   }
+  const std::vector<float> t{0.05F, 0.2F, 0.5F, 0.7F, 0.9F, 1.0F};
+  std::vector<float> mu(x.size()), jtu(x.size());
+  PosteriorMeanAndVjp(ScoreProblem<float>{.rows = kRows,
+                                          .codes = codes,
+                                          .channels = channels,
+                                          .codebook = codebook.data(),
+                                          .logp = logp.data(),
+                                          .logp_rows = kLogpRows,
+                                          .t = t.data(),
+                                          .x = x.data()},
+                      u.data(), mu.data(), jtu.data());
+  hash.Add(mu);
+  hash.Add(jtu);
+}
+
+class KernelBits : public ::testing::Test {
+ protected:
+  void SetUp() override {
+#ifdef DD2_KERNEL_BITS_CPU
+    if (!__builtin_cpu_supports(DD2_KERNEL_BITS_CPU)) {
+      GTEST_SKIP() << "this CPU has no " DD2_KERNEL_BITS_CPU;
+    }
 #endif
+  }
+};
+
+TEST_F(KernelBits, OfTheScoreAreTheRecordedOnes) {
+  std::mt19937 source(2);
+  Hash hash;
+  AddScore(source, 128, 4, 100, hash);
+  AddScore(source, 333, 5, 80, hash);
+  EXPECT_EQ(hash.value(), kRecordedScore);
+}
+
+// Codes that are left out were first left out when this was recorded.
+TEST_F(KernelBits, OfAFilteredScoreAreTheRecordedOnes) {
+  std::mt19937 source(3);
+  Hash hash;
+  AddScore(source, 700, 8, 30, hash);
+  EXPECT_EQ(hash.value(), kRecordedFilteredScore);
+}
+
+TEST_F(KernelBits, AreTheRecordedOnes) {
   std::mt19937 source(1);
   Hash hash;
   // Whole vectors, a rest, less than a vector, and the wide layer.

@@ -118,10 +118,12 @@ TEST_F(BundleFilesTest, SenselessMetadata) {
 }
 
 TEST_F(BundleFilesTest, TokenizerOfAnotherTeacher) {
-  ParamBuffer params(Tokenizer::Layout(8, 4), false);
+  ParamBuffer params(SmallTokenizer::Layout({.codes = 8, .channels = 4, .scales = {}}), false);
   params["std"].fill_(1);
-  ASSERT_TRUE(SaveTokenizer(folder_ / "tokenizer.safetensors", Tokenizer(8, 4, params), {}));
-  ExpectRefused(Code::kInvalidArgument, "8 codes of 4 channels against 16 codes of 4 channels");
+  ASSERT_TRUE(SaveTokenizer(folder_ / "tokenizer.safetensors",
+                            SmallTokenizer({.codes = 8, .channels = 4, .scales = {}}, params), {}));
+  ExpectRefused(Code::kInvalidArgument,
+                "8 codes of 4 channels against 49 tokens of 16 codes of 4 channels");
 }
 
 TEST_F(BundleFilesTest, EveryCutOfAFileIsRefused) {

@@ -42,10 +42,10 @@ TEST(Backbone, CachedStepsEqualTheFullPass) {
   const at::Tensor full = network.Features(q, Labels());
   KvCache cache;
   for (std::int64_t i = 0; i < spec.backbone.tokens; ++i) {
-    const at::Tensor previous = i == 0 ? at::Tensor() : q.select(1, i - 1);
+    const at::Tensor previous = i == 0 ? at::Tensor() : q.narrow(1, i - 1, 1);
     const at::Tensor step = network.backbone().Step(previous, i, Labels(), cache);
     // Same sums in another blocking: a few units in the last place of values near 1.
-    EXPECT_LT(LargestDifference(step, full.select(1, i)), 1e-5) << "position " << i;
+    EXPECT_LT(LargestDifference(step, full.narrow(1, i, 1)), 1e-5) << "position " << i;
   }
 }
 

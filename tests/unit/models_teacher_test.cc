@@ -1,80 +1,17 @@
 #include <gmock/gmock.h>
 
-#include <cmath>
-#include <limits>
-
 #include "tests/support/tiny_teacher.h"
+#include "worker/models/filters.h"
 #include "worker/models/teacher.h"
 
 namespace dd2 {
 namespace {
 
-constexpr float kGone = -std::numeric_limits<float>::infinity();
-
-TeacherConfig Filter(int top_k, double top_p, double temperature = 1.0) {
+TeacherConfig TopK(int top_k) {
   TeacherConfig config;
   config.cfg_scale = 1.0;
   config.top_k = top_k;
-  config.top_p = top_p;
-  config.temperature = temperature;
   return config;
-}
-
-// log of 0.1, 0.4, 0.2, 0.3.
-at::Tensor HandLogits() { return at::tensor({0.1F, 0.4F, 0.2F, 0.3F}).log(); }
-
-std::vector<bool> Kept(const at::Tensor& filtered) {
-  std::vector<bool> kept;
-  for (std::int64_t i = 0; i < filtered.numel(); ++i) {
-    kept.push_back(filtered[i].item<float>() != kGone);
-  }
-  return kept;
-}
-
-using ::testing::ElementsAre;
-
-TEST(FilterLogits, LeavesLogitsAloneWithoutFilters) {
-  EXPECT_TRUE(at::equal(FilterLogits(HandLogits(), Filter(0, 1.0)), HandLogits()));
-  EXPECT_EQ(FilterThreshold(HandLogits(), Filter(0, 1.0)).item<float>(), kGone);
-}
-
-TEST(FilterLogits, TopKKeepsTheLargest) {
-  EXPECT_THAT(Kept(FilterLogits(HandLogits(), Filter(2, 1.0))),
-              ElementsAre(false, true, false, true));
-  EXPECT_FLOAT_EQ(FilterThreshold(HandLogits(), Filter(2, 1.0)).item<float>(), std::log(0.3F));
-  EXPECT_THAT(Kept(FilterLogits(HandLogits(), Filter(9, 1.0))),
-              ElementsAre(true, true, true, true));
-}
-
-TEST(FilterLogits, TopPKeepsTheCodeThatCrosses) {
-  // Sorted .4 .3 .2 .1: 0.5 is crossed by .3, 0.75 by .2.
-  EXPECT_THAT(Kept(FilterLogits(HandLogits(), Filter(0, 0.5))),
-              ElementsAre(false, true, false, true));
-  EXPECT_THAT(Kept(FilterLogits(HandLogits(), Filter(0, 0.75))),
-              ElementsAre(false, true, true, true));
-  EXPECT_THAT(Kept(FilterLogits(HandLogits(), Filter(0, 0.01))),
-              ElementsAre(false, true, false, false));
-}
-
-TEST(FilterLogits, TopPCountsWhatTopKLeft) {
-  // After top-k 2 the rest is .571 .429: p = .5 is crossed by the first alone.
-  EXPECT_THAT(Kept(FilterLogits(HandLogits(), Filter(2, 0.5))),
-              ElementsAre(false, true, false, false));
-}
-
-TEST(FilterLogits, TemperatureComesFirst) {
-  // At temperature 0.5 probabilities are .01 .16 .04 .09 over .3: .533 .3 .133 .033.
-  const at::Tensor filtered = FilterLogits(HandLogits(), Filter(0, 0.5, 0.5));
-  EXPECT_THAT(Kept(filtered), ElementsAre(false, true, false, false));
-  EXPECT_FLOAT_EQ(filtered[1].item<float>(), 2 * std::log(0.4F));
-}
-
-TEST(FilterLogits, WorksPerRow) {
-  const at::Tensor rows = at::stack({HandLogits(), HandLogits().flip(0)}).view({2, 1, 4});
-  const at::Tensor filtered = FilterLogits(rows, Filter(1, 1.0));
-  EXPECT_EQ(FilterThreshold(rows, Filter(1, 1.0)).sizes(), (std::vector<std::int64_t>{2, 1}));
-  EXPECT_THAT(Kept(filtered[0][0]), ElementsAre(false, true, false, false));
-  EXPECT_THAT(Kept(filtered[1][0]), ElementsAre(false, false, true, false));
 }
 
 class SampleTeacherTest : public ::testing::Test {
@@ -94,7 +31,7 @@ class SampleTeacherTest : public ::testing::Test {
 };
 
 TEST_F(SampleTeacherTest, HiddenIsTheGuidedTeacherForcedPass) {
-  TeacherConfig config = Filter(0, 1.0);
+  TeacherConfig config = TopK(0);
   for (const double scale : {1.0, 1.5}) {
     config.cfg_scale = scale;
     at::manual_seed(1);
@@ -116,7 +53,7 @@ TEST_F(SampleTeacherTest, GuidedLogitsAreTheLogitsOfGuidedHidden) {
 
 TEST_F(SampleTeacherTest, TokenIsTheInverseCdf) {
   // Uniform 0 takes the first possible code, the largest uniform the last one.
-  const TeacherConfig config = Filter(3, 1.0);
+  const TeacherConfig config = TopK(3);
   for (const float uniform : {0.0F, 0.5F, 1.0F - 0x1p-24F}) {
     const SampledBlock block = Sample(labels_, at::full({4, 49}, uniform), config);
     const at::Tensor logits = FilterLogits(bundle_.teacher->Logits(block.hidden), config);
@@ -134,7 +71,7 @@ TEST_F(SampleTeacherTest, FrequenciesFollowTheDistribution) {
   constexpr std::int64_t kRows = 4000;
   const at::Tensor labels = at::full({kRows}, 3, at::kLong);
   at::manual_seed(5);
-  const SampledBlock block = Sample(labels, at::rand({kRows, 49}), Filter(0, 1.0));
+  const SampledBlock block = Sample(labels, at::rand({kRows, 49}), TopK(0));
   // All first tokens have one distribution.
   const at::Tensor p = at::softmax(bundle_.teacher->Logits(block.hidden[0][0]), -1);
   const at::Tensor counts = at::bincount(block.tokens.select(1, 0).contiguous(), {}, 16);
@@ -144,13 +81,13 @@ TEST_F(SampleTeacherTest, FrequenciesFollowTheDistribution) {
 }
 
 TEST(Tokenizer, CodesSurviveStandardisation) {
-  ParamBuffer params(Tokenizer::Layout(8, 4), false);
+  ParamBuffer params(SmallTokenizer::Layout({.codes = 8, .channels = 4, .scales = {}}), false);
   InitUniformFanIn(params, "", 1, 0);
   at::manual_seed(1);
   params["codebook"].copy_(at::randn({8, 4}));
   params["mean"].copy_(at::tensor({0.5F, -1.0F, 0.0F, 2.0F}));
   params["std"].copy_(at::tensor({2.0F, 0.5F, 1.0F, 3.0F}));
-  const Tokenizer tokenizer(8, 4, params);
+  const SmallTokenizer tokenizer({.codes = 8, .channels = 4, .scales = {}}, params);
   const at::Tensor ids = at::arange(49, at::kLong).remainder(8).view({1, 49});
   const at::Tensor standardised = tokenizer.codebook().index_select(0, ids[0]).view({1, 49, 4});
   const at::Tensor raw = params["codebook"].index_select(0, ids[0]).view({1, 49, 4});
@@ -162,7 +99,8 @@ TEST(Tokenizer, EncodeTakesTheNearestRawCode) {
   const TeacherBundle bundle = MakeTinyTeacher(2);
   at::manual_seed(1);
   const at::Tensor images = at::rand({2, 1, 28, 28}) * 2 - 1;
-  const at::Tensor latents = bundle.tokenizer->EncodeLatents(images);
+  const at::Tensor latents =
+      static_cast<const SmallTokenizer&>(*bundle.tokenizer).EncodeLatents(images);
   const at::Tensor distance =
       at::cdist(latents.view({98, 4}), bundle.tokenizer->params()["codebook"]);
   EXPECT_TRUE(at::equal(bundle.tokenizer->Encode(images).view({98}), distance.argmin(1)));
@@ -170,7 +108,7 @@ TEST(Tokenizer, EncodeTakesTheNearestRawCode) {
 
 TEST(Tokenizer, HasTheRecipesParameterCount) {
   std::int64_t count = 0;
-  const ParamLayout layout = Tokenizer::Layout(128, 4);
+  const ParamLayout layout = SmallTokenizer::Layout({.codes = 128, .channels = 4, .scales = {}});
   for (const ParamSpec& spec : layout.specs()) {
     if (spec.name.find("coder.") != std::string::npos) count += spec.numel;
   }

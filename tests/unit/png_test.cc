@@ -47,6 +47,25 @@ TEST(GreyPng, ReadsBackWhatItWrote) {
   EXPECT_EQ(ReadGreyPng(path).error().code(), Code::kNotFound);
 }
 
+TEST(RgbPng, ReadsEveryColourTypeButTransparent) {
+  // Written by Pillow: 2 x 1 pixels (10, 20, 30), (255, 0, 128), and with a palette.
+  const std::filesystem::path folder = DD2_SOURCE_DIR "/tests/golden/png";
+  for (const char* name : {"rgb.png", "palette.png"}) {
+    const Result<RgbImage> image = ReadRgbPng(folder / name);
+    ASSERT_TRUE(image) << image.error().message();
+    EXPECT_EQ(image->width, 2);
+    EXPECT_EQ(image->height, 1);
+    EXPECT_EQ(image->pixels, (std::vector<std::uint8_t>{10, 20, 30, 255, 0, 128})) << name;
+  }
+  const Result<RgbImage> grey = ReadRgbPng(folder / "grey.png");
+  ASSERT_TRUE(grey);
+  EXPECT_EQ(grey->pixels, (std::vector<std::uint8_t>{7, 7, 7, 200, 200, 200}));
+  const Result<RgbImage> transparent = ReadRgbPng(folder / "transparent.png");
+  ASSERT_FALSE(transparent);
+  EXPECT_EQ(transparent.error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(ReadRgbPng(folder / "nowhere.png").error().code(), Code::kNotFound);
+}
+
 TEST(GreyPng, RefusesAnEmptyPicture) {
   EXPECT_EQ(EncodeGreyPng({}).error().code(), Code::kInvalidArgument);
 }

@@ -185,6 +185,41 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ScoreTest,
                          ::testing::Values(Shape{128, 4}, Shape{37, 3}, Shape{5, 1}, Shape{300, 8},
                                            Shape{1000, 32}));
 
+// So many codes are removed that the others are computed by themselves, in rows of their own among
+// rows with all codes; tiles of them with a tail, channels that are padded.
+TEST(ScoreEdgeTest, FilteredRowsFollowTheFormulas) {
+  Case c = RandomCase(12, 700, 5, 0.03);
+  for (std::int64_t row = 0; row < c.rows; row += 3) {
+    for (std::int64_t j = 0; j < c.codes; ++j) {
+      if (j % 4 != 1) c.logp[row * c.codes + j] = kImpossible;
+    }
+  }
+  const Outputs naive = Naive(c), exact = Solve<double>(c), ours = Solve<float>(c);
+  EXPECT_LT(LargestError(exact.mu, naive.mu, c.channels), 1e-11);
+  EXPECT_LT(LargestError(exact.jtu, naive.jtu, c.channels), 1e-9);
+  EXPECT_LT(LargestError(ours.mu, exact.mu, c.channels), 3e-5);
+  EXPECT_LT(LargestError(ours.jtu, exact.jtu, c.channels), 3e-4);
+}
+
+TEST(ScoreEdgeTest, RowWithoutAPossibleCodeAmongMany) {
+  Case c = RandomCase(2, 700, 4, 0.5);
+  std::fill_n(c.logp.begin(), 700, kImpossible);
+  std::vector<double> mu(c.x.size());
+  PosteriorMean(ScoreProblem<double>{.rows = 2,
+                                     .codes = 700,
+                                     .channels = 4,
+                                     .codebook = c.codebook.data(),
+                                     .logp = c.logp.data(),
+                                     .logp_rows = 2,
+                                     .t = c.t.data(),
+                                     .x = c.x.data()},
+                mu.data());
+  for (int k = 0; k < 4; ++k) {
+    EXPECT_TRUE(std::isnan(mu[k]));
+    EXPECT_TRUE(std::isfinite(mu[4 + k]));
+  }
+}
+
 TEST(ScoreEdgeTest, AtTimeOneTheMeanIsThePrior) {
   Case c = RandomCase(4, 128, 4, 1.0);
   const Outputs ours = Solve<float>(c);

@@ -143,6 +143,56 @@ TEST_F(TeacherTrainingTest, BitsDoNotDependOnThreads) {
   EXPECT_FALSE(Bytes("one", "teacher.safetensors") == Bytes("other", "teacher.safetensors"));
 }
 
+TEST_F(TeacherTrainingTest, ScalesResumeOnOtherThreadsInTheSameBits) {
+  TeacherTrainConfig config = Config("whole");
+  config.tokenizer.scales = "1,3,7";
+  config.tokenizer.phis = 2;
+  config.tokenizer.steps = 52;  // past the first restarts of codes
+  ASSERT_TRUE(Train(config));
+  config.output = root_ / "parts";
+  config.threads = 2;
+  for (const std::string stop : {"tokenizer  step 51/", "teacher  step 5/"}) {
+    TeacherTrainOptions options;
+    options.report = [&](std::string_view line) {
+      if (line.starts_with(stop)) throw std::runtime_error("power cut");
+    };
+    ASSERT_FALSE(TrainTeacher(config, options)) << stop;
+  }
+  const Status status = Train(config);
+  ASSERT_TRUE(status) << status.error().message();
+  ExpectSameWeights("whole", "parts");
+}
+
+TEST_F(TeacherTrainingTest, MoreSmoothersThanScalesAreRefusedBeforeTraining) {
+  TeacherTrainConfig config = Config("refused");
+  config.tokenizer.scales = "1,7";
+  const Status status = Train(config);
+  ASSERT_FALSE(status);
+  EXPECT_THAT(status.error().message(), HasSubstr("tokenizer.phis is 3"));
+}
+
+TEST_F(TeacherTrainingTest, LearnsBarsByScales) {
+  TeacherTrainConfig config = Config("learned");
+  config.threads = 2;
+  config.tokenizer.scales = "1,3,7";
+  config.tokenizer.phis = 2;
+  config.tokenizer.steps = 250;
+  config.tokenizer.learning_rate = 3e-3;
+  config.teacher.steps = 60;
+  config.teacher.learning_rate = 3e-3;
+  const Status status = Train(config);
+  ASSERT_TRUE(status) << status.error().message();
+  const auto bundle = LoadTeacherBundle(root_ / "learned");
+  ASSERT_TRUE(bundle) << bundle.error().message();
+  EXPECT_EQ(bundle->teacher->backbone().spec().tokens, 1 + 9 + 49);
+  const auto card = boost::json::parse(bundle->card_json);
+  const auto measured = [&](const char* key) {
+    return card.at("measured").at(key).to_number<double>();
+  };
+  EXPECT_LT(measured("tokenizer_test_mse"), 0.05);
+  EXPECT_LT(measured("teacher_test_nats_per_token"), 2.0);  // a uniform guess: 2.77
+}
+
 TEST_F(TeacherTrainingTest, LearnsBars) {
   TeacherTrainConfig config = Config("learned");
   config.threads = 2;

@@ -49,4 +49,21 @@ Result<ParityReport> RunScoreCase(const boost::json::object& input, bool in_doub
 // out}. Outputs: time_sinusoid and out; compared with strided values and sums.
 Result<ParityReport> RunHeadCase(const boost::json::object& input);
 
+// The image tokenizers in the same format: VAR's quantiser alone (indices, f_hat after each scale,
+// the transformer's input), VAR's and LlamaGen's whole tokenizer (features, indices, images).
+// Indices must be equal.
+Result<ParityReport> RunVarQuantizerCase(const boost::json::object& input);
+Result<ParityReport> RunVarTokenizerCase(const boost::json::object& input);
+Result<ParityReport> RunLlamaGenTokenizerCase(const boost::json::object& input);
+
+// The transformers: teacher-forced logits with class, without and guided, the same from cached
+// steps, arg-max codes. VAR's file also holds {sides, quantizer {first, codebook_factor, params}},
+// from which the rows that enter are made; LlamaGen's the rotary embedding and the cross-entropy.
+Result<ParityReport> RunVarTransformerCase(const boost::json::object& input);
+Result<ParityReport> RunLlamaGenGptCase(const boost::json::object& input);
+
+// {convention: "VAR" or "LlamaGen", note (logits), kept {topkK_toppP: [[code, ...] per row]}}: the
+// codes that the filter keeps must be those. VAR writes "no top-p" as 0.
+Result<ParityReport> RunFilterCase(const boost::json::object& input);
+
 }  // namespace dd2

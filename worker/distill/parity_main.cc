@@ -2,6 +2,8 @@
 //
 // Runs one case through the worker's own numerics and prints the largest error of each output. Exit
 // codes: 0 done; 1 an error is above the tolerance; otherwise as in common/exit_codes.h.
+#include <ATen/Parallel.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -15,13 +17,15 @@
 #include "common/exit_codes.h"
 #include "common/json.h"
 #include "worker/distill/parity.h"
+#include "worker/torch.h"
 
 namespace dd2 {
 namespace {
 
 constexpr const char* kUsage =
     "usage: dd2-parity CASE.json [--out FILE.json] [--tolerance X] [--fp64]\n"
-    "  CASE.json       a score case {codebook, logp, t, x, u} or golden tensors of a MAR head\n"
+    "  CASE.json       a score case {codebook, logp, t, x, u}, golden tensors of a MAR\n"
+    "                  head, an image tokenizer or a transformer, or kept codes of a filter\n"
     "  --out FILE      write the outputs as JSON\n"
     "  --tolerance X   fail when a relative error is above X\n"
     "  --fp64          take the outputs of a score case from the fp64 path\n";
@@ -74,10 +78,19 @@ Result<boost::json::object> ReadObject(const std::string& path) {
 
 Result<ParityReport> RunCase(const boost::json::object& object, bool in_double) {
   if (object.contains("codebook")) return RunScoreCase(object, in_double);
-  if (object.contains("params") && object.contains("time_sinusoid")) return RunHeadCase(object);
+  if (object.contains("params")) {
+    if (object.contains("time_sinusoid")) return RunHeadCase(object);
+    if (object.contains("fhat_after_scale")) return RunVarQuantizerCase(object);
+    if (object.contains("decoded_clamped")) return RunVarTokenizerCase(object);
+    if (object.contains("quantised")) return RunLlamaGenTokenizerCase(object);
+    if (object.contains("input_rows")) return RunVarTransformerCase(object);
+    if (object.contains("rope_applied_to_ones")) return RunLlamaGenGptCase(object);
+  }
+  if (object.contains("kept")) return RunFilterCase(object);
   return Error(Code::kInvalidArgument,
-               "neither a score case (codebook, logp, t, x, u) nor golden tensors of a MAR head "
-               "(params, time_sinusoid, out)");
+               "neither a score case (codebook, logp, t, x, u) nor golden tensors (params and the "
+               "outputs of a MAR head, a VAR quantiser, or a VAR or LlamaGen tokenizer or "
+               "transformer) nor a filter's codes (convention, note, kept)");
 }
 
 Status WriteOutputs(const std::string& path, const boost::json::object& outputs) {
@@ -90,13 +103,14 @@ Status WriteOutputs(const std::string& path, const boost::json::object& outputs)
 
 // False when an error is above the tolerance.
 Result<bool> Run(const Arguments& arguments) {
+  at::set_num_threads(1);
   DD2_TRY_ASSIGN(const boost::json::object object, ReadObject(arguments.input));
   const Result<ParityReport> report = RunCase(object, arguments.in_double);
   if (!report) return report.error().Wrap(arguments.input);
   std::printf("largest errors against %s\n", report->against.c_str());
   bool within = true;
   for (const ParityError& error : report->errors) {
-    std::printf("  %-18s absolute %.3e  relative %.3e\n", error.output.c_str(), error.absolute,
+    std::printf("  %-30s absolute %.3e  relative %.3e\n", error.output.c_str(), error.absolute,
                 error.relative);
     if (arguments.tolerance && !(error.relative <= *arguments.tolerance)) within = false;
   }

@@ -4,18 +4,18 @@
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
-#include <map>
 #include <memory>
-#include <optional>
-#include <set>
 
 #include "common/exit_codes.h"
 #include "common/file.h"
 #include "common/json.h"
+#include "storage/npz.h"
 #include "storage/safetensors.h"
+#include "worker/engine/adm_command.h"
 #include "worker/engine/evaluation.h"
 #include "worker/engine/evaluator.h"
 #include "worker/engine/export.h"
+#include "worker/engine/options.h"
 #include "worker/engine/png.h"
 #include "worker/parallel/collectives.h"
 
@@ -24,8 +24,11 @@ namespace {
 
 constexpr const char* kSampleUsage =
     "usage: dd2 sample --model PATH --out FILE [--classes all|0,1,2] [--count N] [--seed S]\n"
+    "                  [--teacher DIR]\n"
     "  --model PATH    an exported model: folder, or one of its files\n"
-    "  --out FILE      FILE.png: a grid, rows = classes; FILE.safetensors: codes, images, labels\n"
+    "  --out FILE      FILE.png: a grid, rows = classes; FILE.safetensors: codes, images, labels;\n"
+    "                  FILE.npz: what `dd2 eval --images` takes\n"
+    "  --teacher DIR   the folder of an imported teacher, when it is not where the run had it\n"
     "  --classes LIST  classes to draw (all)\n"
     "  --count N       images of each class (10)\n"
     "  --seed S        the same seed gives the same images (1)\n";
@@ -34,6 +37,8 @@ constexpr const char* kEvalUsage =
     "[--json]\n"
     "       dd2 eval --teacher DIR [--cfg-scale W] [--samples N] [--seed S] [--dataset DIR] "
     "[--json]\n"
+    "       dd2 eval --images PATH --reference FILE.npz --inception FILE.safetensors [--no-cache] "
+    "[--json]\n"
     "  --model PATH    an exported model: folder, or one of its files\n"
     "  --teacher DIR   the teacher's folder, when it is not where the run had it;\n"
     "                  without --model: measures the teacher\n"
@@ -41,7 +46,13 @@ constexpr const char* kEvalUsage =
     "  --samples N     stratified over the classes (5000)\n"
     "  --seed S        (1)\n"
     "  --cfg-scale W   guidance of the teacher (1.5)\n"
-    "  --json          one JSON object instead of a table\n";
+    "  --json          one JSON object instead of a table\n"
+    "FID, sFID, Inception Score, precision and recall of any images, as ADM's suite defines them:\n"
+    "  --images PATH   .npz or .npy with arr_0 [N, H, W, 3] uint8, or a folder of PNGs\n"
+    "  --reference F   .npz with arr_0 (images), with mu, sigma, mu_s, sigma_s, or with all of "
+    "them\n"
+    "  --inception F   FID's Inception (pt_inception-2015-12-05) as safetensors\n"
+    "  --no-cache      neither use nor keep features in the cache folder\n";
 constexpr const char* kExportUsage =
     "usage: dd2 export RUN [--out DIR] [--checkpoint ID]\n"
     "  RUN             folder of a run\n"
@@ -56,61 +67,6 @@ int Fail(const Error& error) {
   std::fprintf(stderr, "dd2: %s\n", error.message().c_str());
   return ExitCodeFor(error.code());
 }
-
-Error Usage(const std::string& message) {
-  return Error(Code::kInvalidArgument, message + " (--help lists the options)");
-}
-
-// The words of a command line: "--name value" for `valued`, "--name" for `flags`, others by
-// position.
-class Options {
- public:
-  static Result<Options> Parse(const std::vector<std::string>& arguments,
-                               const std::set<std::string>& valued,
-                               const std::set<std::string>& flags, std::size_t positionals) {
-    Options options;
-    for (std::size_t i = 0; i < arguments.size(); ++i) {
-      const std::string& word = arguments[i];
-      if (!word.starts_with("--")) {
-        if (options.positionals_.size() == positionals) return Usage("unexpected '" + word + "'");
-        options.positionals_.push_back(word);
-      } else if (flags.contains(word)) {
-        options.values_[word] = "";
-      } else if (!valued.contains(word)) {
-        return Usage("unknown option '" + word + "'");
-      } else if (i + 1 == arguments.size()) {
-        return Usage("option " + word + " needs a value");
-      } else {
-        options.values_[word] = arguments[++i];
-      }
-    }
-    return options;
-  }
-
-  bool Has(const std::string& name) const { return values_.contains(name); }
-  std::string Text(const std::string& name, const std::string& otherwise) const {
-    const auto found = values_.find(name);
-    return found == values_.end() ? otherwise : found->second;
-  }
-  template <class Number>
-  Result<Number> Get(const std::string& name, Number otherwise, Number low, Number high) const {
-    const auto found = values_.find(name);
-    if (found == values_.end()) return otherwise;
-    const std::string& text = found->second;
-    Number value{};
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error == std::errc() && end == text.data() + text.size() && value >= low && value <= high) {
-      return value;
-    }
-    return Usage(name + " must be a number from " + std::to_string(low) + " to " +
-                 std::to_string(high) + ", not '" + text + "'");
-  }
-  const std::vector<std::string>& positionals() const { return positionals_; }
-
- private:
-  std::map<std::string, std::string> values_;
-  std::vector<std::string> positionals_;
-};
 
 bool WantsHelp(const std::vector<std::string>& arguments, const char* usage) {
   if (std::ranges::find(arguments, "--help") == arguments.end()) return false;
@@ -140,25 +96,75 @@ Result<std::vector<std::int64_t>> ParseClasses(const std::string& text, std::int
 }
 
 struct Drawn {
-  at::Tensor codes, images, labels;  // [N, n, C], [N, 1, 28, 28], [N] int64
+  at::Tensor codes, images, labels;  // [N, n, C], [N, channels, H, H], [N] int64
 };
 
-// Image i of a class depends on (seed, class, i) only, up to the rounding of batch shapes.
-Drawn Draw(const ExportedModel& model, const std::vector<std::int64_t>& classes, std::int64_t count,
-           std::uint64_t seed) {
+// Calls `take` with every chunk of images. Image i of a class depends on (seed, class, i) only, up
+// to the rounding of batch shapes.
+template <class Take>
+void DrawChunks(const ExportedModel& model, const std::vector<std::int64_t>& classes,
+                std::int64_t count, std::uint64_t seed, const Take& take) {
   const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> codes, images, labels;
   for (const std::int64_t c : classes) {
     for (std::int64_t begin = 0; begin < count; begin += kEvalChunk) {
       const std::int64_t end = std::min(count, begin + kEvalChunk);
       const at::Tensor noise = EvalNoise(seed, c * kClassStride + begin, c * kClassStride + end,
                                          model.network->spec().backbone);
-      labels.push_back(at::full({end - begin}, c, at::kLong));
-      codes.push_back(model.network->Generate(noise, labels.back()));
-      images.push_back(model.tokenizer->Decode(codes.back()));
+      const at::Tensor labels = at::full({end - begin}, c, at::kLong);
+      const at::Tensor codes = model.network->Generate(noise, labels);
+      take(Drawn{codes, model.tokenizer->Decode(codes), labels});
     }
   }
-  return {.codes = at::cat(codes), .images = at::cat(images), .labels = at::cat(labels)};
+}
+
+Drawn Draw(const ExportedModel& model, const std::vector<std::int64_t>& classes, std::int64_t count,
+           std::uint64_t seed) {
+  std::vector<at::Tensor> codes, images, labels;
+  DrawChunks(model, classes, count, seed, [&](const Drawn& chunk) {
+    codes.push_back(chunk.codes);
+    images.push_back(chunk.images);
+    labels.push_back(chunk.labels);
+  });
+  // A convolution may leave the channels last in memory.
+  return {.codes = at::cat(codes).contiguous(),
+          .images = at::cat(images).contiguous(),
+          .labels = at::cat(labels)};
+}
+
+// What `dd2 eval --images` takes: arr_0 [N, H, W, 3] uint8, arr_1 [N] the labels. As bytes they
+// are a quarter of what they are as numbers, all that is kept of them.
+Status WriteSampleNpz(const std::filesystem::path& path, const ExportedModel& model,
+                      const std::vector<std::int64_t>& classes, std::int64_t count,
+                      std::uint64_t seed) {
+  std::vector<std::uint8_t> pixels;
+  std::vector<std::int64_t> labels;
+  std::int64_t side = 0;
+  DrawChunks(model, classes, count, seed, [&](const Drawn& chunk) {
+    const at::Tensor bytes = ((chunk.images + 1) * 127.5)
+                                 .round()
+                                 .clamp(0, 255)
+                                 .to(at::kByte)
+                                 .permute({0, 2, 3, 1})
+                                 .expand({-1, -1, -1, 3})
+                                 .contiguous();
+    side = bytes.size(1);
+    const auto* first = bytes.const_data_ptr<std::uint8_t>();
+    pixels.insert(pixels.end(), first, first + bytes.numel());
+    const auto* label = chunk.labels.const_data_ptr<std::int64_t>();
+    labels.insert(labels.end(), label, label + chunk.labels.numel());
+  });
+  const auto images = static_cast<std::int64_t>(labels.size());
+  const ArrayToWrite arrays[] = {
+      {"arr_0", Dtype::kU8, {images, side, side, 3}, std::as_bytes(std::span(pixels))},
+      {"arr_1", Dtype::kI64, {images}, std::as_bytes(std::span(labels))}};
+  FileSystem& files = RealFileSystem();
+  std::filesystem::path temporary = path;
+  temporary += ".tmp";
+  if (const Status written = WriteNpz(files, temporary, arrays); !written) {
+    static_cast<void>(files.Remove(temporary));
+    return written.error();
+  }
+  return files.Rename(temporary, path);
 }
 
 std::span<const float> Values(const at::Tensor& tensor) {
@@ -186,31 +192,44 @@ Status WriteTensors(const std::filesystem::path& path, const Drawn& drawn, std::
   return files.Rename(temporary, path);
 }
 
+Status WriteSamples(const std::filesystem::path& out, const ExportedModel& model,
+                    const std::vector<std::int64_t>& classes, std::int64_t count,
+                    std::uint64_t seed) {
+  if (out.extension() == ".npz") return WriteSampleNpz(out, model, classes, count, seed);
+  if (out.extension() == ".safetensors") {
+    return WriteTensors(out, Draw(model, classes, count, seed), seed);
+  }
+  if (model.tokenizer->image_channels() != 1) {
+    return Usage(
+        "a .png grid is grey, and this model's images have colours: name a .npz or "
+        ".safetensors file");
+  }
+  const Drawn drawn = Draw(model, classes, count, seed);
+  return WriteGreyPng(out,
+                      ImageGrid(Values(drawn.images), static_cast<int>(classes.size()),
+                                static_cast<int>(count), static_cast<int>(drawn.images.size(-1))));
+}
+
 Status Sample(const std::vector<std::string>& arguments) {
   DD2_TRY_ASSIGN(
       const Options options,
-      Options::Parse(arguments, {"--model", "--out", "--classes", "--count", "--seed"}, {}, 0));
+      Options::Parse(arguments, {"--model", "--teacher", "--out", "--classes", "--count", "--seed"},
+                     {}, 0));
   if (!options.Has("--model")) return Usage("--model is missing: a folder that `dd2 export` wrote");
   const std::filesystem::path out = options.Text("--out", "");
-  if (out.extension() != ".png" && out.extension() != ".safetensors") {
-    return Usage("--out must name a .png or .safetensors file, not '" + out.string() + "'");
+  if (out.extension() != ".png" && out.extension() != ".npz" && out.extension() != ".safetensors") {
+    return Usage("--out must name a .png, .npz or .safetensors file, not '" + out.string() + "'");
   }
   DD2_TRY_ASSIGN(const auto count, options.Get<std::int64_t>("--count", 10, 1, kMostCount));
   DD2_TRY_ASSIGN(const auto seed, options.Get<std::uint64_t>("--seed", 1, 0, UINT64_MAX));
-  DD2_TRY_ASSIGN(const ExportedModel model, LoadExport(options.Text("--model", "")));
+  DD2_TRY_ASSIGN(const ExportedModel model,
+                 LoadExport(options.Text("--model", ""), options.Text("--teacher", "")));
   DD2_TRY_ASSIGN(
       const std::vector<std::int64_t> classes,
       ParseClasses(options.Text("--classes", "all"), model.network->spec().backbone.classes));
-  const Drawn drawn = Draw(model, classes, count, seed);
-  if (out.extension() == ".png") {
-    const GreyImage grid =
-        ImageGrid(Values(drawn.images), static_cast<int>(classes.size()), static_cast<int>(count),
-                  static_cast<int>(drawn.images.size(-1)));
-    DD2_TRY(WriteGreyPng(out, grid));
-  } else {
-    DD2_TRY(WriteTensors(out, drawn, seed));
-  }
-  std::printf("%lld images of %zu classes in %s\n", static_cast<long long>(drawn.images.size(0)),
+  DD2_TRY(WriteSamples(out, model, classes, count, seed));
+  std::printf("%lld images of %zu classes in %s\n",
+              static_cast<long long>(count) * static_cast<long long>(classes.size()),
               classes.size(), out.c_str());
   return {};
 }
@@ -258,6 +277,7 @@ Result<TeacherBundle> TeacherFor(const ExportedModel& model, const std::string& 
 }
 
 Status Eval(const std::vector<std::string>& arguments) {
+  if (std::ranges::find(arguments, "--images") != arguments.end()) return EvalImages(arguments);
   DD2_TRY_ASSIGN(const Options options, Options::Parse(arguments,
                                                        {"--model", "--teacher", "--dataset",
                                                         "--samples", "--seed", "--cfg-scale"},
@@ -270,7 +290,8 @@ Status Eval(const std::vector<std::string>& arguments) {
   const std::unique_ptr<Collectives> alone = NewLocalCollectives();
   const bool as_json = options.Has("--json");
   if (options.Has("--model")) {
-    DD2_TRY_ASSIGN(const ExportedModel model, LoadExport(options.Text("--model", "")));
+    DD2_TRY_ASSIGN(const ExportedModel model,
+                   LoadExport(options.Text("--model", ""), options.Text("--teacher", "")));
     DD2_TRY_ASSIGN(const TeacherBundle bundle,
                    TeacherFor(model, options.Text("--teacher", model.teacher.path)));
     DD2_TRY_ASSIGN(const EvalContext context,

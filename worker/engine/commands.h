@@ -16,5 +16,11 @@ int SampleCommand(const std::vector<std::string>& arguments);
 int EvalCommand(const std::vector<std::string>& arguments);
 // RUN [--out DIR] [--checkpoint ID]
 int ExportCommand(const std::vector<std::string>& arguments);
+// DIR --tokens FILE --out FILE [--cfg X]
+int TeacherLogitsCommand(const std::vector<std::string>& arguments);
+// DIR --tokens FILE --out FILE
+int TeacherDecodeCommand(const std::vector<std::string>& arguments);
+// DIR --image FILE --out FILE
+int TeacherEncodeCommand(const std::vector<std::string>& arguments);
 
 }  // namespace dd2

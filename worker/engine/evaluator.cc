@@ -75,6 +75,14 @@ Result<ScoredImages> ScoreImages(const Classifier& classifier, std::int64_t coun
                       .predictions = rows.select(1, kFeatures).to(at::kLong)};
 }
 
+Status CheckMeasurable(const TeacherBundle& bundle) {
+  if (bundle.classifier) return {};
+  return Error(Code::kFailedPrecondition,
+               "an imported teacher has no evaluation network: take the phase eval and eval_every "
+               "out of the configuration, and measure exported models (dd2 sample --out "
+               "FILE.npz, then dd2 eval --images FILE.npz)");
+}
+
 Result<EvalContext> EvalContext::Create(const TeacherBundle& bundle,
                                         const std::filesystem::path& dataset,
                                         Collectives& collectives) {
@@ -90,6 +98,7 @@ Result<EvalContext> EvalContext::Create(const TeacherBundle& bundle,
 
 Result<EvalContext> EvalContext::FromImages(const TeacherBundle& bundle, const at::Tensor& images,
                                             const at::Tensor& labels, Collectives& collectives) {
+  DD2_TRY(CheckMeasurable(bundle));
   const std::int64_t count = images.size(0);
   DD2_CHECK(images.dim() == 4 && count >= 2 && labels.size(0) == count);
   const at::NoGradGuard no_grad;

@@ -44,6 +44,9 @@ using ImageSource = std::function<at::Tensor(std::int64_t begin, std::int64_t en
 Result<ScoredImages> ScoreImages(const Classifier& classifier, std::int64_t count,
                                  const ImageSource& source, Collectives& collectives);
 
+// kFailedPrecondition: the teacher has no evaluation network.
+Status CheckMeasurable(const TeacherBundle& bundle);
+
 // The test set, its reconstructions and their statistics. Immutable once created; belongs to the
 // compute thread. Borrows the bundle.
 class EvalContext {

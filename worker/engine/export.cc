@@ -14,6 +14,7 @@
 #include "proto/control.pb.h"
 #include "storage/checkpoint_store.h"
 #include "storage/safetensors.h"
+#include "worker/models/released_teacher.h"
 
 namespace dd2 {
 namespace {
@@ -51,19 +52,31 @@ Result<ParamBuffer> ReadTensors(const SafetensorsFile& file, const std::string& 
 json::object NetworkJson(const NetworkSpec& spec) {
   const BackboneSpec& b = spec.backbone;
   const HeadSpec& h = spec.head;
-  return {{"backbone",
-           {{"channels", b.channels},
-            {"width", b.width},
-            {"layers", b.layers},
-            {"heads", b.heads},
-            {"tokens", b.tokens},
-            {"classes", b.classes}}},
+  json::object backbone{{"kind", BackboneKindName(b.kind)},
+                        {"channels", b.channels},
+                        {"width", b.width},
+                        {"layers", b.layers},
+                        {"heads", b.heads},
+                        {"tokens", b.tokens},
+                        {"classes", b.classes}};
+  if (!b.sides.empty()) backbone["sides"] = json::value_from(b.sides);
+  return {{"backbone", std::move(backbone)},
           {"head",
            {{"channels", h.channels},
             {"condition", h.condition},
             {"width", h.width},
             {"depth", h.depth},
             {"time_features", h.time_features}}}};
+}
+
+json::object TokenizerJson(const Tokenizer& tokenizer) {
+  const TokenizerSpec& spec = tokenizer.spec();
+  json::object out{{"codes", spec.codes}, {"channels", spec.channels}};
+  if (!tokenizer.travels()) out["of_teacher"] = TokenizerDigest(tokenizer).Hex();
+  if (spec.scales.sides.empty()) return out;
+  out["sides"] = json::value_from(spec.scales.sides);
+  out["phi_of_scale"] = json::value_from(spec.scales.phi_of_scale);
+  return out;
 }
 
 // Reads typed members of the JSON file by pointer ("/network/head/width") and remembers the first
@@ -80,6 +93,22 @@ class Fields {
     if (value != nullptr && !failure && number >= 1 && number <= kMostExtent) return number;
     return Complain(pointer + " must be a whole number from 1 to " + std::to_string(kMostExtent)),
            1;
+  }
+  // Whole numbers from `least`; none where there is no such member.
+  std::vector<std::int64_t> List(const std::string& pointer, std::int64_t least) {
+    std::vector<std::int64_t> list;
+    const json::value* value = Find(pointer);
+    if (value == nullptr) return list;
+    const json::array* array = value->if_array();
+    for (const json::value& item : array == nullptr ? json::array() : *array) {
+      if (item.is_int64() && item.get_int64() >= least && item.get_int64() <= kMostExtent) {
+        list.push_back(item.get_int64());
+      }
+    }
+    if (array == nullptr || list.size() != array->size()) {
+      Complain(pointer + " must be a list of whole numbers from " + std::to_string(least));
+    }
+    return list;
   }
   double Number(const std::string& pointer) {
     const json::value* value = Find(pointer);
@@ -114,12 +143,23 @@ NetworkSpec ReadSpec(Fields& fields) {
                    .heads = fields.Extent(backbone + "heads"),
                    .tokens = fields.Extent(backbone + "tokens"),
                    .classes = fields.Extent(backbone + "classes")};
+  spec.backbone.sides = fields.List(backbone + "sides", 1);
+  if (!spec.backbone.sides.empty()) spec.backbone.kind = BackboneKind::kVar;
   const std::string head = "/network/head/";
   spec.head = {.channels = fields.Extent(head + "channels"),
                .condition = fields.Extent(head + "condition"),
                .width = fields.Extent(head + "width"),
                .depth = fields.Extent(head + "depth"),
                .time_features = fields.Extent(head + "time_features")};
+  return spec;
+}
+
+TokenizerSpec ReadTokenizerSpec(Fields& fields) {
+  TokenizerSpec spec;
+  spec.codes = fields.Extent("/tokenizer/codes");
+  spec.channels = fields.Extent("/tokenizer/channels");
+  spec.scales = {.sides = fields.List("/tokenizer/sides", 1),
+                 .phi_of_scale = fields.List("/tokenizer/phi_of_scale", 0)};
   return spec;
 }
 
@@ -137,8 +177,7 @@ json::object ConfigJson(const NetworkSpec& spec, const RunConfig& config,
       {"weights",
        {{"file", kWeightsFile}, {"bytes", weights.size_bytes}, {"xxh3_128", weights.hash.Hex()}}},
       {"network", NetworkJson(spec)},
-      {"tokenizer",
-       {{"codes", teacher.tokenizer->codes()}, {"channels", teacher.tokenizer->channels()}}},
+      {"tokenizer", TokenizerJson(*teacher.tokenizer)},
       {"teacher",
        {{"path", failure ? config.teacher.path : path.lexically_normal().string()},
         {"digest", teacher.teacher_digest.Hex()},
@@ -172,8 +211,32 @@ Result<std::filesystem::path> ConfigPath(const std::filesystem::path& path) {
                                     ", which says what network the weights belong to");
 }
 
-Status CheckSpec(const NetworkSpec& spec, const std::string& file) {
+// The tokenizer of an imported teacher; `digest` as the export has it.
+Result<std::unique_ptr<Tokenizer>> LoadTokenizerOf(const std::filesystem::path& folder,
+                                                   const json::value& digest) {
+  auto tokenizer = LoadReleasedCodes(folder);
+  if (!tokenizer) {
+    return tokenizer.error().Wrap(
+        "the tokenizer of this model is its teacher's (say where that is now with --teacher DIR)");
+  }
+  if (digest.is_string() && digest.get_string() == TokenizerDigest(**tokenizer).Hex()) {
+    return tokenizer;
+  }
+  return Error(Code::kFailedPrecondition,
+               "the teacher in " + folder.string() +
+                   " has another tokenizer than this model was trained with: name the right one "
+                   "with --teacher DIR");
+}
+
+Status CheckSpec(const NetworkSpec& spec, const TokenizerSpec& tokenizer, bool of_teacher,
+                 const std::string& file) {
   const BackboneSpec& backbone = spec.backbone;
+  const bool side = tokenizer.scales.sides.empty() || of_teacher ||
+                    tokenizer.scales.sides.back() == SmallTokenizer::kSide;
+  if (!side || !tokenizer.scales.fits() || tokenizer.channels != backbone.channels ||
+      tokenizer.tokens() != backbone.tokens || tokenizer.scales.sides != backbone.sides) {
+    return Error(Code::kInvalidArgument, file + ": tokenizer and network do not fit together");
+  }
   if (backbone.width % backbone.heads == 0 && spec.head.condition == backbone.width &&
       spec.head.channels == backbone.channels && spec.head.time_features % 2 == 0) {
     return {};
@@ -191,7 +254,9 @@ Status WriteExport(const std::filesystem::path& folder, const NetworkSpec& spec,
   DD2_TRY(files.MakeDirectories(folder));
   std::vector<TensorToWrite> tensors;
   AddTensors(params, "", tensors);
-  AddTensors(teacher.tokenizer->params(), kTokenizerPrefix, tensors);
+  if (teacher.tokenizer->travels()) {
+    AddTensors(teacher.tokenizer->params(), kTokenizerPrefix, tensors);
+  }
   const std::filesystem::path temporary = folder / (std::string(kWeightsFile) + ".tmp");
   const std::map<std::string, std::string> metadata{{"dd2.kind", "generator"}, {"format", "pt"}};
   const Result<WrittenFile> written = WriteSafetensors(files, temporary, tensors, metadata);
@@ -204,7 +269,8 @@ Status WriteExport(const std::filesystem::path& folder, const NetworkSpec& spec,
   return WriteFileAtomically(files, folder / kConfigFile, json::serialize(out) + "\n");
 }
 
-Result<ExportedModel> LoadExport(const std::filesystem::path& path) {
+Result<ExportedModel> LoadExport(const std::filesystem::path& path,
+                                 const std::string& teacher_folder) {
   DD2_TRY_ASSIGN(const std::filesystem::path config_path, ConfigPath(path));
   const std::string file = config_path.string();
   DD2_TRY_ASSIGN(const std::string text, RealFileSystem().Read(config_path));
@@ -220,9 +286,10 @@ Result<ExportedModel> LoadExport(const std::filesystem::path& path) {
                                              "exported (format " +
                                              kFormat + ", version 1)");
   }
-  const NetworkSpec spec = ReadSpec(fields);
-  const std::int64_t codes = fields.Extent("/tokenizer/codes");
-  const std::int64_t channels = fields.Extent("/tokenizer/channels");
+  NetworkSpec spec = ReadSpec(fields);
+  const TokenizerSpec tokenizer_spec = ReadTokenizerSpec(fields);
+  const json::value* const elsewhere = root.find_pointer("/tokenizer/of_teacher", failure);
+  const bool of_teacher = elsewhere != nullptr;
   const std::string hash = fields.Text("/weights/xxh3_128");
   ExportedModel model;
   model.folder = config_path.has_parent_path() ? config_path.parent_path() : ".";
@@ -238,7 +305,7 @@ Result<ExportedModel> LoadExport(const std::filesystem::path& path) {
   const std::string weights_name = fields.Text("/weights/file");
   if (!fields.problem().empty())
     return Error(Code::kInvalidArgument, file + ": " + fields.problem());
-  DD2_TRY(CheckSpec(spec, file));
+  DD2_TRY(CheckSpec(spec, tokenizer_spec, of_teacher, file));
   const std::filesystem::path weights_path =
       model.folder / std::filesystem::path(weights_name).filename();
   DD2_TRY_ASSIGN(const SafetensorsFile weights, SafetensorsFile::Open(weights_path));
@@ -248,16 +315,23 @@ Result<ExportedModel> LoadExport(const std::filesystem::path& path) {
                                         " was written with (hash " + actual.Hex() + ", expected " +
                                         hash + "): export the model again");
   }
-  Result<ParamBuffer> params = ReadTensors(weights, "", Network::Layout(spec));
-  if (!params) return params.error().Wrap(weights_path.string());
-  Result<ParamBuffer> tokenizer =
-      ReadTensors(weights, kTokenizerPrefix, Tokenizer::Layout(codes, channels));
-  if (!tokenizer) return tokenizer.error().Wrap(weights_path.string());
-  if (channels != spec.backbone.channels) {
-    return Error(Code::kInvalidArgument, file + ": tokenizer and network have different channels");
+  if (of_teacher) {
+    if (!teacher_folder.empty()) model.teacher.path = teacher_folder;
+    DD2_TRY_ASSIGN(model.tokenizer, LoadTokenizerOf(model.teacher.path, *elsewhere));
+  } else {
+    const Result<ParamBuffer> tokenizer =
+        ReadTensors(weights, kTokenizerPrefix, SmallTokenizer::Layout(tokenizer_spec));
+    if (!tokenizer) return tokenizer.error().Wrap(weights_path.string());
+    model.tokenizer = std::make_unique<SmallTokenizer>(tokenizer_spec, *tokenizer);
   }
+  if (model.tokenizer->spec().scales.sides != tokenizer_spec.scales.sides ||
+      model.tokenizer->spec().channels != tokenizer_spec.channels) {
+    return Error(Code::kInvalidArgument, file + ": tokenizer and network do not fit together");
+  }
+  spec.backbone.path = model.tokenizer->path();
+  const Result<ParamBuffer> params = ReadTensors(weights, "", Network::Layout(spec));
+  if (!params) return params.error().Wrap(weights_path.string());
   model.network = std::make_unique<Network>(spec, *params);
-  model.tokenizer = std::make_unique<Tokenizer>(codes, channels, *tokenizer);
   return model;
 }
 

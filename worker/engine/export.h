@@ -12,7 +12,8 @@
 
 namespace dd2 {
 
-// An exported model is a folder with two files that need nothing else to draw images:
+// An exported model is a folder with two files, which draw images with nothing else, or with the
+// folder of an imported teacher, whose tokenizer is too large to be in every export:
 //   generator.safetensors   EMA weights by name ("backbone.*", "head.*") and the tokenizer
 //                           ("tokenizer.*"), fp32
 //   generator.json          network and tokenizer shapes, teacher (path, digest, guidance), seed,
@@ -37,7 +38,10 @@ Status WriteExport(const std::filesystem::path& folder, const NetworkSpec& spec,
 
 // `path`: the folder, or either file. kNotFound: no such export; kCorruption: JSON or weights
 // damaged, or not belonging together; kInvalidArgument: another kind of file, wrong shapes.
-Result<ExportedModel> LoadExport(const std::filesystem::path& path);
+// `teacher`: the folder of an imported teacher, where it is not any more where the run had it.
+// kFailedPrecondition: it is another teacher.
+Result<ExportedModel> LoadExport(const std::filesystem::path& path,
+                                 const std::string& teacher = "");
 
 // Exports the generator's EMA from a checkpoint of a run (its newest when `checkpoint` is empty).
 // Returns the checkpoint's id. kNotFound: no run or checkpoint; kCorruption: damaged;

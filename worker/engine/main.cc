@@ -1,9 +1,11 @@
 // dd2-worker: everything of DD2 that links LibTorch. `run` is a rank of a training run, started by
-// dd2-agent through mpirun; the other commands are what `dd2 teacher train | sample | eval |
-// export` hand over.
+// dd2-agent through mpirun; `device` says which GPU it would use, or why none; the other commands
+// are what `dd2 teacher train | logits | decode | encode` and `dd2 sample | eval | export` hand
+// over.
 
 #include <execinfo.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -13,6 +15,7 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -25,6 +28,7 @@
 #include "worker/engine/commands.h"
 #include "worker/engine/teacher_training.h"
 #include "worker/engine/worker_loop.h"
+#include "worker/kernels/device.h"
 #include "worker/parallel/mpi_domain.h"
 
 namespace dd2 {
@@ -165,6 +169,13 @@ int TrainTeacherCommand(const Arguments& arguments) {
   return status ? kExitOk : Fail(status.error());
 }
 
+int DeviceCommand() {
+  const Result<Device> device = LoadDevice(DeviceLibrary());
+  if (!device) return Fail(device.error().Wrap("no device"));
+  std::puts(device->Describe().c_str());
+  return kExitOk;
+}
+
 }  // namespace
 }  // namespace dd2
 
@@ -172,15 +183,25 @@ int main(int argc, char** argv) {
   // Gloo writes to sockets that a peer, or Abort(), has closed; it handles the error, not the
   // signal (under Python, for which it was made, the signal is ignored).
   signal(SIGPIPE, SIG_IGN);
+  // Tensors of a step come and go. Memory that goes back to the kernel has to be touched anew in
+  // every step, which was a fifth of the time of `dd2 teacher train` with a multi-scale teacher.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   // c10d and the profiler log to standard error on their own.
   setenv("TORCH_CPP_LOG_LEVEL", "ERROR", 0);
   const std::string command = argc > 1 ? argv[1] : "";
   const std::vector<std::string> arguments(argv + std::min(argc, 2), argv + argc);
   if (command == "run") return dd2::RunCommand(arguments);
   if (command == "teacher-train") return dd2::TrainTeacherCommand(arguments);
+  if (command == "teacher-logits") return dd2::TeacherLogitsCommand(arguments);
+  if (command == "teacher-decode") return dd2::TeacherDecodeCommand(arguments);
+  if (command == "teacher-encode") return dd2::TeacherEncodeCommand(arguments);
   if (command == "sample") return dd2::SampleCommand(arguments);
   if (command == "eval") return dd2::EvalCommand(arguments);
   if (command == "export") return dd2::ExportCommand(arguments);
-  std::fputs("usage: dd2-worker run|teacher-train|sample|eval|export ...\n", stderr);
+  if (command == "device") return dd2::DeviceCommand();
+  std::fputs(
+      "usage: dd2-worker run|teacher-{train,logits,decode,encode}|sample|eval|export|device ...\n",
+      stderr);
   return dd2::kExitUsage;
 }

@@ -63,7 +63,7 @@ Status PhaseSteps::EnterPhase(std::int32_t index) {
     sequences_loaded_ = false;
   }
   const bool distils = phase().kind == PhaseKind::kCsd || phase().kind == PhaseKind::kRegress;
-  if (!distils) return {};
+  if (!distils || !teacher_.classifier) return {};
   if (!state_.start) DD2_TRY(EvaluateStart());
   return ShowStart();
 }
@@ -124,7 +124,18 @@ Result<TeacherData*> PhaseSteps::Data() {
   return data_.get();
 }
 
+// An imported teacher was compared with its digests when it was loaded; it has no quality that
+// could be compared.
+Result<PhaseStepResult> PhaseSteps::ImportedTeacherCheck(const Wish& wish) {
+  PhaseStepResult result;
+  DD2_TRY_ASSIGN(result.outcome, trainer_.Agree(wish));
+  result.result_json = boost::json::serialize(
+      boost::json::object{{"teacher_digest", teacher_.teacher_digest.Hex()}});
+  return result;
+}
+
 Result<PhaseStepResult> PhaseSteps::TeacherCheck(const Wish& wish) {
+  if (!teacher_.classifier) return ImportedTeacherCheck(wish);
   DD2_TRY_ASSIGN(const EvalContext* reference, Reference());
   const at::NoGradGuard no_grad;
   const std::int64_t count = std::min(kCheckImages, reference->images().size(0));
@@ -206,7 +217,9 @@ Result<PhaseStepResult> PhaseSteps::Regress(const Wish& wish) {
   DD2_TRY_ASSIGN(TeacherData * data, LoadedData());
   PhaseStepResult result;
   DD2_TRY_ASSIGN(result.outcome, trainer_.RegressStep(*data, wish));
-  if (state_.step + 1 == phase().steps) DD2_TRY(AddCurvePoint(result.outcome.metrics));
+  if (state_.step + 1 == phase().steps && teacher_.classifier) {
+    DD2_TRY(AddCurvePoint(result.outcome.metrics));
+  }
   return result;
 }
 
@@ -244,6 +257,7 @@ Status PhaseSteps::AddCurvePoint(Metrics& metrics) {
 }
 
 Result<const EvalContext*> PhaseSteps::Reference() {
+  DD2_TRY(CheckMeasurable(teacher_));
   if (!reference_) {
     DD2_TRY_ASSIGN(const LabelledImages test, LoadFashionMnist(config_.dataset.path, Split::kTest));
     const std::int64_t count =

@@ -48,6 +48,7 @@ class PhaseSteps {
  private:
   const PhaseConfig& phase() const;
   Result<PhaseStepResult> TeacherCheck(const Wish& wish);
+  Result<PhaseStepResult> ImportedTeacherCheck(const Wish& wish);
   Result<PhaseStepResult> Sample(std::int64_t lease_end, const Wish& wish);
   Result<PhaseStepResult> Gts(const Wish& wish);
   Result<PhaseStepResult> Regress(const Wish& wish);

@@ -18,6 +18,8 @@ std::uint8_t ToGrey(float value) {
   return static_cast<std::uint8_t>(std::lround((std::min(value, 1.0F) + 1.0F) * 127.5F));
 }
 
+constexpr std::uint32_t kMaxSide = 8192;
+
 png_image NewHeader() {
   png_image header{};
   header.version = PNG_IMAGE_VERSION;
@@ -88,6 +90,30 @@ Result<GreyImage> ReadGreyPng(const std::filesystem::path& path) {
   GreyImage image{.width = static_cast<int>(header.width),
                   .height = static_cast<int>(header.height),
                   .pixels = std::vector<std::uint8_t>(PNG_IMAGE_SIZE(header))};
+  if (png_image_finish_read(&header, nullptr, image.pixels.data(), 0, nullptr) == 0) {
+    return Error(Code::kCorruption, path.string() + " is not a readable PNG: " + header.message);
+  }
+  return image;
+}
+
+Result<RgbImage> ReadRgbPng(const std::filesystem::path& path) {
+  DD2_TRY_ASSIGN(const std::string bytes, RealFileSystem().Read(path));
+  png_image header = NewHeader();
+  if (png_image_begin_read_from_memory(&header, bytes.data(), bytes.size()) == 0) {
+    return Error(Code::kCorruption, path.string() + " is not a readable PNG: " + header.message);
+  }
+  const bool transparent = (header.format & PNG_FORMAT_FLAG_ALPHA) != 0;
+  if (transparent || header.width > kMaxSide || header.height > kMaxSide) {
+    png_image_free(&header);
+    return Error(Code::kInvalidArgument,
+                 path.string() +
+                     (transparent ? " has a transparent channel" : " is larger than 8192 x 8192") +
+                     ": convert it to a plain RGB image");
+  }
+  header.format = PNG_FORMAT_RGB;
+  RgbImage image{.width = static_cast<int>(header.width),
+                 .height = static_cast<int>(header.height),
+                 .pixels = std::vector<std::uint8_t>(PNG_IMAGE_SIZE(header))};
   if (png_image_finish_read(&header, nullptr, image.pixels.data(), 0, nullptr) == 0) {
     return Error(Code::kCorruption, path.string() + " is not a readable PNG: " + header.message);
   }

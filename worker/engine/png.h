@@ -31,4 +31,14 @@ Status WriteGreyPng(const std::filesystem::path& path, const GreyImage& image);
 // Reads a PNG as 8-bit grey (tests, tools). kNotFound, kCorruption.
 Result<GreyImage> ReadGreyPng(const std::filesystem::path& path);
 
+// An 8-bit colour picture, row-major.
+struct RgbImage {
+  int width = 0;
+  int height = 0;
+  std::vector<std::uint8_t> pixels;  // [height * width * 3]
+};
+// Reads a PNG of any colour type as 8-bit RGB; grey becomes three equal channels. kNotFound,
+// kCorruption; kInvalidArgument: transparent, or larger than 8192 x 8192.
+Result<RgbImage> ReadRgbPng(const std::filesystem::path& path);
+
 }  // namespace dd2

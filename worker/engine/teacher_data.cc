@@ -7,6 +7,7 @@
 #include "common/check.h"
 #include "common/rng.h"
 #include "worker/distill/flow.h"
+#include "worker/models/filters.h"
 
 namespace dd2 {
 namespace {

@@ -11,10 +11,15 @@ namespace {
 constexpr std::uint32_t kPhase = static_cast<std::uint32_t>(StagePhase::kTeacher);
 constexpr std::int64_t kBlock = 500;  // images of a validation or encoding block
 
-BackboneSpec SpecOf(const PriorTraining& settings, std::int64_t tokens, std::int64_t channels) {
+BackboneSpec SpecOf(const PriorTraining& settings, const Tokenizer& tokenizer) {
   BackboneSpec spec;
-  spec.channels = channels;
-  spec.tokens = tokens;
+  spec.channels = tokenizer.spec().channels;
+  spec.tokens = tokenizer.spec().tokens();
+  if (tokenizer.path()) {
+    spec.kind = BackboneKind::kVar;
+    spec.sides = tokenizer.spec().scales.sides;
+    spec.path = tokenizer.path();
+  }
   spec.width = settings.width;
   spec.layers = settings.layers;
   spec.heads = settings.heads;
@@ -31,16 +36,16 @@ at::Tensor BlockOf(const at::Tensor& all, std::int64_t b) {
 }  // namespace
 
 PriorStage::PriorStage(const TeacherTrainConfig& config, const at::Tensor& ids,
-                       const at::Tensor& labels, const at::Tensor& codebook)
+                       const at::Tensor& labels, const Tokenizer& tokenizer)
     : config_(config),
       ids_(ids),
       labels_(labels),
-      codebook_(codebook),
-      spec_(SpecOf(config.teacher, ids.size(1), codebook.size(1))),
-      params_(Teacher::Layout(spec_, codebook.size(0)), config.shards) {
-  Teacher::Init(params_.master(), config.seed, kPhase);
+      codebook_(tokenizer.codebook()),
+      spec_(SpecOf(config.teacher, tokenizer)),
+      params_(Teacher::Layout(spec_, codebook_.size(0)), config.shards) {
+  Teacher::Init(spec_, params_.master(), config.seed, kPhase);
   for (int i = 0; i < config.shards; ++i) {
-    models_.emplace_back(spec_, codebook.size(0), params_.shard(i));
+    models_.emplace_back(spec_, codebook_.size(0), params_.shard(i));
   }
 }
 

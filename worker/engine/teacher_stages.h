@@ -41,7 +41,7 @@ class ClassifierStage : public TrainingStage {
   std::int64_t order_epoch_ = -1;
 };
 
-// EMA codebook with restarts of dead codes; straight-through gradient.
+// Straight-through gradient; restarts of dead codes. In raster order an EMA codebook.
 class TokenizerStage : public TrainingStage {
  public:
   TokenizerStage(const TeacherTrainConfig& config, const LabelledImages& train);
@@ -54,29 +54,58 @@ class TokenizerStage : public TrainingStage {
   double ShardStep(int shard, std::int64_t step) override;
   void EndStep(std::int64_t step) override;
   std::vector<std::pair<std::string, at::Tensor>> ExtraState() override;
-  // Sets mean and deviation of the codes that the training images use. `ids` [N, 49].
-  Tokenizer Finish(const at::Tensor& ids) const;
-  Tokenizer Current() const;
+  // Sets mean and deviation of the codes that the training images use. `ids` [N, n].
+  SmallTokenizer Finish(const at::Tensor& ids) const;
+  SmallTokenizer Current() const;
 
- private:
-  void InitCodebook();
+ protected:
+  struct Batch {
+    at::Tensor images;  // [rows, 1, 28, 28]
+    at::Tensor noise;   // [rows, 49, C] for the decoder's input, of unit variance
+  };
+  Batch DrawBatch(int shard, std::int64_t step) const;
+  const TokenizerTraining& settings() const { return config_.tokenizer; }
+  const SmallTokenizer& model(int shard) const { return models_[static_cast<std::size_t>(shard)]; }
+  // Codes used less than they should be start again at latents of this step; returns which.
+  std::vector<std::int64_t> DeadCodes() const;
+  // A latent of this step for code j, at random.
+  at::Tensor Restart(std::int64_t step, std::int64_t j, const at::Tensor& latents) const;
+  // EMA of the counts by this step's choices [rows].
+  void CountUses(const at::Tensor& choices);
 
   const TeacherTrainConfig& config_;
   const LabelledImages& train_;
   ShardedParams params_;
-  std::vector<Tokenizer> models_;    // one per shard
-  at::Tensor counts_;                // [V] EMA of uses per batch
-  at::Tensor sums_;                  // [V, C] EMA of the latents that chose a code
-  std::vector<at::Tensor> latents_;  // per shard, of the current step: [rows, C]
-  std::vector<at::Tensor> choices_;  // [rows]
+  std::vector<SmallTokenizer> models_;  // one per shard
+  at::Tensor counts_;                   // [V] EMA of uses per batch
+  at::Tensor sums_;                     // [V, C] EMA of the latents that chose a code
+  std::vector<at::Tensor> latents_;     // per shard, of the current step: [rows, C]
+  std::vector<at::Tensor> choices_;     // [rows]
+
+ private:
+  void InitCodebook();
 };
+
+// Multi-scale residual codes (models.md 1.2): the mean over the scales of the distance between the
+// sum so far and the latent, both ways, trains codebook and phi.
+class ScalesStage : public TokenizerStage {
+ public:
+  ScalesStage(const TeacherTrainConfig& config, const LabelledImages& train);
+  double ShardStep(int shard, std::int64_t step) override;
+  void EndStep(std::int64_t step) override;
+  std::vector<std::pair<std::string, at::Tensor>> ExtraState() override;
+};
+
+// The one that the settings ask for.
+std::unique_ptr<TokenizerStage> MakeTokenizerStage(const TeacherTrainConfig& config,
+                                                   const LabelledImages& train);
 
 // Teacher-forced cross-entropy on noisy codes with dropped labels.
 class PriorStage : public TrainingStage {
  public:
-  // ids [N, 49]: tokens of the training images; codebook: standardised [V, C].
+  // ids [N, n]: tokens of the training images.
   PriorStage(const TeacherTrainConfig& config, const at::Tensor& ids, const at::Tensor& labels,
-             const at::Tensor& codebook);
+             const Tokenizer& tokenizer);
   std::string_view name() const override { return "teacher"; }
   std::int64_t steps() const override { return config_.teacher.steps; }
   std::int64_t batch() const override { return config_.teacher.batch; }
@@ -97,7 +126,7 @@ class PriorStage : public TrainingStage {
 // Mean nats per token of an unguided teacher-forced pass.
 double TeacherNats(const Teacher& teacher, const at::Tensor& codebook, const at::Tensor& ids,
                    const at::Tensor& labels, ShardPool& pool);
-// Tokens of images, in blocks on the pool: [N, 1, 28, 28] -> [N, 49].
+// Tokens of images, in blocks on the pool: [N, 1, 28, 28] -> [N, n].
 at::Tensor EncodeAll(const Tokenizer& tokenizer, const at::Tensor& images, ShardPool& pool);
 
 }  // namespace dd2

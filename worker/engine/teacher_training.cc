@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <exception>
+#include <optional>
 
 #include "common/file.h"
 #include "common/json.h"
@@ -34,6 +35,8 @@ json::object TokenizerSettings(const TokenizerTraining& c) {
           {"steps", c.steps},
           {"batch", c.batch},
           {"learning_rate", c.learning_rate},
+          {"scales", c.scales},
+          {"phis", c.phis},
           {"commitment", c.commitment},
           {"decoder_noise", c.decoder_noise},
           {"codebook_decay", c.codebook_decay},
@@ -81,6 +84,11 @@ Status CheckConfig(const TeacherTrainConfig& config) {
   DD2_TRY(Require(config.tokenizer.codes >= 2 && config.tokenizer.codes <= 16384 &&
                       config.tokenizer.channels >= 1 && config.tokenizer.channels <= 64,
                   "tokenizer.codes must be 2 to 16384 and tokenizer.channels 1 to 64"));
+  const std::vector<std::int64_t> sides = ParseScales(config.tokenizer.scales);
+  DD2_TRY(Require(sides.empty() || VarScales::WithPhis(sides, config.tokenizer.phis).fits(),
+                  "tokenizer.phis is " + std::to_string(config.tokenizer.phis) +
+                      ", more than the " + std::to_string(sides.size()) +
+                      " scales of tokenizer.scales can all use"));
   const PriorTraining& teacher = config.teacher;
   return Require(teacher.heads >= 1 && teacher.layers >= 1 && teacher.width >= teacher.heads &&
                      teacher.width % teacher.heads == 0,
@@ -210,28 +218,29 @@ class TeacherTrainer {
   }
 
   Status MakeTokenizer() {
-    TokenizerStage stage(config_, train_);
-    DD2_TRY(Train(stage, Settings({{"tokenizer", TokenizerSettings(config_.tokenizer)}})));
-    train_ids_ = EncodeAll(stage.Current(), train_.images, pool_);
-    const Tokenizer tokenizer = stage.Finish(train_ids_);
-    const CodeUse use = MeasureCodeUse(train_ids_, tokenizer.codes());
+    const std::unique_ptr<TokenizerStage> stage = MakeTokenizerStage(config_, train_);
+    DD2_TRY(Train(*stage, Settings({{"tokenizer", TokenizerSettings(config_.tokenizer)}})));
+    train_ids_ = EncodeAll(stage->Current(), train_.images, pool_);
+    tokenizer_ = stage->Finish(train_ids_);
+    const SmallTokenizer& tokenizer = *tokenizer_;
+    const CodeUse use = MeasureCodeUse(train_ids_, tokenizer.spec().codes);
     const double error = ReconstructionError(tokenizer, test_);
     measured_["tokenizer_test_mse"] = error;
     measured_["codes_used"] = use.used;
     measured_["code_perplexity"] = use.perplexity;
     report_("tokenizer  test MSE " + std::to_string(error) + "  codes used " +
             std::to_string(use.used) + "  perplexity " + std::to_string(use.perplexity));
-    codebook_ = tokenizer.codebook();
     test_ids_ = EncodeAll(tokenizer, test_.images, pool_);
     return SaveTokenizer(output_ / "tokenizer.safetensors", tokenizer, Origin());
   }
 
   Status MakeTeacher() {
-    PriorStage stage(config_, train_ids_, train_.labels, codebook_);
+    PriorStage stage(config_, train_ids_, train_.labels, *tokenizer_);
     DD2_TRY(Train(stage, Settings({{"tokenizer", TokenizerSettings(config_.tokenizer)},
                                    {"teacher", PriorSettings(config_.teacher)}})));
     const Teacher teacher = stage.Finish();
-    const double nats = TeacherNats(teacher, codebook_, test_ids_, test_.labels, pool_);
+    const double nats =
+        TeacherNats(teacher, tokenizer_->codebook(), test_ids_, test_.labels, pool_);
     measured_["teacher_test_nats_per_token"] = nats;
     report_("teacher  test nats per token " + std::to_string(nats));
     return SaveTeacher(output_ / "teacher.safetensors", teacher, Origin());
@@ -257,7 +266,8 @@ class TeacherTrainer {
   ReportLine report_;
   ShardPool pool_;
   LabelledImages train_, test_;
-  at::Tensor train_ids_, test_ids_, codebook_;
+  at::Tensor train_ids_, test_ids_;
+  std::optional<SmallTokenizer> tokenizer_;
   json::object measured_;
 };
 

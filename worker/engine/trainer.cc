@@ -8,6 +8,7 @@
 #include "common/check.h"
 #include "proto/position.h"
 #include "worker/distill/losses.h"
+#include "worker/models/filters.h"
 
 namespace dd2 {
 namespace {

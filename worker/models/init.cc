@@ -67,6 +67,34 @@ void InitUniformFanIn(const ParamBuffer& params, const std::string& prefix, std:
                });
 }
 
+void InitVar(const ParamBuffer& params, const BackboneSpec& spec, std::uint64_t seed,
+             std::uint32_t phase) {
+  constexpr float kGates = 1e-3F, kModulation = 0.5F, kOutput = 0.02F;
+  const auto width = static_cast<double>(spec.width);
+  const auto deviation = static_cast<float>(std::sqrt(1.0 / (3.0 * width)));
+  const auto residual = static_cast<float>(1.0 / std::sqrt(2.0 * static_cast<double>(spec.layers)));
+  ForEachParam(params, "", seed, phase,
+               [&](const ParamSpec& param, const RngKey& key, std::span<float> out) -> void {
+                 const std::string_view name = param.name;
+                 const auto is = [&](std::string_view part) {
+                   return name.find(part) != std::string_view::npos;
+                 };
+                 if (is("scale_mul") || name.ends_with("bias")) {
+                   std::ranges::fill(out, is("scale_mul") ? std::log(4.0F) : 0.0F);
+                   return;
+                 }
+                 FillNormal(key, out);
+                 float scale = deviation;
+                 if (is("head.weight")) scale *= kOutput;
+                 if (is("attn.proj") || is("fc2")) scale *= residual;
+                 if (is("ada_lin")) scale *= kModulation;
+                 for (float& value : out) value *= scale;
+                 // The gates are the first two of a block's six vectors.
+                 if (!is("blocks.") || !is("ada_lin")) return;
+                 for (float& value : out.first(out.size() / 3)) value *= kGates / kModulation;
+               });
+}
+
 void InitHead(const ParamBuffer& params, const std::string& prefix, std::uint64_t seed,
               std::uint32_t phase) {
   ForEachParam(params, prefix, seed, phase,

@@ -11,7 +11,7 @@ constexpr double kTimeScale = 1000.0;  // t in [0, 1] -> the range the sinusoids
 
 ParamLayout Network::Layout(const NetworkSpec& spec) {
   ParamLayout layout;
-  Backbone::Declare(spec.backbone, "backbone.", layout);
+  DeclareBackbone(spec.backbone, "backbone.", layout);
   MlpHead::Declare(spec.head, "head.", layout);
   return layout;
 }
@@ -19,14 +19,14 @@ ParamLayout Network::Layout(const NetworkSpec& spec) {
 Network::Network(const NetworkSpec& spec, const ParamBuffer& params)
     : spec_(spec),
       params_(params),
-      backbone_(spec.backbone, params, "backbone."),
+      backbone_(MakeBackbone(spec.backbone, params, "backbone.")),
       head_(spec.head, params, "head.") {
   DD2_CHECK(spec.backbone.channels == spec.head.channels);
   DD2_CHECK(spec.backbone.width == spec.head.condition);
 }
 
 at::Tensor Network::Features(const at::Tensor& q, const at::Tensor& labels) const {
-  return backbone_.Forward(q, labels);
+  return backbone_->Forward(q, labels);
 }
 
 at::Tensor Network::Velocity(const at::Tensor& x, const at::Tensor& t, const at::Tensor& f) const {

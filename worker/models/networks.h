@@ -1,83 +1,17 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "worker/models/backbone.h"
 #include "worker/models/param_buffer.h"
 #include "worker/torch.h"
 
 namespace dd2 {
 
-// Shapes in comments: B sequences, n tokens of a sequence, C channels of a code, V codes, d width
-// of the backbone, w width of the head, m (t, eps) draws. All tensors fp32, labels int64.
-
-// The raster AR transformer that teacher, generator and guidance network share: pre-LN blocks with
-// GELU MLP (x4), learned positions and start vector, class embedding added at every position, an
-// input MLP on continuous codes instead of an embedding table (recipe 2).
-struct BackboneSpec {
-  std::int64_t channels = 4;  // C
-  std::int64_t width = 128;   // d
-  std::int64_t layers = 4;
-  std::int64_t heads = 4;
-  std::int64_t tokens = 49;   // n
-  std::int64_t classes = 10;  // label `classes` is the null class of classifier-free guidance
-};
-
-// Keys and values of the tokens seen so far: per layer [B, heads, n, d / heads], filled up to the
-// current position. For inference only (filled in place, no autograd).
-struct KvCache {
-  std::vector<at::Tensor> keys;
-  std::vector<at::Tensor> values;
-};
-
-// Parameters: input.{0,2}.* (MLP on codes), positions [n, d], class_embed.weight [classes + 1, d],
-// start [d], blocks.L.{norm1,qkv,proj,norm2,fc1,fc2}.*, norm.*; qkv.weight stacks q, k, v, each
-// heads x (d / heads). Weights of linear layers are [out, in].
-class Backbone {
- public:
-  static void Declare(const BackboneSpec& spec, const std::string& prefix, ParamLayout& layout);
-  // Takes the tensors named prefix + "..." of `params` (shared storage).
-  Backbone(const BackboneSpec& spec, const ParamBuffer& params, const std::string& prefix);
-
-  // q [B, n, C], labels [B] -> features [B, n, d]; feature i sees q_<i and the class only. One node
-  // of autograd's graph, which adds the gradients of the parameters to their .grad itself: call
-  // backward(), not grad() with respect to parameters.
-  at::Tensor Forward(const at::Tensor& q, const at::Tensor& labels) const;
-  // One token of sampling: q_previous [B, C] (ignored at position 0) -> feature [B, d].
-  at::Tensor Step(const at::Tensor& q_previous, std::int64_t position, const at::Tensor& labels,
-                  KvCache& cache) const;
-  const BackboneSpec& spec() const { return spec_; }
-
- private:
-  struct Block {
-    at::Tensor norm1_weight, norm1_bias, qkv_weight, qkv_bias, out_weight, out_bias;
-    at::Tensor norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
-  };
-  // Handles on the parameters; a backward pass keeps its own.
-  struct Weights {
-    at::Tensor in1_weight, in1_bias, in2_weight, in2_bias, positions, classes, start;
-    std::vector<Block> blocks;
-    at::Tensor norm_weight, norm_bias;
-  };
-  struct Carry;
-  struct BlockTrace;
-  struct Trace;
-  class Backward;
-  static void Embed(const BackboneSpec& spec, const Weights& weights, Trace& trace);
-  static void EmbedBackward(const BackboneSpec& spec, const Weights& weights, const Trace& trace,
-                            const at::Tensor& dx, at::Tensor* d_q);
-  static void RunBlock(const BackboneSpec& spec, const Block& block, BlockTrace& trace,
-                       Carry& carry);
-  static at::Tensor BlockBackward(const BackboneSpec& spec, const Block& block,
-                                  const BlockTrace& trace, const at::Tensor& d_out);
-  // `keep`: fill trace.blocks for a backward pass.
-  static at::Tensor Run(const BackboneSpec& spec, const Weights& weights, bool keep, Trace& trace);
-  at::Tensor StepBlock(const Block& block, const at::Tensor& x, std::int64_t layer,
-                       std::int64_t position, KvCache& cache) const;
-  BackboneSpec spec_;
-  Weights weights_;
-};
+// Shapes in comments as in backbone.h; w width of the head, m (t, eps) draws.
 
 // MAR's SimpleMLPAdaLN (models.md 3) with the names of the released files: time_embed, cond_embed,
 // input_proj, res_blocks, final_layer. Rows are independent.
@@ -153,13 +87,13 @@ class Network {
   at::Tensor Generate(const at::Tensor& noise, const at::Tensor& labels) const;
   const NetworkSpec& spec() const { return spec_; }
   const ParamBuffer& params() const { return params_; }
-  const Backbone& backbone() const { return backbone_; }
+  const Backbone& backbone() const { return *backbone_; }
   const MlpHead& head() const { return head_; }
 
  private:
   NetworkSpec spec_;
   ParamBuffer params_;
-  Backbone backbone_;
+  std::shared_ptr<const Backbone> backbone_;
   MlpHead head_;
 };
 
@@ -171,6 +105,11 @@ class Network {
 // N(0, 0.02^2).
 void InitUniformFanIn(const ParamBuffer& params, const std::string& prefix, std::uint64_t seed,
                       std::uint32_t phase);
+// VAR's (models.md 1.3): weights, embeddings and positions N(0, 1 / (3 d)), biases 0, temperatures
+// ln 4; the output layer smaller by 0.02, projections back into the residual stream by
+// 1 / sqrt(2 layers), modulations by 0.5 and their gates by 1e-3.
+void InitVar(const ParamBuffer& params, const BackboneSpec& spec, std::uint64_t seed,
+             std::uint32_t phase);
 // MLP head: Xavier-uniform weights, zero biases, norms 1 and 0; every modulation layer and the
 // final output layer zero, so that the head returns 0 and its blocks are identities (as in MAR).
 void InitHead(const ParamBuffer& params, const std::string& prefix, std::uint64_t seed,

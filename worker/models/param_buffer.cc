@@ -36,6 +36,12 @@ void ParamLayout::AddLinear(const std::string& name, std::int64_t in, std::int64
   Add(name + ".bias", {out});
 }
 
+void ParamLayout::AddConv(const std::string& name, std::int64_t in, std::int64_t out,
+                          std::int64_t kernel) {
+  Add(name + ".weight", {out, in, kernel, kernel});
+  Add(name + ".bias", {out});
+}
+
 void ParamLayout::AddNorm(const std::string& name, std::int64_t width) {
   Add(name + ".weight", {width});
   Add(name + ".bias", {width});

@@ -26,10 +26,13 @@ class ParamLayout {
  public:
   // Names must be new. Order of calls is the order in the buffer.
   void Add(std::string name, std::vector<std::int64_t> shape);
-  // name.weight [out, in] and name.bias [out]; name.weight and name.bias [width].
+  // name.weight [out, in] and name.bias [out]; [out, in, kernel, kernel] and [out]; name.weight and
+  // name.bias [width].
   void AddLinear(const std::string& name, std::int64_t in, std::int64_t out);
+  void AddConv(const std::string& name, std::int64_t in, std::int64_t out, std::int64_t kernel);
   void AddNorm(const std::string& name, std::int64_t width);
   const std::vector<ParamSpec>& specs() const { return specs_; }
+  bool Contains(std::string_view name) const { return index_.contains(name); }
   // Aborts when there is no such parameter: names are ours.
   const ParamSpec& Find(std::string_view name) const;
   // Elements of the flat buffer: a whole number of kParamChunk.

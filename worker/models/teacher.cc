@@ -1,33 +1,25 @@
 #include "worker/models/teacher.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "common/check.h"
+#include "worker/models/filters.h"
+#include "worker/models/var_backbone.h"
 
 namespace dd2 {
 namespace {
-
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-at::Tensor Temper(const at::Tensor& logits, const TeacherConfig& config) {
-  return config.temperature == 1.0 ? logits : logits / config.temperature;
-}
-
-bool HasFilter(const TeacherConfig& config, std::int64_t codes) {
-  return (config.top_k > 0 && config.top_k < codes) || config.top_p < 1.0;
-}
 
 // Labels for one guided pass over [conditional; unconditional].
 at::Tensor WithNullLabels(const at::Tensor& labels, std::int64_t null_class) {
   return at::cat({labels, at::full_like(labels, null_class)});
 }
 
-// g = u + w (c - u) of a pass over [conditional; unconditional].
-at::Tensor Guide(const at::Tensor& both, double cfg_scale) {
+// g = u + w (c - u) of a pass over [conditional; unconditional]; w a number or [1, n, 1].
+template <class Strength>
+at::Tensor Guide(const at::Tensor& both, const Strength& w) {
   const std::vector<at::Tensor> halves = both.chunk(2, 0);
-  return halves[1] + (halves[0] - halves[1]) * cfg_scale;
+  return halves[1] + (halves[0] - halves[1]) * w;
 }
 
 // First code whose cumulative probability exceeds u times the total. Never a code of probability 0.
@@ -63,7 +55,11 @@ at::Tensor DrawTokens(const at::Tensor& logits, const at::Tensor& uniforms, std:
 
 ParamLayout Teacher::Layout(const BackboneSpec& spec, std::int64_t codes) {
   ParamLayout layout;
-  Backbone::Declare(spec, "backbone.", layout);
+  DeclareBackbone(spec, "backbone.", layout);
+  if (spec.kind == BackboneKind::kVar) {
+    VarBackbone::DeclareHead(spec, codes, "backbone.", layout);
+    return layout;
+  }
   layout.Add("head.weight", {codes, spec.width});
   layout.Add("head.bias", {codes});
   return layout;
@@ -72,43 +68,59 @@ ParamLayout Teacher::Layout(const BackboneSpec& spec, std::int64_t codes) {
 Teacher::Teacher(const BackboneSpec& spec, std::int64_t codes, const ParamBuffer& params)
     : codes_(codes),
       params_(params),
-      backbone_(spec, params, "backbone."),
-      head_weight_(params["head.weight"]),
-      head_bias_(params["head.bias"]) {}
+      backbone_(MakeBackbone(spec, params, "backbone.")),
+      groups_(GroupsOf(spec)) {
+  if (spec.kind == BackboneKind::kVar) {
+    var_ = &static_cast<const VarBackbone&>(*backbone_).transformer();
+    return;
+  }
+  head_weight_ = params["head.weight"];
+  head_bias_ = params["head.bias"];
+}
 
-void Teacher::Init(const ParamBuffer& params, std::uint64_t seed, std::uint32_t phase) {
+void Teacher::Init(const BackboneSpec& spec, const ParamBuffer& params, std::uint64_t seed,
+                   std::uint32_t phase) {
+  if (spec.kind == BackboneKind::kVar) return InitVar(params, spec, seed, phase);
   InitUniformFanIn(params, "", seed, phase);
 }
 
 at::Tensor Teacher::Hidden(const at::Tensor& q, const at::Tensor& labels) const {
-  return backbone_.Forward(q, labels);
+  const at::Tensor features = backbone_->Forward(q, labels);
+  return var_ == nullptr ? features : var_->HeadInput(features, labels);
+}
+
+at::Tensor Teacher::HiddenStep(const at::Tensor& q_previous, std::int64_t group,
+                               const at::Tensor& labels, KvCache& cache) const {
+  const at::Tensor features = backbone_->Step(q_previous, group, labels, cache);
+  return var_ == nullptr ? features : var_->HeadInput(features, labels);
+}
+
+double Teacher::Strength(std::int64_t group, double cfg_scale) const {
+  if (backbone_->spec().kind == BackboneKind::kRaster) return cfg_scale;
+  const auto last = static_cast<double>(groups_.size() - 1);
+  return 1.0 + cfg_scale * static_cast<double>(group) / last;
+}
+
+bool Teacher::IsGuided(double cfg_scale) const {
+  return cfg_scale != (backbone_->spec().kind == BackboneKind::kRaster ? 1.0 : 0.0);
 }
 
 at::Tensor Teacher::GuidedHidden(const at::Tensor& q, const at::Tensor& labels,
                                  double cfg_scale) const {
-  if (cfg_scale == 1.0) return Hidden(q, labels);
-  const at::Tensor both = Hidden(at::cat({q, q}), WithNullLabels(labels, backbone_.spec().classes));
-  return Guide(both, cfg_scale);
+  if (!IsGuided(cfg_scale)) return Hidden(q, labels);
+  const BackboneSpec& spec = backbone_->spec();
+  const at::Tensor both = Hidden(at::cat({q, q}), WithNullLabels(labels, spec.classes));
+  if (spec.kind == BackboneKind::kRaster) return Guide(both, cfg_scale);
+  const at::Tensor strengths = at::empty({1, spec.tokens, 1}, at::kFloat);
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    strengths.narrow(1, groups_[g].begin, groups_[g].size)
+        .fill_(Strength(static_cast<std::int64_t>(g), cfg_scale));
+  }
+  return Guide(both, strengths);
 }
 
 at::Tensor Teacher::Logits(const at::Tensor& hidden) const {
-  return at::linear(hidden, head_weight_, head_bias_);
-}
-
-at::Tensor FilterThreshold(const at::Tensor& logits, const TeacherConfig& config) {
-  const std::int64_t codes = logits.size(-1);
-  if (!HasFilter(config, codes)) {
-    return at::full(logits.sizes().slice(0, static_cast<std::size_t>(logits.dim() - 1)),
-                    kMinusInfinity, logits.options());
-  }
-  at::Tensor sorted = std::get<0>(Temper(logits, config).sort(-1, /*descending=*/true));
-  if (config.top_k > 0 && config.top_k < codes) sorted = sorted.narrow(-1, 0, config.top_k);
-  if (config.top_p >= 1.0) return sorted.select(-1, sorted.size(-1) - 1).contiguous();
-  const at::Tensor probabilities = at::softmax(sorted, -1);
-  // Probability in front of each code: the code that crosses p still has p or less in front of it.
-  const at::Tensor before = at::cumsum(probabilities, -1) - probabilities;
-  const at::Tensor kept = (before <= config.top_p).sum(-1, /*keepdim=*/true);
-  return sorted.gather(-1, kept - 1).squeeze(-1);
+  return var_ == nullptr ? at::linear(hidden, head_weight_, head_bias_) : var_->Logits(hidden);
 }
 
 NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher) {
@@ -120,13 +132,6 @@ NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher) {
                        .depth = model.head_depth,
                        .time_features = model.time_features};
   return spec;
-}
-
-at::Tensor FilterLogits(const at::Tensor& logits, const TeacherConfig& config) {
-  const at::Tensor tempered = Temper(logits, config);
-  if (!HasFilter(config, logits.size(-1))) return tempered;
-  const at::Tensor threshold = FilterThreshold(logits, config).unsqueeze(-1);
-  return tempered.masked_fill(tempered < threshold, kMinusInfinity);
 }
 
 SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
@@ -147,20 +152,27 @@ SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
   const at::NoGradGuard no_grad;
   const BackboneSpec& spec = teacher.backbone().spec();
   const std::int64_t batch = labels.size(0);
-  const bool guided = config.cfg_scale != 1.0;
+  const bool guided = teacher.IsGuided(config.cfg_scale);
   const at::Tensor pass_labels = guided ? WithNullLabels(labels, spec.classes) : labels;
   SampledBlock block;
   block.tokens = at::empty({batch, spec.tokens}, at::kLong);
   block.hidden = at::empty({batch, spec.tokens, spec.width}, at::kFloat);
   KvCache cache;
   at::Tensor previous;
-  for (std::int64_t i = 0; i < spec.tokens; ++i) {
-    at::Tensor hidden = teacher.backbone().Step(previous, i, pass_labels, cache);
-    if (guided) hidden = Guide(hidden, config.cfg_scale);
-    const at::Tensor tokens = draw(FilterLogits(teacher.Logits(hidden), config), i);
-    block.hidden.select(1, i).copy_(hidden);
-    block.tokens.select(1, i).copy_(tokens);
-    const at::Tensor codes = codebook.index_select(0, tokens);
+  const std::vector<TokenGroup> groups = GroupsOf(spec);
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const auto [begin, size] = groups[g];
+    const auto group = static_cast<std::int64_t>(g);
+    at::Tensor hidden = teacher.HiddenStep(previous, group, pass_labels, cache);
+    if (guided) hidden = Guide(hidden, teacher.Strength(group, config.cfg_scale));
+    const at::Tensor logits = FilterLogits(teacher.Logits(hidden), config);
+    const at::Tensor tokens = block.tokens.narrow(1, begin, size);
+    for (std::int64_t i = 0; i < size; ++i) {
+      tokens.select(1, i).copy_(draw(logits.select(1, i), begin + i));
+    }
+    block.hidden.narrow(1, begin, size).copy_(hidden);
+    const at::Tensor codes =
+        codebook.index_select(0, tokens.flatten()).view({batch, size, spec.channels});
     previous = guided ? at::cat({codes, codes}) : codes;
   }
   return block;

@@ -13,51 +13,62 @@
 #include "common/result.h"
 #include "common/run_config.h"
 #include "worker/models/networks.h"
+#include "worker/models/small_tokenizer.h"
 
 namespace dd2 {
 
-// The pretrained class-conditional AR teacher: backbone + linear output layer d -> V. Frozen.
+class VarTransformer;
+
+// The pretrained class-conditional AR teacher: backbone + linear output layer d -> V, in front of
+// it VAR's class-conditional norm (models.md 1.3). Frozen.
 class Teacher {
  public:
-  static ParamLayout Layout(const BackboneSpec& spec,
-                            std::int64_t codes);  // "backbone.*", "head.*"
+  static ParamLayout Layout(
+      const BackboneSpec& spec,
+      std::int64_t codes);  // "backbone.*", "head.*"; by scales all in "backbone.*"
   Teacher(const BackboneSpec& spec, std::int64_t codes, const ParamBuffer& params);
   // Initial values for training.
-  static void Init(const ParamBuffer& params, std::uint64_t seed, std::uint32_t phase);
+  static void Init(const BackboneSpec& spec, const ParamBuffer& params, std::uint64_t seed,
+                   std::uint32_t phase);
 
-  // Final features of a teacher-forced pass: q [B, n, C] (continuous or codes) -> [B, n, d].
+  // What enters the output layer in a teacher-forced pass: q [B, n, C] (continuous or codes) ->
+  // [B, n, d].
   at::Tensor Hidden(const at::Tensor& q, const at::Tensor& labels) const;
   // Guided hidden g = u + w (c - u): classifier-free guidance is linear and so is the output layer,
-  // so Logits(g) are the guided logits (method 7.3). One pass when w == 1.
+  // so Logits(g) are the guided logits (method 7.3). w of a token is Strength(its group). One pass
+  // when nothing is guided.
   at::Tensor GuidedHidden(const at::Tensor& q, const at::Tensor& labels, double cfg_scale) const;
   at::Tensor Logits(const at::Tensor& hidden) const;  // [..., d] -> [..., V]
-  const Backbone& backbone() const { return backbone_; }
+  // w for a group of tokens: cfg_scale itself in raster order; by scales it rises from 1 at the
+  // first to 1 + cfg_scale at the last one (method 1.5).
+  double Strength(std::int64_t group, double cfg_scale) const;
+  bool IsGuided(double cfg_scale) const;
+  // One group of sampling, as Backbone::Step, in front of the output layer.
+  at::Tensor HiddenStep(const at::Tensor& q_previous, std::int64_t group, const at::Tensor& labels,
+                        KvCache& cache) const;
+  const Backbone& backbone() const { return *backbone_; }
   const ParamBuffer& params() const { return params_; }
   std::int64_t codes() const { return codes_; }
 
  private:
   std::int64_t codes_;
   ParamBuffer params_;
-  Backbone backbone_;
-  at::Tensor head_weight_, head_bias_;
+  std::shared_ptr<const Backbone> backbone_;
+  std::vector<TokenGroup> groups_;
+  const VarTransformer* var_ = nullptr;  // the backbone's, with its own head
+  at::Tensor head_weight_, head_bias_;   // raster
 };
 
 // The shape of generator and guidance network for this teacher.
 NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher);
-
-// Temperature, then top-k, then top-p (keeps the code that crosses p). logits [..., V] are guided.
-// Removed codes become -inf. The result is unnormalised.
-at::Tensor FilterLogits(const at::Tensor& logits, const TeacherConfig& config);
-// Lowest kept (already tempered) logit per row [...]: logits below it are the removed ones. -inf
-// when no filter is set.
-at::Tensor FilterThreshold(const at::Tensor& logits, const TeacherConfig& config);
 
 // A block of teacher sequences drawn with a KV cache.
 struct SampledBlock {
   at::Tensor tokens;  // [B, n] int64
   at::Tensor hidden;  // [B, n, d] guided hidden vectors the tokens were drawn from (fp32)
 };
-// Chooses the tokens [B] of position `position` from filtered guided logits [B, V].
+// Groups of tokens one after the other. Chooses the tokens [B] of position `position` from filtered
+// guided logits [B, V].
 using TokenDraw = std::function<at::Tensor(const at::Tensor& logits, std::int64_t position)>;
 SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
                            const at::Tensor& labels, const TokenDraw& draw,
@@ -66,33 +77,6 @@ SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
 SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
                            const at::Tensor& labels, const at::Tensor& uniforms,
                            const TeacherConfig& config);
-
-// The VQ tokenizer: 28x28x1 images in [-1, 1] <-> 7x7 codes of C channels (recipe 2). Codes outside
-// this class are standardised (zero mean, unit variance per channel); it undoes that itself.
-// Parameters: encoder.*, decoder.* (convolutions), codebook [V, C] (raw), mean [C], std [C] of the
-// raw codes that the training images use.
-class Tokenizer {
- public:
-  static ParamLayout Layout(std::int64_t codes, std::int64_t channels);
-  Tokenizer(std::int64_t codes, std::int64_t channels, const ParamBuffer& params);
-  at::Tensor Encode(const at::Tensor& images) const;  // [B, 1, 28, 28] -> ids [B, 49] int64
-  at::Tensor Decode(
-      const at::Tensor& codes) const;  // standardised [B, 49, C] -> [B, 1, 28, 28], clamped
-  const at::Tensor& codebook() const { return codebook_; }  // standardised [V, C]
-  // The raw halves, for training: images -> latents [B, 49, C] and back, both with autograd.
-  at::Tensor EncodeLatents(const at::Tensor& images) const;
-  at::Tensor DecodeLatents(const at::Tensor& latents) const;
-  // Nearest raw code of every row: latents [N, C], codebook [V, C] -> [N] int64.
-  static at::Tensor Nearest(const at::Tensor& latents, const at::Tensor& codebook);
-  std::int64_t codes() const { return codes_; }
-  std::int64_t channels() const { return channels_; }
-  const ParamBuffer& params() const { return params_; }
-
- private:
-  std::int64_t codes_, channels_;
-  ParamBuffer params_;
-  at::Tensor codebook_;
-};
 
 // The evaluation CNN: 64 penultimate ReLU features and 10 class logits (recipe 2; batch norm folded
 // or in inference form).
@@ -109,7 +93,8 @@ class Classifier {
 };
 
 // Everything a run takes from the folder of a teacher: tokenizer.safetensors, teacher.safetensors,
-// classifier.safetensors, card.json.
+// classifier.safetensors, card.json of `dd2 teacher train`; or what `dd2 teacher import` wrote,
+// which has no classifier and an empty card.
 struct TeacherBundle {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Teacher> teacher;
@@ -122,8 +107,10 @@ struct TeacherBundle {
 Result<TeacherBundle> LoadTeacherBundle(const std::filesystem::path& folder);
 
 // Parses a folder's safetensors files alone, as LoadTeacherBundle does.
-Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::filesystem::path& file);
-Result<std::unique_ptr<Teacher>> LoadTeacher(const std::filesystem::path& file);
+Result<std::unique_ptr<SmallTokenizer>> LoadTokenizer(const std::filesystem::path& file);
+// `path`: the tokenizer's, which a multi-scale teacher needs.
+Result<std::unique_ptr<Teacher>> LoadTeacher(const std::filesystem::path& file,
+                                             std::shared_ptr<const CodePath> path);
 Result<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& file);
 // And write them, with the metadata that loading needs plus `metadata`.
 using FileMetadata = std::vector<std::pair<std::string, std::string>>;
@@ -134,8 +121,13 @@ Status SaveTeacher(const std::filesystem::path& file, const Teacher& teacher,
 Status SaveClassifier(const std::filesystem::path& file, const Classifier& classifier,
                       FileMetadata metadata);
 
-// Reads every parameter of `layout` from a safetensors file into a new buffer.
-Result<ParamBuffer> LoadParams(const std::filesystem::path& file, const ParamLayout& layout);
+// Of weights and scales.
+Digest128 TokenizerDigest(const Tokenizer& tokenizer);
+
+// Reads every parameter of `layout` from a safetensors file into a new buffer. The file's names are
+// those of the layout without `prefix`.
+Result<ParamBuffer> LoadParams(const std::filesystem::path& file, const ParamLayout& layout,
+                               const std::string& prefix = "");
 // Writes them (whole tensors, by name) with `metadata`.
 Status SaveParams(const std::filesystem::path& file, const ParamBuffer& params,
                   const std::vector<std::pair<std::string, std::string>>& metadata);

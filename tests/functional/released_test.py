@@ -1,0 +1,148 @@
+"""From files of torch.save to tokens, logits and images: `dd2 teacher import | encode | logits | decode` against PyTorch.
+
+Small models of the released layouts (released_models.py), random weights, images of 256 pixels. Then an imported VAR is
+distilled, two steps of each phase."""
+
+import importlib.util
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+
+from dd2 import Workspace, binary, expect, expect_same, torch_python
+
+if importlib.util.find_spec("torch") is None:
+    os.execv(torch_python(), [torch_python(), *sys.argv])
+
+import torch
+
+from released_models import LlamaGen, LlamaGenTokenizer, Var, VarTokenizer
+
+# Sums of up to 10^6 fp32 products in another order.
+TOLERANCE = 1e-4
+TYPES = {"F32": torch.float32, "I64": torch.int64}
+
+
+def write_tensors(path, tensors):
+    entries, offset = {}, 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        kind = next(key for key, value in TYPES.items() if value == tensor.dtype)
+        entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    head = json.dumps(entries).encode()
+    data = b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors.values())
+    path.write_bytes(struct.pack("<Q", len(head)) + head + data)
+
+
+def read_tensors(path):
+    content = path.read_bytes()
+    begin = 8 + struct.unpack("<Q", content[:8])[0]
+    tensors = {}
+    for name, entry in json.loads(content[8:begin]).items():
+        if name != "__metadata__":
+            first, last = (begin + offset for offset in entry["data_offsets"])
+            values = torch.frombuffer(bytearray(content[first:last]), dtype=TYPES[entry["dtype"]])
+            tensors[name] = values.view(entry["shape"])
+    return tensors
+
+
+def dd2(*words):
+    done = subprocess.run([str(word) for word in (binary(), "teacher", *words)], capture_output=True, text=True,
+                          check=False, timeout=600)
+    expect(done.returncode == 0, "dd2 teacher " + " ".join(map(str, words)), done)
+
+
+def near(name, ours, expected):
+    expect(ours.shape == expected.shape, f"{name}: {tuple(ours.shape)} for {tuple(expected.shape)}")
+    error = ((ours - expected).abs().max() / expected.abs().max()).item()
+    print(f"  {name}: largest error {error:.1e} of the largest value", flush=True)
+    expect(error < TOLERANCE and not math.isnan(error), f"{name} is off by {error}")
+
+
+def check(work, name, tokenizer, transformer, files, latent, latent_name, cfg, options=()):
+    """`files`: tokenizer and transformer -> {file name: what torch.save is given}."""
+    print(name, flush=True)
+    folder = work.path / name
+    folder.mkdir()
+    images = torch.nn.functional.avg_pool2d(torch.rand(2, 3, 256, 256) * 4 - 2, 5, 1, 2).clamp(-1, 1)
+    tokens, labels = tokenizer.encode(images), torch.tensor([3, 7])
+    expect(tokens.unique().numel() > 20, "the tokens are nearly all the same")
+    map_of_codes, scores = latent(tokens), transformer(tokens)
+    cond, uncond = (scores.logits(labels) for labels in (labels, torch.full_like(labels, 10)))
+    reference = {"cond": cond, "uncond": uncond, "guided": scores.guided(cond, uncond, cfg)}
+    image = tokenizer.decode(map_of_codes)
+    for file, content in files(tokenizer, scores).items():
+        torch.save(content, folder / file)
+    write_tensors(folder / "image.st", {"image": images})
+    write_tensors(folder / "tokens.st", {"tokens": tokens, "labels": labels})
+    teacher = folder / "teacher"
+    dd2("import", *(folder / file for file in files(tokenizer, scores)), "--out", teacher, *options)
+    dd2("encode", teacher, "--image", folder / "image.st", "--out", folder / "encoded.st")
+    dd2("logits", teacher, "--tokens", folder / "tokens.st", "--cfg", cfg, "--out", folder / "logits.st")
+    dd2("decode", teacher, "--tokens", folder / "tokens.st", "--out", folder / "decoded.st")
+    expect(torch.equal(read_tensors(folder / "encoded.st")["tokens"], tokens), "other tokens")
+    written = read_tensors(folder / "logits.st")
+    for key, value in reference.items():
+        near(key, written[key], value)
+    decoded = read_tensors(folder / "decoded.st")
+    near("image", decoded["image"], image)
+    near(latent_name, decoded[latent_name], map_of_codes)
+
+
+def distil(work, teacher, tokenizer):
+    """Two steps of each phase: the same bits on one and two ranks, and an export that draws images."""
+    sets = [f"teacher.path={teacher}"]
+    runs = [work.run("tests/configs/released.yaml", f"released-{ranks}", ranks=ranks, seed=1, set=sets) for ranks in (2, 1)]
+    expect_same(runs[0].digest(), runs[1].digest())
+    expect(runs[0].record() == runs[1].record(), "metrics.jsonl of 1 rank differs")
+    print("  distilled on two ranks as on one", flush=True)
+    drawn = work.path / "drawn.safetensors"
+    done = subprocess.run([str(binary()), "sample", "--model", str(runs[0].folder / "export"), "--classes", "3", "--count",
+                           "2", "--out", str(drawn)], capture_output=True, text=True, check=False, timeout=300)
+    expect(done.returncode == 0, "dd2 sample", done)
+    tensors = read_tensors(drawn)
+    expect(tensors["codes"].shape == (2, 680, 32) and tensors["images"].shape == (2, 3, 256, 256), str(tensors.keys()))
+    near("images of the generator's codes", tensors["images"], tokenizer.decode(tokenizer.sums_of(tensors["codes"])[-1]))
+    weights = teacher / "transformer.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    done = subprocess.run([str(binary()), "teacher", "logits", str(teacher), "--tokens", str(teacher.parent / "tokens.st"),
+                           "--out", str(work.path / "never.st")], capture_output=True, text=True, check=False, timeout=300)
+    expect(done.returncode == 8 and "import the teacher again" in done.stderr, "a damaged teacher", done)
+    weights.write_bytes(content)
+    refused = work.new_run("tests/configs/tiny.yaml", "refused", set=sets).start().finish(exit_code=2)
+    expect("no evaluation network" in refused.tail(), refused.tail())
+
+
+class OfVar:
+    def __init__(self, tokenizer, tokens):
+        self.network, self.rows = Var(tokenizer.CODES), tokenizer.rows(tokens)
+        self.guided = self.network.guided
+
+    def logits(self, labels):
+        return self.network.logits(self.rows, labels)
+
+
+class OfLlamaGen:
+    def __init__(self, tokenizer, tokens):
+        self.network, self.tokens = LlamaGen(tokenizer.CODES), tokens
+        self.guided = self.network.guided
+
+    def logits(self, labels):
+        return self.network.logits(self.tokens, labels)
+
+
+torch.manual_seed(5)
+with Workspace() as work, torch.no_grad():
+    var = VarTokenizer()
+    check(work, "var", var, lambda tokens: OfVar(var, tokens),
+          lambda tokenizer, scores: {"vae.pth": dict(tokenizer.w), "var.pth": scores.network.state_dict()},
+          lambda tokens: var.sums(tokens)[-1], "f_hat", 1.5)
+    distil(work, work.path / "var" / "teacher", var)
+    gen = LlamaGenTokenizer()
+    check(work, "llamagen", gen, lambda tokens: OfLlamaGen(gen, tokens),
+          lambda tokenizer, scores: {"vq.pt": {"model": dict(tokenizer.w)}, "c2i.pt": {"model": dict(scores.network.w)}},
+          gen.codes, "z_q", 2.0, ("--heads", 2))

@@ -1,0 +1,295 @@
+#include "tests/gpu/measurements.h"
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+
+#include "tests/gpu/device_array.h"
+#include "tests/gpu/random_input.h"
+#include "worker/kernels/snapshot.h"
+
+namespace dd2 {
+namespace {
+
+constexpr int kWarmUps = 3;
+constexpr int kRepeats = 21;
+
+double Median(std::vector<double> values) {
+  std::ranges::nth_element(values, values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2));
+  return values[values.size() / 2];
+}
+
+// Two events around work on a stream.
+class Timer {
+ public:
+  explicit Timer(const Dd2DeviceApi& api) : api_(api) {
+    Must(api, api.make_event(1, &begin_));
+    Must(api, api.make_event(1, &end_));
+  }
+  ~Timer() {
+    api_.end_event(begin_);
+    api_.end_event(end_);
+  }
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
+  double Milliseconds(Dd2Stream stream, const std::function<void()>& work) {
+    Must(api_, api_.record(begin_, stream));
+    work();
+    Must(api_, api_.record(end_, stream));
+    Must(api_, api_.wait_stream(stream));
+    float milliseconds = 0;
+    Must(api_, api_.milliseconds(begin_, end_, &milliseconds));
+    return milliseconds;
+  }
+
+ private:
+  const Dd2DeviceApi& api_;
+  Dd2Event begin_ = nullptr, end_ = nullptr;
+};
+
+double MedianMilliseconds(const Dd2DeviceApi& api, const std::function<void()>& work) {
+  Timer timer(api);
+  std::vector<double> times;
+  for (int i = 0; i < kWarmUps + kRepeats; ++i) {
+    const double time = timer.Milliseconds(nullptr, work);
+    if (i >= kWarmUps) times.push_back(time);
+  }
+  return Median(times);
+}
+
+class Table {
+ public:
+  Table(const Dd2DeviceApi& api, double bandwidth) : api_(api), bandwidth_(bandwidth) {}
+  const Dd2DeviceApi& api() const { return api_; }
+  void Add(boost::json::object what, double bytes, const std::function<void()>& work) {
+    const double milliseconds = MedianMilliseconds(api_, work);
+    lines_.push_back(boost::json::object{{"case", std::move(what)},
+                                         {"ms", milliseconds},
+                                         {"gb", bytes * 1e-9},
+                                         {"share", bytes * 1e-6 / milliseconds / bandwidth_}});
+  }
+  boost::json::array lines() && { return std::move(lines_); }
+
+ private:
+  const Dd2DeviceApi& api_;
+  const double bandwidth_;
+  boost::json::array lines_;
+};
+
+struct ScoreCase {
+  std::int64_t rows, codes, channels;
+  std::int32_t type;
+  bool with_u;
+};
+
+void MeasureScore(Table& table, const ScoreCase& c) {
+  const Dd2DeviceApi& api = table.api();
+  constexpr std::int64_t kDraws = 4;
+  const ScoreInput in = RandomScore(kDraws, c.rows, c.codes, c.channels, 1000, 0.02F);
+  std::vector<std::uint16_t> halves;
+  if (c.type == DD2_DEVICE_BF16) {
+    for (const float value : in.logp) halves.push_back(ToBf16(value));
+  }
+  const DeviceArray<float> codebook(api, in.codebook), t(api, in.t), x(api, in.x), u(api, in.u),
+      mu(api, in.x.size()), jtu(api, in.x.size()),
+      logp(api, halves.empty() ? in.logp : std::vector<float>());
+  const DeviceArray<std::uint16_t> half_logp(api, halves);
+  Dd2ScoreProblem problem{};
+  problem.draws = kDraws;
+  problem.logp_rows = c.rows;
+  problem.codes = c.codes;
+  problem.channels = c.channels;
+  problem.d_codebook = codebook.data();
+  problem.d_logp = halves.empty() ? static_cast<const void*>(logp.data()) : half_logp.data();
+  problem.logp_type = c.type;
+  problem.d_t = t.data();
+  problem.d_x = x.data();
+  problem.d_u = c.with_u ? u.data() : nullptr;
+  problem.d_mu = mu.data();
+  problem.d_jtu = c.with_u ? jtu.data() : nullptr;
+  const auto bytes = static_cast<double>(logp.bytes() + half_logp.bytes() + codebook.bytes() +
+                                         t.bytes() + (c.with_u ? 4 : 2) * x.bytes());
+  table.Add({{"kernel", "score"},
+             {"draws", kDraws},
+             {"rows", c.rows},
+             {"codes", c.codes},
+             {"channels", c.channels},
+             {"bf16", c.type == DD2_DEVICE_BF16},
+             {"vjp", c.with_u}},
+            bytes, [&] { Must(api, api.score(&problem, nullptr)); });
+}
+
+void MeasureRows(Table& table, std::int64_t rows, std::int64_t width, std::int32_t type) {
+  const Dd2DeviceApi& api = table.api();
+  std::mt19937_64 source(1);
+  const auto all = static_cast<std::size_t>(rows * width);
+  const std::size_t item = type == DD2_DEVICE_BF16 ? 2 : 4;
+  // Bits of ordinary numbers of either type: 1.0 and a little, twice.
+  const auto activations = [&](std::size_t count) {
+    std::vector<std::uint32_t> bits(count * item / 4);
+    for (std::uint32_t& word : bits) word = 0x3F803F80U + static_cast<std::uint32_t>(source() % 64);
+    return DeviceArray<std::uint32_t>(api, bits);
+  };
+  const auto x = activations(all), dy = activations(all), residual = activations(all),
+             y = activations(all), dx = activations(all), modulation = activations(3 * all),
+             d_modulation = activations(3 * all);
+  const std::vector<float> some(static_cast<std::size_t>(3 * width), 0.5F);
+  const DeviceArray<float> bias(api, some), stats(api, static_cast<std::size_t>(2 * rows));
+  Dd2ModulatedNorm norm{};
+  norm.shape = {rows, width, type};
+  norm.d_x = x.data();
+  norm.epsilon = 1e-5F;
+  norm.d_modulation = modulation.data();
+  norm.d_modulation_bias = bias.data();
+  norm.stride = 3 * width;
+  norm.d_stats = stats.data();
+  norm.d_y = y.data();
+  norm.d_dy = dy.data();
+  norm.d_residual = residual.data();
+  norm.d_dx = dx.data();
+  norm.d_dmodulation = d_modulation.data();
+  const Dd2GatedResidual gated{norm.shape,        x.data(),    dy.data(),          bias.data(),
+                               modulation.data(), bias.data(), 3 * width,          y.data(),
+                               residual.data(),   dx.data(),   d_modulation.data()};
+  const auto what = [&](const char* kernel) {
+    return boost::json::object{
+        {"kernel", kernel}, {"rows", rows}, {"width", width}, {"bf16", type == DD2_DEVICE_BF16}};
+  };
+  const auto one = static_cast<double>(x.bytes());
+  table.Add(what("modulated_norm"), 4 * one,
+            [&] { Must(api, api.modulated_norm(&norm, nullptr)); });
+  table.Add(what("modulated_norm_backward"), 7 * one,
+            [&] { Must(api, api.modulated_norm_backward(&norm, nullptr)); });
+  table.Add(what("gated_residual"), 4 * one,
+            [&] { Must(api, api.gated_residual(&gated, nullptr)); });
+  table.Add(what("gated_residual_backward"), 5 * one,
+            [&] { Must(api, api.gated_residual_backward(&gated, nullptr)); });
+}
+
+// A flat buffer with its optimiser, for one step after the other.
+class AdamState {
+ public:
+  AdamState(const Dd2DeviceApi& api, std::int64_t count)
+      : api_(api),
+        gradient_(api, Small(count)),
+        parameter_(api, Small(count)),
+        m_(api, Small(count)),
+        v_(api, Small(count)),
+        ema_(api, Small(count)) {
+    step_.ranges = 1;
+    step_.range[0] = {0, count, 1, 0.9F, 0.95F, 0.1F, 0.05F, 1e-4F, 0.9F, 1e-8F, 0.999F, 0.001F};
+    step_.d_gradient = gradient_.data();
+    step_.d_parameter = parameter_.data();
+    step_.d_m = m_.data();
+    step_.d_v = v_.data();
+    step_.d_ema = ema_.data();
+  }
+  void Step(Dd2Stream stream) const { Must(api_, api_.adam(&step_, stream)); }
+  std::vector<DevicePiece> pieces() const {
+    std::vector<DevicePiece> all;
+    for (const DeviceArray<float>* array : {&parameter_, &m_, &v_, &ema_}) {
+      all.push_back({array->data(), array->bytes()});
+    }
+    return all;
+  }
+
+ private:
+  static std::vector<float> Small(std::int64_t count) {
+    std::vector<float> values(static_cast<std::size_t>(count));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values[i] = 1e-4F * static_cast<float>(i % 977 + 1);
+    }
+    return values;
+  }
+  const Dd2DeviceApi& api_;
+  DeviceArray<float> gradient_, parameter_, m_, v_, ema_;
+  Dd2AdamStep step_{};
+};
+
+double Now() {
+  const auto since = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration<double, std::milli>(since).count();
+}
+
+}  // namespace
+
+double CopyBandwidth(const Dd2DeviceApi& api) {
+  constexpr std::size_t kBytes = std::size_t{2} << 30;
+  void *from = nullptr, *to = nullptr;
+  Must(api, api.allocate(kBytes, &from));
+  Must(api, api.allocate(kBytes, &to));
+  const double milliseconds =
+      MedianMilliseconds(api, [&] { Must(api, api.copy(to, from, kBytes, nullptr)); });
+  api.release(from);
+  api.release(to);
+  return 2e-6 * static_cast<double>(kBytes) / milliseconds;
+}
+
+boost::json::array MeasureKernels(const Dd2DeviceApi& api, double bandwidth) {
+  Table table(api, bandwidth);
+  for (const std::int32_t type : {DD2_DEVICE_FP32, DD2_DEVICE_BF16}) {
+    for (const bool with_u : {false, true}) {
+      // 8 samples: 680 tokens of VAR, 256 of LlamaGen, a row of logits each.
+      MeasureScore(table, {8 * 680, 4096, 32, type, with_u});
+      MeasureScore(table, {8 * 256, 16384, 8, type, with_u});
+    }
+    MeasureRows(table, 8 * 680, 1024, type);
+  }
+  constexpr std::int64_t kParameters = 64 << 20;
+  const AdamState adam(api, kParameters);
+  table.Add({{"kernel", "adam"}, {"count", kParameters}}, 9.0 * 4 * kParameters,
+            [&] { adam.Step(nullptr); });
+  return std::move(table).lines();
+}
+
+boost::json::object MeasureSnapshot(const Dd2DeviceApi& api) {
+  constexpr std::int64_t kCount = 64 << 20;  // four arrays: 1 GiB
+  const AdamState state(api, kCount);
+  const auto pieces = state.pieces();
+  auto made = DeviceSnapshots::Create(api, std::size_t{4} * 4 * kCount);
+  DD2_CHECK_MSG(made.has_value(), made ? "" : made.error().message());
+  DeviceSnapshots& snapshots = **made;
+  Dd2Stream compute = nullptr;
+  Must(api, api.make_stream(&compute));
+  Timer timer(api);
+  constexpr int kSteps = 20;
+  // Reading work: it may run beside the copy. Adam itself changes the state, so it has to wait.
+  const auto steps = [&] {
+    for (int i = 0; i < kSteps; ++i) state.Step(compute);
+  };
+  std::vector<double> alone, held, begun, copied, taken;
+  for (int round = 0; round < 5; ++round) {
+    alone.push_back(timer.Milliseconds(compute, steps));
+    int place = -1;
+    const double start = Now();
+    held.push_back(timer.Milliseconds(compute, [&] {
+      const Result<int> begin = snapshots.Begin(pieces, compute);
+      DD2_CHECK_MSG(begin.has_value(), begin ? "" : begin.error().message());
+      place = *begin;
+      begun.push_back(Now() - start);
+      DD2_CHECK(snapshots.HoldUntilCopied(compute).has_value());
+      steps();
+    }));
+    const double before = Now();
+    DD2_CHECK(snapshots.Take(place).has_value());
+    taken.push_back(Now() - before);
+    snapshots.Release(place);
+    const double again = Now();
+    const Result<int> only = snapshots.Begin(pieces, compute);
+    DD2_CHECK(only.has_value());
+    while (!*snapshots.Copied(*only)) {
+    }
+    copied.push_back(Now() - again);
+    DD2_CHECK(snapshots.Take(*only).has_value());
+    snapshots.Release(*only);
+  }
+  Must(api, api.end_stream(compute));
+  return {{"steps_alone_ms", Median(alone)},
+          {"steps_behind_a_snapshot_ms", Median(held)},
+          {"host_waits_ms", Median(begun)},
+          {"copy_ms", Median(copied)},
+          {"copy_gb_s", 16e-6 * static_cast<double>(kCount) / Median(copied)},
+          {"take_ms", Median(taken)}};
+}
+
+}  // namespace dd2

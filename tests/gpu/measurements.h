@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/json.h"
+#include "worker/kernels/device_api.h"
+
+namespace dd2 {
+
+// The bandwidth of device memory: a large copy, bytes read and written, in GB/s.
+double CopyBandwidth(const Dd2DeviceApi& api);
+
+// Times of the kernels at the sizes of VAR and LlamaGen, each a JSON object: "case" (what and with
+// which numbers; tests/gpu/rival.py times PyTorch on the same), "ms" (median), "gb" (bytes that
+// must move, each input read and each output written once), "share" (of `bandwidth`: gb / ms
+// against a copy).
+boost::json::array MeasureKernels(const Dd2DeviceApi& api, double bandwidth);
+
+// What a snapshot of 1 GiB costs a stream of Adam steps, as a JSON object of milliseconds: a step
+// alone; beside a copy; when it must wait for the copy; what the host waits to begin; the copy
+// itself; and what `Take` takes for the hash.
+boost::json::object MeasureSnapshot(const Dd2DeviceApi& api);
+
+}  // namespace dd2

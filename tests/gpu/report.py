@@ -1,0 +1,76 @@
+"""Writes what dd2-gpu-check and rival.py found as one Markdown and one JSON file.
+
+usage: report.py REPORT.json RIVAL.json FOLDER (RIVAL.json may be missing: PyTorch was not there)
+"""
+import datetime
+import json
+import pathlib
+import re
+import sys
+
+
+def name_of(case):
+    words = [case["kernel"]]
+    if "codes" in case:
+        words += [f"V={case['codes']}", f"C={case['channels']}", f"{case['rows']} rows x {case['draws']} draws"]
+    elif "width" in case:
+        words += [f"{case['rows']} x {case['width']}"]
+    else:
+        words += [f"{case['count'] / 1e6:.0f} M elements"]
+    return " ".join(words + ["J^T u"] * case.get("vjp", False) + ["bf16"] * case.get("bf16", False))
+
+
+def number(value, digits=3):
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def ratio(other, ours):
+    return number(other and other / ours, 2)
+
+
+def table(report):
+    rival = report.get("pytorch", {}).get("lines", [])
+    lines = ["| kernel | dd2, ms | GB/s | share of a copy | PyTorch eager, ms | ratio | torch.compile, ms | ratio |",
+             "|---|---|---|---|---|---|---|---|"]
+    for at, line in enumerate(report["kernels"]):
+        other = rival[at] if at < len(rival) else {}
+        eager, compiled = other.get("eager_ms"), other.get("compiled_ms")
+        lines.append(f"| {name_of(line['case'])} | {number(line['ms'])} | {line['gb'] / line['ms'] * 1e3:.0f} | "
+                     f"{line['share']:.0%} | {number(eager)} | {ratio(eager, line['ms'])} | {number(compiled)} | "
+                     f"{ratio(compiled, line['ms'])} |")
+    return lines
+
+
+def markdown(report):
+    bad = [check for check in report["checks"] if not check["ok"]]
+    snapshot = report["snapshot"]
+    lines = [f"# {report['gpu']}, {report['date']}", "",
+             f"{report['description']}. dd2 {report['code_version']}, "
+             f"PyTorch {report.get('pytorch', {}).get('torch', 'not there')}. Made by `scripts/gpu-check`.", "",
+             f"{len(report['checks'])} checks, {len(bad)} failed.", ""]
+    lines += [f"* **{check['name']}**: {check.get('error', 'failed')} (limit {check.get('limit', '-')})"
+              for check in bad]
+    lines += ["", f"A copy on the device moves {report['copy_gb_s']:.0f} GB/s (read and written). Medians of 21.", ""]
+    lines += table(report)
+    lines += ["", "| snapshot of 1 GiB beside 20 Adam steps | ms |", "|---|---|"]
+    lines += [f"| {key.removesuffix('_ms').replace('_', ' ')} | {value:.3f} |"
+              for key, value in snapshot.items() if key.endswith("_ms")]
+    lines += ["", f"The copy runs at {snapshot['copy_gb_s']:.1f} GB/s."]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    found, rival, folder = (pathlib.Path(name) for name in sys.argv[1:4])
+    report = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+              **json.loads(found.read_text())}
+    if rival.exists():
+        report["pytorch"] = json.loads(rival.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{report['date']}-{re.sub(r'[^a-z0-9]+', '-', report['gpu'].lower()).strip('-')}"
+    (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(markdown(report))
+    print(f"report: {folder / name}.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+// dd2 teacher logits | decode | encode: a released teacher on given tokens, to be held against its
+// Python original.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "common/exit_codes.h"
+#include "common/file.h"
+#include "common/json.h"
+#include "storage/safetensors.h"
+#include "worker/engine/commands.h"
+#include "worker/engine/options.h"
+#include "worker/models/released_teacher.h"
+
+namespace dd2 {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kLogitsUsage =
+    "usage: dd2 teacher logits DIR --tokens FILE --out FILE [--cfg X]\n"
+    "  DIR            a teacher that `dd2 teacher import` wrote\n"
+    "  --tokens FILE  safetensors: tokens [B, L] int64, labels [B] int64 (one above the last "
+    "class:\n"
+    "                 no class)\n"
+    "  --out FILE     safetensors: cond, uncond, guided [B, L, V] fp32, teacher-forced, no label\n"
+    "                 dropped\n"
+    "  --cfg X        guidance by the teacher's own convention: VAR (1 + X k / (K - 1)) cond - "
+    "...\n"
+    "                 uncond at scale k (1.5); LlamaGen uncond + X (cond - uncond) (2)\n";
+constexpr const char* kDecodeUsage =
+    "usage: dd2 teacher decode DIR --tokens FILE --out FILE\n"
+    "  --tokens FILE  safetensors: tokens [B, L] int64\n"
+    "  --out FILE     safetensors: f_hat (VAR) or z_q (LlamaGen) [B, C, S, S], image [B, 3, H, H]\n"
+    "                 in about [-1, 1]\n";
+constexpr const char* kEncodeUsage =
+    "usage: dd2 teacher encode DIR --image FILE --out FILE\n"
+    "  --image FILE   safetensors: image [B, 3, H, H] fp32 in [-1, 1]\n"
+    "  --out FILE     safetensors: tokens [B, L] int64\n";
+
+// An int64 tensor of `dimensions` dimensions with values in [0, end).
+Result<at::Tensor> ReadNumbers(const SafetensorsFile& file, const fs::path& path,
+                               const std::string& name, std::size_t dimensions, std::int64_t end) {
+  const auto found = file.tensors().find(name);
+  if (found == file.tensors().end()) {
+    return Error(Code::kInvalidArgument, path.string() + " has no tensor '" + name + "'");
+  }
+  const TensorInfo& info = found->second;
+  if (info.dtype != Dtype::kI64 || info.shape.size() != dimensions || info.bytes == 0) {
+    return Error(Code::kInvalidArgument, path.string() + ": '" + name + "' must be int64 with " +
+                                             std::to_string(dimensions) + " dimensions, not empty");
+  }
+  at::Tensor numbers = at::empty(info.shape, at::kLong);
+  auto* values = numbers.data_ptr<std::int64_t>();
+  const auto bytes =
+      std::as_writable_bytes(std::span(values, static_cast<std::size_t>(numbers.numel())));
+  DD2_TRY(file.ReadBytes(name, 0, bytes));
+  for (std::int64_t i = 0; i < numbers.numel(); ++i) {
+    if (values[i] >= 0 && values[i] < end) continue;
+    return Error(Code::kInvalidArgument, path.string() + ": '" + name + "' holds " +
+                                             std::to_string(values[i]) + " at element " +
+                                             std::to_string(i) + ", allowed are 0 to " +
+                                             std::to_string(end - 1));
+  }
+  return numbers;
+}
+
+Status CheckLength(const fs::path& path, const at::Tensor& tokens, std::int64_t length) {
+  if (tokens.size(1) == length) return {};
+  return Error(Code::kInvalidArgument, path.string() + ": sequences of " +
+                                           std::to_string(tokens.size(1)) +
+                                           " tokens, the teacher's have " + std::to_string(length));
+}
+
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+Status WriteTensors(const fs::path& path, const NamedTensors& tensors) {
+  std::vector<TensorToWrite> writes;
+  for (const auto& [name, tensor] : tensors) {
+    writes.push_back(
+        {.name = name,
+         .shape = tensor.sizes().vec(),
+         .data = {tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())}});
+  }
+  FileSystem& files = RealFileSystem();
+  fs::path temporary = path;
+  temporary += ".tmp";
+  const Result<WrittenFile> written = WriteSafetensors(files, temporary, writes, {});
+  if (!written) {
+    static_cast<void>(files.Remove(temporary));
+    return written.error();
+  }
+  return files.Rename(temporary, path);
+}
+
+// One int64 tensor as a safetensors file.
+Status WriteTokens(const fs::path& path, const at::Tensor& tokens) {
+  const auto bytes = static_cast<std::size_t>(tokens.numel()) * sizeof(std::int64_t);
+  boost::json::object tensor{{"dtype", "I64"},
+                             {"shape", boost::json::value_from(tokens.sizes().vec())},
+                             {"data_offsets", boost::json::array{0, bytes}}};
+  std::string head = boost::json::serialize(boost::json::object{{"tokens", std::move(tensor)}});
+  head.append((64 - (head.size() + 8) % 64) % 64, ' ');
+  const std::uint64_t length = head.size();
+  std::string file(sizeof length + head.size() + bytes, '\0');
+  std::memcpy(file.data(), &length, sizeof length);
+  std::memcpy(file.data() + sizeof length, head.data(), head.size());
+  std::memcpy(file.data() + sizeof length + head.size(), tokens.const_data_ptr<std::int64_t>(),
+              bytes);
+  return WriteFileAtomically(RealFileSystem(), path, file);
+}
+
+// Calls step(b) for every row and says how far it is.
+template <class Step>
+void ForEachRow(std::int64_t rows, const char* what, const Step& step) {
+  for (std::int64_t b = 0; b < rows; ++b) {
+    step(b);
+    std::fprintf(stderr, "%s %lld of %lld\n", what, static_cast<long long>(b + 1),
+                 static_cast<long long>(rows));
+  }
+}
+
+at::Tensor Joined(const std::vector<at::Tensor>& rows) { return at::cat(rows).contiguous(); }
+
+Status Logits(const Options& options) {
+  const fs::path folder = options.positionals().front(), path = options.Text("--tokens", "");
+  DD2_TRY_ASSIGN(const auto teacher, LoadReleasedTransformer(folder));
+  DD2_TRY_ASSIGN(const double cfg, options.Get<double>("--cfg", teacher->usual_cfg(), 0.0, 100.0));
+  DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
+  DD2_TRY_ASSIGN(const at::Tensor tokens,
+                 ReadNumbers(file, path, "tokens", 2, teacher->vocabulary()));
+  DD2_TRY_ASSIGN(const at::Tensor labels,
+                 ReadNumbers(file, path, "labels", 1, teacher->classes() + 1));
+  DD2_TRY(CheckLength(path, tokens, teacher->tokens()));
+  if (labels.size(0) != tokens.size(0)) {
+    return Error(Code::kInvalidArgument, path.string() + ": " + std::to_string(labels.size(0)) +
+                                             " labels for " + std::to_string(tokens.size(0)) +
+                                             " sequences");
+  }
+  std::vector<at::Tensor> cond, uncond, guided;
+  ForEachRow(tokens.size(0), "sequence", [&](std::int64_t b) {
+    const ReleasedTransformer::Logits row =
+        teacher->Score(tokens.narrow(0, b, 1), labels.narrow(0, b, 1), cfg);
+    cond.push_back(row.cond);
+    uncond.push_back(row.uncond);
+    guided.push_back(row.guided);
+  });
+  return WriteTensors(
+      options.Text("--out", ""),
+      {{"cond", Joined(cond)}, {"uncond", Joined(uncond)}, {"guided", Joined(guided)}});
+}
+
+Status Decode(const Options& options) {
+  const fs::path folder = options.positionals().front(), path = options.Text("--tokens", "");
+  DD2_TRY_ASSIGN(const auto tokenizer, LoadReleasedTokenizer(folder));
+  DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
+  DD2_TRY_ASSIGN(const at::Tensor tokens, ReadNumbers(file, path, "tokens", 2, tokenizer->codes()));
+  DD2_TRY(CheckLength(path, tokens, tokenizer->tokens()));
+  std::vector<at::Tensor> latents, images;
+  ForEachRow(tokens.size(0), "image", [&](std::int64_t b) {
+    const ReleasedTokenizer::Decoded row = tokenizer->Decode(tokens.narrow(0, b, 1));
+    latents.push_back(row.latent);
+    images.push_back(row.image);
+  });
+  return WriteTensors(options.Text("--out", ""),
+                      {{tokenizer->latent_name(), Joined(latents)}, {"image", Joined(images)}});
+}
+
+Status Encode(const Options& options) {
+  const fs::path folder = options.positionals().front(), path = options.Text("--image", "");
+  DD2_TRY_ASSIGN(const auto tokenizer, LoadReleasedTokenizer(folder));
+  DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
+  const auto found = file.tensors().find("image");
+  const std::int64_t side = tokenizer->image_side();
+  if (found == file.tensors().end() || found->second.shape.size() != 4 ||
+      found->second.bytes == 0) {
+    return Error(Code::kInvalidArgument, path.string() + " has no tensor 'image' [B, 3, " +
+                                             std::to_string(side) + ", " + std::to_string(side) +
+                                             "]");
+  }
+  const std::vector<std::int64_t> shape = {found->second.shape[0], 3, side, side};
+  DD2_TRY_ASSIGN(std::vector<float> values, file.ReadF32("image", shape));
+  const at::Tensor images = at::from_blob(values.data(), shape, at::kFloat);
+  std::vector<at::Tensor> rows;
+  ForEachRow(images.size(0), "image",
+             [&](std::int64_t b) { rows.push_back(tokenizer->Encode(images.narrow(0, b, 1))); });
+  return WriteTokens(options.Text("--out", ""), Joined(rows));
+}
+
+using Action = Status (*)(const Options&);
+
+int RunAction(const std::vector<std::string>& arguments, const char* usage,
+              const std::set<std::string>& valued, const char* input, Action action) {
+  if (std::ranges::find(arguments, "--help") != arguments.end()) {
+    std::fputs(usage, stdout);
+    return kExitOk;
+  }
+  const at::NoGradGuard no_grad;
+  const auto run = [&]() -> Status {
+    DD2_TRY_ASSIGN(const Options options, Options::Parse(arguments, valued, {}, 1));
+    if (options.positionals().empty()) return Usage("DIR is missing");
+    for (const char* name : {input, "--out"}) {
+      if (!options.Has(name)) return Usage(std::string(name) + " is missing");
+    }
+    return action(options);
+  };
+  const Status status = run();
+  if (status) return kExitOk;
+  std::fprintf(stderr, "dd2: %s\n", status.error().message().c_str());
+  return ExitCodeFor(status.error().code());
+}
+
+}  // namespace
+
+int TeacherLogitsCommand(const std::vector<std::string>& arguments) {
+  return RunAction(arguments, kLogitsUsage, {"--tokens", "--out", "--cfg"}, "--tokens", Logits);
+}
+
+int TeacherDecodeCommand(const std::vector<std::string>& arguments) {
+  return RunAction(arguments, kDecodeUsage, {"--tokens", "--out"}, "--tokens", Decode);
+}
+
+int TeacherEncodeCommand(const std::vector<std::string>& arguments) {
+  return RunAction(arguments, kEncodeUsage, {"--image", "--out"}, "--image", Encode);
+}
+
+}  // namespace dd2
