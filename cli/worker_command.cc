@@ -69,7 +69,7 @@ void AddWorkerCommands(CLI::App& app, int& exit_code) {
   AddPassThrough(app, exit_code, "sample", "sample",
                  "Draw images with an exported generator (PNG grid or safetensors)");
   AddPassThrough(app, exit_code, "eval", "eval",
-                 "FD, FDr and class accuracy of an exported generator");
+                 "FD, FDr and class accuracy of an exported generator; FID of any images");
   AddPassThrough(app, exit_code, "export", "export",
                  "Write the generator of a run as one safetensors file and its JSON");
 }

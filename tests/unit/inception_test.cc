@@ -20,7 +20,8 @@ constexpr double kTolerance = 2e-4;  // of the largest value
 float FormulaValue(const ParamSpec& spec, std::size_t j, std::int64_t k) {
   const auto x = static_cast<double>(k);
   const double s = std::sin(0.013 * (x * x) + 0.7 * x + 1.3 * static_cast<double>(j) + 0.5);
-  const auto fan_in = static_cast<double>(spec.numel / spec.shape.front());
+  const std::int64_t inputs = spec.numel / spec.shape.front();
+  const auto fan_in = static_cast<double>(inputs);
   if (spec.name.ends_with("conv.weight")) return static_cast<float>(2 * s / std::sqrt(fan_in));
   if (spec.name == "fc.weight") return static_cast<float>(s / 16);
   if (spec.name.ends_with("bn.weight") || spec.name.ends_with("running_var")) {
