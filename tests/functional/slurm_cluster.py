@@ -152,8 +152,7 @@ class Cluster:
 
     def lose(self, node):
         """The machine is off: SIGKILL to its slurmd, to its steps and to all that they have started; they are gone."""
-        self.daemons[node].kill()
-        killed = []
+        gone = [self.daemons[node].pid]
         for step, below in self.steps():
             words = [commands(pid) for pid in below]
             script = any(f"{self.folder}/spool/{node}/".encode() in line for line in words)
@@ -161,14 +160,16 @@ class Cluster:
             agent = any(line.split(b"\0")[0].endswith(b"dd2-agent") and str(self.folder.parent).encode() in line and
                         any(f"--domain\0{node}{end}".encode() in line for end in ("\0", "-")) for line in words)
             if script or agent:
-                # The step first, so that it does not report the end of the others.
-                for pid in [step, *below]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                        killed.append(pid)
+                gone += [step, *below]
+        # All stand still before the first one ends: none has time to report the end of another, as srun does with
+        # the end of `dd2 run`.
+        for sign in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in gone:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, sign)
         self.daemons[node].wait(30)
         # One that has ended has no command line any more, even where nobody has waited for it.
-        wait_until(lambda: not any(commands(pid) for pid in killed), f"the end of all on {node}", 30)
+        wait_until(lambda: not any(commands(pid) for pid in gone), f"the end of all on {node}", 30)
 
     def steps(self):
         """[(pid of a slurmstepd of any cluster, pids of all below it)]"""
