@@ -30,6 +30,7 @@ std::string PhaseKindChoice() {
 void FinishPhase(PhaseConfig& phase) {
   if (phase.kind == PhaseKind::kSample) phase.steps = phase.sequences / phase.block;
   phase.generator.warmup = phase.guidance.warmup;
+  phase.generator.start = phase.guidance.start;
 }
 
 std::optional<PhaseConfig> ReadPhase(const ConfigNode& node, const std::string& key,

@@ -155,6 +155,10 @@ class RunRules {
   }
 
   void CheckGts(const PhaseConfig& phase, const std::string& key) {
+    if (phase.trains != kTrainsAll && phase.trains != kTrainsHead) {
+      Add(key + ".trains", {},
+          "\"" + phase.trains.substr(0, 60) + "\" is neither all (the default) nor head");
+    }
     if (!has_sample_ || sequences_ <= 0) return;
     const std::int64_t training = std::int64_t{sequences_} - phase.validation;
     if (training < phase.batch) {

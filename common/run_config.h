@@ -88,25 +88,34 @@ struct ApiConfig {
 
 // Adam with linear warm-up, then cosine from the peak to final_ratio of it over the phase.
 struct ScheduleConfig {
-  double peak = 0;           // learning rate after warm-up
+  double start = 0;          // learning rate that the warm-up rises from
+  double peak = 0;           // after it
   int warmup = 0;            // steps of the phase
   double final_ratio = 1.0;  // 1: constant after warm-up
 };
 
+// Words of PhaseConfig::trains.
+inline constexpr std::string_view kTrainsAll = "all";
+inline constexpr std::string_view kTrainsHead = "head";
+
 // One phase. Fields that a kind does not use keep their defaults and are refused in YAML.
 struct PhaseConfig {
   PhaseKind kind = PhaseKind::kEval;
-  std::int64_t steps = 1;      // sample: sequences / block; csd: outer cycles; else updates
-  int batch = 32;              // global batch: sequences per update (divisible by shards)
-  int draws = 2;               // m: (t, eps) draws per token sharing one backbone pass
-  int sequences = 0;           // sample: teacher sequences in all (a multiple of block)
-  int block = 250;             // sample: sequences computed together, always with the same shapes
-  int ode_steps = 0;           // sample: Heun steps of each token's flow; 0: multinomial draws
-  int validation = 0;          // gts: the first n sequences are only measured, not trained on
-  int guidance_updates = 4;    // csd: K
-  int generator_draws = 2;     // csd: draws in the generator's loss
-  ScheduleConfig generator;    // csd, regress
-  ScheduleConfig guidance;     // csd, align; gts: the backbone's rate. Its warm-up is everybody's
+  std::int64_t steps = 1;  // sample: sequences / block; csd: outer cycles; else updates
+  int batch = 32;          // global batch: sequences per update (divisible by shards)
+  int draws = 2;           // m: (t, eps) draws per token sharing one backbone pass
+  int sequences = 0;       // sample: teacher sequences in all (a multiple of block)
+  int block = 250;         // sample: sequences computed together, always with the same shapes
+  int ode_steps = 0;       // sample: Heun steps of each token's flow; 0: multinomial draws
+  int validation = 0;      // gts: the first n sequences are only measured, not trained on
+  // gts: kTrainsHead: the backbone stays as it is (method 4.2). A second gts phase goes on with the
+  // average that the first one made.
+  std::string trains{kTrainsAll};
+  int guidance_updates = 4;  // csd: K
+  int generator_draws = 2;   // csd: draws in the generator's loss
+  ScheduleConfig generator;  // csd, regress
+  // csd, align; gts: the backbone's rate. Its warm-up and start are the generator's too.
+  ScheduleConfig guidance;
   double head_lr_ratio = 1.0;  // gts, regress: rate of the head / rate of the backbone
   double beta1 = 0.9;
   double beta2 = 0.95;

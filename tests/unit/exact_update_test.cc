@@ -203,6 +203,27 @@ TEST_P(ExactUpdaterTest, NonFiniteUpdateChangesNothing) {
   }
 }
 
+// A range that begins inside a chunk and inside the boosted range is updated as ever; what lies in
+// front of it stays.
+TEST_P(ExactUpdaterTest, ElementsInFrontOfTheFirstStayAsTheyAre) {
+  constexpr std::size_t kFirst = 9001;
+  Scenario scenario = Usual(GetParam());
+  const Outcome whole = RunWorld(1, scenario);
+  scenario.step.first = kFirst;
+  const std::vector<float> initial = ShardGradient(Layout(), 1000, 0);
+  for (const int world_size : {1, 2, 3}) {
+    const Outcome part = RunWorld(world_size, scenario);
+    EXPECT_EQ(part.norms, whole.norms);
+    for (std::size_t i = 0; i < initial.size(); ++i) {
+      const bool stays = i < kFirst;
+      ASSERT_EQ(part.params[i], stays ? initial[i] : whole.params[i]) << i;
+      ASSERT_EQ(part.ema[i], stays ? initial[i] : whole.ema[i]) << i;
+      ASSERT_EQ(part.m[i], stays ? 0.0F : whole.m[i]) << i;
+      ASSERT_EQ(part.v[i], stays ? 0.0F : whole.v[i]) << i;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Shards, ExactUpdaterTest, ::testing::Values(1, 4, 8));
 
 // Two steps of PyTorch's Adam in double precision, with clipping, boost and EMA.

@@ -210,6 +210,129 @@ TEST(RegressTest, SameBitsOnAnyNumberOfRanksAndTheLossFalls) {
   for (const int ranks : {2, 3, 4}) EXPECT_EQ(Regress(teacher, ranks), alone) << ranks;
 }
 
+// The whole of rank 0's guidance network after `steps` steps of a gts phase that trains `trains`.
+struct Tuned {
+  std::vector<float> params, m, v, ema;
+  std::vector<double> norms;
+  bool operator==(const Tuned&) const = default;
+};
+
+Tuned TunePart(const TeacherBundle& teacher, int ranks, std::string_view trains, double clip_norm,
+               int steps) {
+  RunConfig config = TinyConfig();
+  PhaseConfig& gts = config.phases[kGts];
+  gts.trains = trains;
+  gts.clip_norm = clip_norm;
+  const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
+  Tuned tuned;
+  ThreadWorld(ranks).Run([&](Collectives& collectives) {
+    SetComputeThreads(1);
+    TrainingState state = MakeTrainingState(layout, collectives.rank(), ranks);
+    Trainer trainer(config, teacher, collectives, state);
+    TeacherData data(TinyData(config), teacher, nullptr);
+    ASSERT_TRUE(data.LoadSequences());
+    ASSERT_TRUE(trainer.EnterPhase(kGts));
+    for (; state.step < steps; AdvanceSteps(state, 1)) {
+      const Result<StepOutcome> step = trainer.GtsStep(data, Wish());
+      ASSERT_TRUE(step) << step.error().message();
+      if (collectives.rank() == 0) tuned.norms.push_back(step->metrics.at(1).second);
+    }
+    const NetworkState& guidance = state.guidance;
+    ExactUpdater gather(collectives, OneDomain(collectives.rank(), ranks), config.batch.shards,
+                        guidance.params.flat().numel());
+    const auto whole = [&](const at::Tensor& slice) {
+      const Result<at::Tensor> full = gather.Gather(slice);
+      EXPECT_TRUE(full);
+      return Values(full->narrow(0, 0, layout.size()));
+    };
+    Tuned mine = tuned;
+    mine.params = Values(guidance.params.flat().detach().narrow(0, 0, layout.size()));
+    mine.m = whole(guidance.adam_m);
+    mine.v = whole(guidance.adam_v);
+    mine.ema = whole(guidance.ema);
+    if (collectives.rank() == 0) tuned = std::move(mine);
+  });
+  return tuned;
+}
+
+class HeadOnlyTest : public testing::Test {
+ protected:
+  HeadOnlyTest() { SetComputeThreads(1); }
+  // Elements of the flat buffer that belong to the backbone: all in front of the head's.
+  std::size_t BackboneEnd() const {
+    const ParamLayout layout = Network::Layout(SpecFor(TinyConfig().model, *teacher_.teacher));
+    return static_cast<std::size_t>(layout.Find("head.time_embed.mlp.0.weight").offset);
+  }
+  static std::vector<float> Front(const std::vector<float>& all, std::size_t count) {
+    return {all.begin(), all.begin() + static_cast<std::ptrdiff_t>(count)};
+  }
+  static std::vector<float> Back(const std::vector<float>& all, std::size_t begin) {
+    return {all.begin() + static_cast<std::ptrdiff_t>(begin), all.end()};
+  }
+  const TeacherBundle teacher_ = MakeTinyTeacher(5);
+};
+
+TEST_F(HeadOnlyTest, TheBackboneStaysAsItIs) {
+  const std::size_t end = BackboneEnd();
+  const Tuned before = TunePart(teacher_, 1, kTrainsHead, 1.0, 0);
+  const Tuned after = TunePart(teacher_, 1, kTrainsHead, 1.0, 3);
+  EXPECT_EQ(Front(after.params, end), Front(before.params, end));
+  EXPECT_EQ(Front(after.ema, end), Front(before.params, end));
+  EXPECT_EQ(Front(after.m, end), std::vector<float>(end, 0.0F));
+  EXPECT_EQ(Front(after.v, end), std::vector<float>(end, 0.0F));
+  EXPECT_NE(Back(after.params, end), Back(before.params, end));
+  EXPECT_NE(Back(after.ema, end), Back(before.ema, end));
+}
+
+TEST_F(HeadOnlyTest, TheHeadLearnsAsItDoesBesideTheBackbone) {
+  const std::size_t end = BackboneEnd();
+  // A fresh head returns 0 whatever the backbone says: at first both modes have one gradient.
+  const Tuned first = TunePart(teacher_, 1, kTrainsAll, 1.0, 1);
+  EXPECT_EQ(TunePart(teacher_, 1, kTrainsHead, 1.0, 1).params, first.params);
+  EXPECT_EQ(TunePart(teacher_, 1, kTrainsHead, 1.0, 1).norms, first.norms);
+  const Tuned head = TunePart(teacher_, 1, kTrainsHead, 0, 3);
+  const Tuned all = TunePart(teacher_, 1, kTrainsAll, 0, 3);
+  EXPECT_NE(Front(head.params, end), Front(all.params, end));
+  EXPECT_LT(head.norms.back(), all.norms.back()) << "the norm is the head's";
+}
+
+TEST_F(HeadOnlyTest, SameBitsOnAnyNumberOfRanks) {
+  const Tuned alone = TunePart(teacher_, 1, kTrainsHead, 1.0, 3);
+  for (const int ranks : {2, 3, 4}) {
+    EXPECT_EQ(TunePart(teacher_, ranks, kTrainsHead, 1.0, 3), alone) << ranks;
+  }
+}
+
+TEST_F(HeadOnlyTest, ASecondPhaseGoesOnWithTheAverageOfTheFirst) {
+  RunConfig config = TinyConfig();
+  config.phases[kRegress] = config.phases[kGts];
+  config.phases[kGts].trains = kTrainsHead;
+  const std::unique_ptr<Collectives> alone = NewLocalCollectives();
+  TrainingState state =
+      MakeTrainingState(Network::Layout(SpecFor(config.model, *teacher_.teacher)), 0, 1);
+  Trainer trainer(config, teacher_, *alone, state);
+  TeacherData data(TinyData(config), teacher_, nullptr);
+  ASSERT_TRUE(data.LoadSequences());
+  ASSERT_TRUE(trainer.EnterPhase(kGts));
+  for (; state.step < 2; AdvanceSteps(state, 1)) ASSERT_TRUE(trainer.GtsStep(data, Wish()));
+  const std::vector<float> average = Values(state.guidance.ema);
+  ASSERT_NE(average, Values(state.guidance.params.flat().detach()));
+  ASSERT_TRUE(trainer.EnterPhase(kRegress));
+  EXPECT_EQ(Values(state.guidance.params.flat().detach()), average);
+  EXPECT_EQ(state.guidance.adam_steps, 0);
+  ASSERT_TRUE(trainer.GtsStep(data, Wish()));
+  EXPECT_NE(Front(Values(state.guidance.params.flat().detach()), BackboneEnd()),
+            Front(average, BackboneEnd()));
+}
+
+TEST(LearningRateTest, RisesFromItsStartToThePeak) {
+  const ScheduleConfig schedule{.start = 1e-6, .peak = 2e-4, .warmup = 100, .final_ratio = 1};
+  EXPECT_NEAR(LearningRate(schedule, 0, 1000), 1e-6 + 1.99e-6, 1e-12);
+  EXPECT_NEAR(LearningRate(schedule, 49, 1000), (1e-6 + 2e-4) / 2, 1e-12);
+  EXPECT_EQ(LearningRate(schedule, 99, 1000), 2e-4);
+  EXPECT_EQ(LearningRate(schedule, 100, 1000), 2e-4);
+}
+
 // Saved and read back: what the manifest says besides tensors.
 std::optional<EvalPoint> StartAfterRestore(const std::optional<EvalPoint>& start) {
   const RunConfig config = TinyConfig();

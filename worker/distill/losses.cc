@@ -18,7 +18,7 @@ constexpr double kWeightFloor = 1e-3;
 
 at::Tensor GtsLoss(const Network& network, const at::Tensor& q, const at::Tensor& labels,
                    const at::Tensor& logp, const at::Tensor& codebook, const at::Tensor& t,
-                   const at::Tensor& noise) {
+                   const at::Tensor& noise, Reaches reaches) {
   at::Tensor x;
   at::Tensor target;
   {
@@ -26,7 +26,12 @@ at::Tensor GtsLoss(const Network& network, const at::Tensor& q, const at::Tensor
     x = Noised(q, t, noise);
     target = (x - TeacherPosteriorMean(x, t, logp, codebook)).div_(t);
   }
-  return at::mse_loss(network.Velocity(x, t, network.Features(q, labels)), target);
+  at::Tensor features;
+  {
+    const at::AutoGradMode through_backbone(at::GradMode::is_enabled() && reaches == Reaches::kAll);
+    features = network.Features(q, labels);
+  }
+  return at::mse_loss(network.Velocity(x, t, features), target);
 }
 
 at::Tensor FcsLoss(const Network& guidance, const at::Tensor& q, const at::Tensor& labels,

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 #include "worker/models/networks.h"
 #include "worker/torch.h"
 
@@ -9,10 +11,13 @@ namespace dd2 {
 // labels [B], t [m, B, n, 1], noise [m, B, n, C], logp [B, n, V] (unnormalised, filtered, guided).
 // Every loss is a mean over the shard, so that the mean over equal shards is the loss of the batch.
 
+// Which parameters a loss reaches.
+enum class Reaches : std::uint8_t { kAll, kHead };
+
 // GTS, Eq. 6 in velocity form: mean (v_psi(x_t, t | q_<i) - (x_t - mu_Phi)/t)^2 over m, B, n, C.
 at::Tensor GtsLoss(const Network& network, const at::Tensor& q, const at::Tensor& labels,
                    const at::Tensor& logp, const at::Tensor& codebook, const at::Tensor& t,
-                   const at::Tensor& noise);
+                   const at::Tensor& noise, Reaches reaches = Reaches::kAll);
 
 // FCS, Eq. 5 in velocity form: mean (v_psi(x_t, t | q_<i) - (noise - q))^2; q is detached inside.
 at::Tensor FcsLoss(const Network& guidance, const at::Tensor& q, const at::Tensor& labels,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 #include <numeric>
+#include <span>
 
 #include "common/check.h"
 #include "proto/position.h"
@@ -72,7 +73,10 @@ double LearningRate(const ScheduleConfig& schedule, std::int64_t step, std::int6
         std::numbers::pi * at / static_cast<double>(std::max<std::int64_t>(total, 1));
     rate *= schedule.final_ratio + (1 - schedule.final_ratio) * 0.5 * (1 + std::cos(turn));
   }
-  if (step < schedule.warmup) rate *= (at + 1) / static_cast<double>(schedule.warmup);
+  if (step < schedule.warmup) {
+    const double share = (at + 1) / static_cast<double>(schedule.warmup);
+    rate = schedule.start + (rate - schedule.start) * share;
+  }
   return rate;
 }
 
@@ -179,6 +183,12 @@ const PhaseConfig* Trainer::LastGeneratorPhase(std::int32_t before) const {
   return nullptr;
 }
 
+bool Trainer::IsTuned(std::int32_t before) const {
+  return std::ranges::any_of(
+      std::span(config_.phases).first(static_cast<std::size_t>(before)),
+      [](const PhaseConfig& phase) { return phase.kind == PhaseKind::kGts; });
+}
+
 Status Trainer::EnterPhase(std::int32_t index) {
   const at::NoGradGuard no_grad;
   TellChange();
@@ -190,6 +200,11 @@ Status Trainer::EnterPhase(std::int32_t index) {
   const PhaseConfig* trained = LastGeneratorPhase(index);
   switch (phase().kind) {
     case PhaseKind::kGts:
+      if (IsTuned(index)) {
+        DD2_TRY(CopyFromEma(state_.guidance, state_.guidance));
+        ResetOptimiser(state_.guidance);
+        return {};
+      }
       // psi <- teacher backbone + fresh head (method 5.2, stage 1).
       InitHead(state_.guidance.params, "head.", config_.seed, static_cast<std::uint32_t>(index));
       CopyParams(teacher_.teacher->params(), state_.guidance.params, "backbone.");
@@ -234,7 +249,7 @@ Result<at::Tensor> Trainer::GtsLossOf(TeacherData& data, const std::vector<std::
       RandomTimes(time, range, settings.draws, shape.tokens, settings.t_min, settings.t_max);
   const at::Tensor draws = RandomDraws(noise, range, settings.draws, shape.tokens, shape.channels);
   return GtsLoss(guidance_, batch.codes, batch.labels, batch.logp, teacher_.tokenizer->codebook(),
-                 t, draws);
+                 t, draws, HeadOnly() ? Reaches::kHead : Reaches::kAll);
 }
 
 std::vector<std::uint64_t> Trainer::StoredSamples(ShardRange range, std::int64_t update,
@@ -310,6 +325,7 @@ Status Trainer::GtsUpdate(TeacherData& data, const Wish& wish) {
   AdamStep adam = Adam(settings.guidance, state_.counters.phase_guidance_updates());
   adam.ema_decay = EmaDecay(settings.ema_max, state_.counters.phase_guidance_updates());
   BoostHead(settings.head_lr_ratio, adam);
+  if (HeadOnly()) adam.first = head_begin_;
   return Commit(state_.guidance, adam, scalars, [&](const UpdateResult& result) {
     CountGuidanceUpdate(result.applied, state_.counters);
     BookLoss("gts", result, adam.learning_rate);

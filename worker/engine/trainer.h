@@ -116,6 +116,9 @@ class Trainer {
   }
   AdamStep Adam(const ScheduleConfig& schedule, std::int64_t step) const;
   AdamStep GeneratorAdam() const;  // of the next generator update, with its EMA decay
+  bool HeadOnly() const { return phase().trains == kTrainsHead; }
+  // Whether a gts phase before `before` has tuned the guidance network.
+  bool IsTuned(std::int32_t before) const;
   // The head learns `ratio` times as fast as the backbone.
   void BoostHead(double ratio, AdamStep& adam) const;
 

@@ -153,8 +153,8 @@ void ExactUpdater::Buffers::FinishTree(const ShardPlan& plan) {
 
 namespace {
 
-// One fused pass over the own slice of the state, which is cut where the boosted range begins and
-// ends. `gradient` is that of the whole network.
+// One fused pass over the own slice of the state from step.first on, which is cut where the boosted
+// range begins and ends. `gradient` is that of the whole network.
 void AdamOnSlice(NetworkState& network, const AdamStep& step, double norm,
                  const at::Tensor& gradient) {
   const AdamFactors plain = MakeFactors(step, network.adam_steps, norm);
@@ -162,7 +162,8 @@ void AdamOnSlice(NetworkState& network, const AdamStep& step, double norm,
   boosted_step.learning_rate *= step.boost;
   const AdamFactors boosted = MakeFactors(boosted_step, network.adam_steps, norm);
   const std::int64_t begin = network.begin;
-  const std::int64_t cut1 = std::clamp(step.boosted_begin - begin, std::int64_t{0}, network.slice);
+  const std::int64_t first = std::clamp(step.first - begin, std::int64_t{0}, network.slice);
+  const std::int64_t cut1 = std::clamp(step.boosted_begin - begin, first, network.slice);
   const std::int64_t cut2 = std::clamp(step.boosted_end - begin, cut1, network.slice);
   const at::Tensor updated = at::empty({network.slice}, at::kFloat);
   const float* gradients = gradient.const_data_ptr<float>() + begin;
@@ -173,10 +174,11 @@ void AdamOnSlice(NetworkState& network, const AdamStep& step, double norm,
                network.adam_m.data_ptr<float>() + from, network.adam_v.data_ptr<float>() + from,
                ema == nullptr ? nullptr : ema + from, updated.data_ptr<float>() + from);
   };
-  run(plain, 0, cut1);
+  run(plain, first, cut1);
   run(boosted, cut1, cut2);
   run(plain, cut2, network.slice);
-  std::copy_n(updated.const_data_ptr<float>(), network.slice, parameters);
+  std::copy(updated.const_data_ptr<float>() + first,
+            updated.const_data_ptr<float>() + network.slice, parameters + first);
 }
 
 // What the ranks' contributions add up to. Chunks come in rank order, which is chunk order.

@@ -38,6 +38,7 @@ struct AdamStep {
   double epsilon = 1e-8;
   double clip_norm = 0;            // 0: no clipping
   double ema_decay = -1;           // < 0: leave the EMA alone
+  std::int64_t first = 0;          // elements in front of it stay as they are, EMA and moments too
   std::int64_t boosted_begin = 0;  // elements [boosted_begin, boosted_end) of the flat buffer use
   std::int64_t boosted_end = 0;    // learning_rate * boost (gts, regress: the head)
   double boost = 1.0;
