@@ -7,12 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "common/checkpoint_interval.h"
 #include "common/clock.h"
 #include "common/exit_codes.h"
 #include "common/ids.h"
 #include "common/result.h"
 #include "common/run_config.h"
-#include "coordinator/checkpoint_interval.h"
 #include "coordinator/checkpoint_ledger.h"
 #include "coordinator/core_actions.h"
 #include "coordinator/membership.h"

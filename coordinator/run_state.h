@@ -105,7 +105,7 @@ struct CheckpointTotals {
   double stall_seconds = 0;  // time that training stood still for them
 };
 
-// How often checkpoints are made besides those that the phases set (checkpoint_interval.h).
+// How often checkpoints are made besides those that the phases set (common/checkpoint_interval.h).
 struct CheckpointIntervalState {
   std::string setting;         // checkpoint.interval
   double seconds = -1;         // now; -1: none are asked for

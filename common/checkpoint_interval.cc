@@ -1,4 +1,4 @@
-#include "coordinator/checkpoint_interval.h"
+#include "common/checkpoint_interval.h"
 
 #include <algorithm>
 #include <cmath>
