@@ -64,6 +64,12 @@ TEST(Config, ReadsValuesDefaultsAndPaths) {
   EXPECT_EQ(config->phases[2].batch, 64);  // the default of a gts phase
   EXPECT_EQ(config->phases[3].generator.peak, 2e-4);
   EXPECT_EQ(config->phases[3].generator.warmup, config->phases[3].guidance.warmup);
+  EXPECT_EQ(config->phases[2].trains, kTrainsAll);
+  const auto more = Parse(kGood, {"phases.1.trains=head", "phases.2.start_lr=1e-6"});
+  ASSERT_TRUE(more) << more.error().message();
+  EXPECT_EQ(more->phases[2].trains, kTrainsHead);
+  EXPECT_EQ(more->phases[3].guidance.start, 1e-6);
+  EXPECT_EQ(more->phases[3].generator.start, 1e-6);
 }
 
 TEST(Config, ATeacherCheckThatIsThereIsNotAddedAgain) {
@@ -125,6 +131,8 @@ TEST(Config, RulesBetweenSettings) {
   EXPECT_THAT(set("phases.1.t_max=0.01"), HasSubstr("must be smaller than t_max"));
   EXPECT_THAT(set("phases.2.generator_t_max=0.01"), HasSubstr("smaller than generator_t_max"));
   EXPECT_THAT(set("phases.1.validation=490"), HasSubstr("leave fewer than one batch of 64"));
+  EXPECT_THAT(set("phases.1.trains=tail"), HasSubstr("\"tail\" is neither all (the default) nor"));
+  EXPECT_THAT(set("phases.2.trains=head"), HasSubstr("trains"));  // of gts alone
   EXPECT_THAT(set("name=../x"), HasSubstr("is no folder name"));
   EXPECT_THAT(set("model.time_features=7"), HasSubstr("7 is odd"));
   EXPECT_THAT(set("phases.2.cycles=100000000"), Not(HasSubstr("2^32")));
@@ -272,7 +280,8 @@ TEST(Config, DigestCoversWhatChangesTheBitsAndNothingElse) {
   for (const char* other :
        {"seed=8", "cache.enabled=false", "threads_per_rank=2", "teacher.cfg_scale=2",
         "teacher.top_k=5", "batch.shards=8", "model.head_depth=2", "phases.0.sequences=750",
-        "phases.1.steps=61", "phases.2.sid_alpha=.5", "phases.2.warmup=4", "phases.3.kind=eval"}) {
+        "phases.1.steps=61", "phases.1.trains=head", "phases.2.start_lr=1e-6",
+        "phases.2.sid_alpha=.5", "phases.2.warmup=4", "phases.3.kind=eval"}) {
     const auto config = Parse(kGood, {other});
     ASSERT_TRUE(config) << config.error().message();
     EXPECT_NE(ConfigDigest(*config), base) << other;
@@ -333,6 +342,18 @@ TEST(Config, FilesOfTheProjectLoad) {
               std::filesystem::path(DD2_SOURCE_DIR) / "configs/teachers/fashion-mnist");
     EXPECT_EQ(config->batch.shards, 4);
   }
+}
+
+TEST(Config, AllRunsOfTheProjectLoad) {
+  int runs = 0;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::filesystem::path(DD2_SOURCE_DIR) / "configs")) {
+    if (entry.path().extension() != ".yaml") continue;
+    const auto config = LoadRunConfig(entry.path());
+    EXPECT_TRUE(config) << config.error().message();
+    ++runs;
+  }
+  EXPECT_GE(runs, 9);
 }
 
 TEST(Config, TeacherTraining) {
