@@ -27,6 +27,7 @@ void AddTeacherTools(CLI::App& app, int& exit_code);
 void AddAgentCommands(CLI::App& app, int& exit_code);     // agent join, drain
 void AddIncidentsCommand(CLI::App& app, int& exit_code);  // incidents
 void AddDoctorCommand(CLI::App& app, int& exit_code);     // doctor
+void AddPlanCommand(CLI::App& app, int& exit_code);       // plan
 void AddLogsCommand(CLI::App& app, int& exit_code);       // logs
 void AddReportCommands(CLI::App& app, int& exit_code);    // report, version
 void AddSubmitCommand(CLI::App& app, const std::vector<std::string>& words, int& exit_code);

@@ -50,8 +50,8 @@ struct MachineFacts {
 // What is asked of it. Zero: not known, not judged.
 struct Needs {
   int connections = 0;                // of a coordinator: two a rank, one an agent
-  std::int64_t snapshot_bytes = 0;    // about; in the memory of one machine
-  std::int64_t checkpoint_bytes = 0;  // about; on the disk, of those that are kept
+  std::int64_t snapshot_bytes = 0;    // in the shared memory of one machine
+  std::int64_t checkpoint_bytes = 0;  // on the disk, of those that are kept
 };
 
 Findings JudgeMachine(const MachineFacts& facts, const Needs& needs);

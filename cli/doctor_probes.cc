@@ -12,6 +12,8 @@
 
 #include "cli/commands.h"
 #include "cli/format.h"
+#include "cli/plan.h"
+#include "cli/slurm_client.h"
 #include "common/asio.h"
 #include "common/clock.h"
 #include "common/file.h"
@@ -165,10 +167,6 @@ void ProbeFolder(const fs::path& folder, MachineFacts& facts) {
   static_cast<void>(RealFileSystem().Remove(lock));
 }
 
-// A checkpoint holds generator, EMA, guidance network and the moments of both, each about as large
-// as the teacher, and their heads, which weigh more where the teacher is small (11 times there).
-constexpr std::int64_t kTeachersInCheckpoint = 12;
-
 }  // namespace
 
 Needs NeedsOf(const std::optional<RunConfig>& config, int nodes) {
@@ -177,14 +175,12 @@ Needs NeedsOf(const std::optional<RunConfig>& config, int nodes) {
   const int ranks = !config ? 1 : config->ranks;
   needs.connections = nodes * (2 * ranks + 1);
   if (!config) return needs;
-  std::error_code error;
-  const auto teacher = std::filesystem::file_size(
-      std::filesystem::path(config->teacher.path) / "teacher.safetensors", error);
-  if (error) return needs;
-  const std::int64_t checkpoint = static_cast<std::int64_t>(teacher) * kTeachersInCheckpoint;
-  needs.checkpoint_bytes = checkpoint * (config->checkpoint.keep_last + 1);
-  // Each rank has two places.
-  if (config->checkpoint.memory_every > 0) needs.snapshot_bytes = 2 * ranks * checkpoint;
+  // On one machine the domains are beside each other.
+  const int local = std::max(1, config->domains / nodes);
+  const auto plan = PlanOnCpu(*config, nodes * local);
+  if (!plan) return needs;  // no usable teacher, or too many ranks: a run says so itself
+  needs.checkpoint_bytes = plan->kept_bytes;
+  needs.snapshot_bytes = plan->memory.shared_bytes * local;
   return needs;
 }
 
@@ -192,11 +188,21 @@ Status CheckRoom(const RunConfig& config, const fs::path& folder) {
   const Needs needs = NeedsOf(config, 1);
   const auto free = FreeBytes(Existing(folder));
   if (!free || static_cast<std::int64_t>(*free) >= needs.checkpoint_bytes) return {};
-  return Error(Code::kResourceExhausted,
-               folder.string() + ": " + FormatBytes(static_cast<std::int64_t>(*free)) +
-                   " free, the checkpoints that are kept need about " +
-                   FormatBytes(needs.checkpoint_bytes) +
-                   ": free some, choose another disk with --run, or lower checkpoint.keep_last");
+  return Error(Code::kResourceExhausted, folder.string() + ": " +
+                                             FormatBytes(static_cast<std::int64_t>(*free)) +
+                                             " free, the checkpoints that are kept need " +
+                                             FormatBytes(needs.checkpoint_bytes) +
+                                             ": free some, choose another disk with --run, or "
+                                             "lower checkpoint.keep_last or keep_best");
+}
+
+Result<std::string> CheckNodeMemory(const RunConfig& config, int nodes,
+                                    const std::string& partition) {
+  const auto plan = PlanOnCpu(config, nodes);
+  if (!plan) return std::string();  // as above
+  const auto said = CallSlurm(NodeMemoryWords(partition));
+  if (!said) return std::string();  // sbatch will say what is wrong
+  return JudgeNodeMemory(ParseNodeMemory(*said), plan->memory.node_bytes);
 }
 
 MachineFacts ProbeMachine(const fs::path& folder, const std::string& host) {

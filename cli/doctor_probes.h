@@ -10,10 +10,14 @@
 
 namespace dd2 {
 
-// About; of a run with this configuration on `nodes` machines.
+// Of a run with this configuration on `nodes` machines, by its plan (plan.h).
 Needs NeedsOf(const std::optional<RunConfig>& config, int nodes);
 // kResourceExhausted: the disk cannot hold the checkpoints that the run keeps.
 Status CheckRoom(const RunConfig& config, const std::filesystem::path& folder);
+// Asks Slurm for the memory of the partition's nodes (empty: the default one's). A warning, or
+// empty; kResourceExhausted: none of them has what the plan says that a node needs.
+Result<std::string> CheckNodeMemory(const RunConfig& config, int nodes,
+                                    const std::string& partition);
 
 // Looks at this machine. `folder`: where run folders are made; a file of 64 MiB is written there,
 // and nothing is left. `host`: api.host. Takes a few seconds; no probe waits for ever.

@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
   dd2::AddAgentCommands(app, exit_code);
   dd2::AddIncidentsCommand(app, exit_code);
   dd2::AddDoctorCommand(app, exit_code);
+  dd2::AddPlanCommand(app, exit_code);
   dd2::AddLogsCommand(app, exit_code);
   dd2::AddReportCommands(app, exit_code);
   dd2::AddSubmitCommand(app, {argv, argv + argc}, exit_code);

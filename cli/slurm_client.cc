@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <charconv>
 #include <utility>
@@ -140,6 +141,54 @@ Result<std::vector<SlurmJob>> ParseQueue(std::string_view text) {
     jobs.push_back(std::move(job));
   }
   return jobs;
+}
+
+std::vector<std::string> NodeMemoryWords(const std::string& partition) {
+  std::vector<std::string> words = {"sinfo", "--noheader", "--exact", "--format=%P|%m"};
+  if (!partition.empty()) words.push_back("--partition=" + partition);
+  return words;
+}
+
+NodeMemory ParseNodeMemory(std::string_view text) {
+  constexpr std::int64_t kMegabyte = std::int64_t{1} << 20;
+  NodeMemory of_default, of_all;
+  bool one = true;  // all lines are of one partition
+  std::string_view first;
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size());
+    const std::string_view line = text.substr(0, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+    const std::size_t bar = line.find('|');
+    if (bar == std::string_view::npos) continue;  // a warning
+    const std::string_view partition = line.substr(0, bar);
+    std::int64_t megabytes = 0;
+    std::from_chars(line.data() + bar + 1, line.data() + line.size(), megabytes);
+    // 1 is what Slurm takes a node to have that its configuration says nothing of.
+    if (megabytes <= 1) continue;
+    if (first.empty()) first = partition;
+    one = one && partition == first;
+    const auto add = [bytes = megabytes * kMegabyte](NodeMemory& memory) {
+      memory.least = memory.least == 0 ? bytes : std::min(memory.least, bytes);
+      memory.most = std::max(memory.most, bytes);
+    };
+    add(of_all);
+    if (partition.ends_with('*')) add(of_default);
+  }
+  return one ? of_all : of_default;
+}
+
+Result<std::string> JudgeNodeMemory(const NodeMemory& memory, std::int64_t needed) {
+  if (memory.least == 0 || needed <= memory.least) return std::string();
+  const std::string needs = "a node of this run needs " + FormatBytes(needed) + " of memory";
+  if (needed <= memory.most) {
+    return needs + ", some of the partition's have " + FormatBytes(memory.least) +
+           ": choose others with --constraint, or -- --mem=" + std::to_string((needed >> 20) + 1) +
+           "M";
+  }
+  return Error(Code::kResourceExhausted,
+               needs + ", the partition's have at most " + FormatBytes(memory.most) +
+                   ": take another partition or fewer ranks a node (--ranks), or set "
+                   "checkpoint.memory_every: 0; `dd2 plan` shows what takes it");
 }
 
 std::string DescribeJob(const SlurmJob& job) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -57,6 +58,19 @@ struct SlurmJob {
 std::vector<std::string> QueueWords();
 // kCorruption: no listing as QueueWords() asks for.
 Result<std::vector<SlurmJob>> ParseQueue(std::string_view text);
+
+// Asks for the memory of the nodes of `partition`, or of all partitions when it is empty.
+std::vector<std::string> NodeMemoryWords(const std::string& partition);
+// In bytes. Both 0: Slurm was not told how much they have.
+struct NodeMemory {
+  std::int64_t least = 0;
+  std::int64_t most = 0;
+};
+// `text`: the answer. Of several partitions the default one counts.
+NodeMemory ParseNodeMemory(std::string_view text);
+// A run that needs `needed` bytes on each of its nodes: a warning when some nodes have less, empty
+// when none has. kResourceExhausted: all have less.
+Result<std::string> JudgeNodeMemory(const NodeMemory& memory, std::int64_t needed);
 
 // "waits for free nodes (Slurm expects them at 09:30)": for people.
 std::string DescribeJob(const SlurmJob& job);

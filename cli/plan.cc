@@ -1,0 +1,183 @@
+#include "cli/plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "cli/format.h"
+#include "common/checkpoint_interval.h"
+
+namespace dd2 {
+namespace {
+
+constexpr std::int64_t kTensorKinds = 8;
+constexpr std::int64_t kFloat = 4;
+// Besides guided vectors, thresholds and tokens: keys, checksums, labels.
+constexpr std::int64_t kEntryOverhead = 160;
+
+std::int64_t CacheEntryBytes(const ModelSizes& model) {
+  return model.tokens * (2 * model.width + 4 + 2) + kEntryOverhead;
+}
+
+std::string Plural(std::int64_t count, const std::string& noun) {
+  return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
+}
+
+Status CheckCounts(const PlanInput& in) {
+  const int shards = in.config.batch.shards;
+  const int ranks = in.nodes * in.ranks_per_node;
+  if (ranks > shards) {
+    return Error(Code::kInvalidArgument,
+                 Plural(ranks, "rank") + " for " + Plural(shards, "shard") +
+                     " (batch.shards): some would have nothing to do; take fewer ranks, or set "
+                     "batch.shards higher (another result)");
+  }
+  for (const PhaseConfig& phase : in.config.phases) {
+    const bool trains = phase.kind == PhaseKind::kGts || phase.kind == PhaseKind::kRegress ||
+                        phase.kind == PhaseKind::kCsd || phase.kind == PhaseKind::kAlign;
+    if (trains && phase.batch % shards != 0) {
+      return Error(Code::kInvalidArgument, "a batch of " + std::to_string(phase.batch) +
+                                               " is not a multiple of " + Plural(shards, "shard") +
+                                               " (batch.shards)");
+    }
+  }
+  return {};
+}
+
+std::int64_t UsableBytes(const Hardware& hardware) {
+  return static_cast<std::int64_t>(static_cast<double>(hardware.memory_bytes) * kDeviceUsable);
+}
+
+// A number and a unit, with nothing else known to be wrong.
+std::string TooMuch(const std::string& who, std::int64_t needed, std::int64_t there) {
+  return "does not fit: " + who + " needs " + FormatBytes(needed) + ", " + FormatBytes(there) +
+         " can be used";
+}
+
+void Judge(const PlanInput& in, RunPlan& plan) {
+  const Hardware& hardware = in.hardware;
+  const std::int64_t usable = UsableBytes(hardware);
+  const std::string machine = in.nodes == 1 ? "1 node" : std::to_string(in.nodes) + " nodes";
+  if (hardware.device) {
+    plan.fits = plan.memory.device_bytes <= usable;
+    plan.verdict = plan.fits ? "fits: " + FormatBytes(usable - plan.memory.device_bytes) +
+                                   " of each device are left; a node needs " +
+                                   FormatBytes(plan.memory.node_bytes) + " of memory"
+                             : TooMuch("a device", plan.memory.device_bytes, usable);
+    return;
+  }
+  if (hardware.memory_bytes == 0) {
+    plan.verdict = "a node needs " + FormatBytes(plan.memory.node_bytes) + " of memory";
+    return;
+  }
+  plan.fits = plan.memory.node_bytes <= usable;
+  plan.verdict = plan.fits ? "fits: " + FormatBytes(usable - plan.memory.node_bytes) +
+                                 " of a node's memory are left (" + machine + ")"
+                           : TooMuch("a node", plan.memory.node_bytes, usable);
+}
+
+void PlanCheckpoints(const PlanInput& in, RunPlan& plan) {
+  const CheckpointConfig& config = in.config.checkpoint;
+  plan.checkpoint_bytes = CheckpointBytesOf(in);
+  plan.kept_bytes = plan.checkpoint_bytes * (config.keep_last + config.keep_best + 1);
+  // The training stands still while a rank's slices are copied beside it.
+  const std::int64_t part = kTensorKinds * SliceElements(in) * kFloat;
+  plan.checkpoint_stall_seconds =
+      static_cast<double>(part) / (in.hardware.host_rate * kMemoryShare);
+  const auto setting = ParseCheckpointInterval(config.interval);
+  if (!setting) return;
+  const IntervalEvidence evidence{.checkpoints = 1, .stall_seconds = plan.checkpoint_stall_seconds};
+  plan.checkpoint_interval = CheckpointTimer(*setting).Seconds(evidence);
+}
+
+// Whether a change can be made at all; nothing when it cannot.
+std::optional<Alternative> Try(const std::string& change, const PlanInput& changed) {
+  auto plan = MakePlan(changed);
+  if (!plan) return std::nullopt;
+  return Alternative{change, *std::move(plan)};
+}
+
+}  // namespace
+
+Result<RunPlan> MakePlan(const PlanInput& input) {
+  DD2_TRY(CheckCounts(input));
+  RunPlan plan;
+  const int world = input.nodes * input.ranks_per_node;
+  plan.teacher_parameters = Sum(TeacherTensors(input.model));
+  plan.network_parameters =
+      Sum(NetworkBackboneTensors(input.model)) + Sum(HeadTensors(input.model, input.config.model));
+  plan.shards_of_rank = ShareOfShards(input.config.batch.shards, world).shards;
+  for (const PhaseConfig& phase : input.config.phases) {
+    const bool samples = phase.kind == PhaseKind::kSample;
+    if (!samples && (phase.kind == PhaseKind::kGts || phase.kind == PhaseKind::kCsd)) {
+      plan.sequences_of_shard =
+          std::max<std::int64_t>(plan.sequences_of_shard, phase.batch / input.config.batch.shards);
+    }
+    if (samples && input.config.cache.enabled) {
+      plan.cache_entry_bytes = CacheEntryBytes(input.model);
+      plan.cache_bytes = phase.sequences * plan.cache_entry_bytes;
+    }
+  }
+  plan.memory = PlanMemory(input);
+  plan.phases = PlanTime(input);
+  for (const PhaseTime& phase : plan.phases) plan.seconds += phase.seconds();
+  PlanCheckpoints(input, plan);
+  Judge(input, plan);
+  return plan;
+}
+
+Result<RunPlan> PlanOnCpu(const RunConfig& config, int nodes) {
+  PlanInput input;
+  input.config = config;
+  input.nodes = nodes;
+  input.ranks_per_node = config.ranks;
+  DD2_TRY_ASSIGN(input.hardware, FindHardware("cpu"));
+  DD2_TRY_ASSIGN(input.model, ReadModelSizes(config.teacher.path));
+  return MakePlan(input);
+}
+
+std::vector<Alternative> AlternativesTo(const PlanInput& input, const RunPlan& plan) {
+  std::vector<Alternative> all;
+  const auto consider = [&](const std::string& change, const auto& make) {
+    PlanInput changed = input;
+    make(changed);
+    if (auto one = Try(change, changed)) all.push_back(*std::move(one));
+  };
+  const int shards = input.config.batch.shards;
+  for (const int factor : {2, 4}) {
+    consider("batch.shards: " + std::to_string(shards * factor) + " (smaller micro-batches)",
+             [&](PlanInput& in) { in.config.batch.shards = shards * factor; });
+  }
+  consider(
+      "batch.shards: " + std::to_string(shards / 2) + " (fewer gradients, larger micro-batches)",
+      [&](PlanInput& in) { in.config.batch.shards = std::max(1, shards / 2); });
+  for (const int factor : {2, 4, 8}) {
+    consider(std::to_string(input.nodes * factor) + " nodes",
+             [&](PlanInput& in) { in.nodes *= factor; });
+  }
+  if (!input.hardware.device || input.ranks_per_node * 2 <= kDevicesOfNode) {
+    consider(std::to_string(input.ranks_per_node * 2) + " ranks a node",
+             [](PlanInput& in) { in.ranks_per_node *= 2; });
+  }
+  if (input.hardware.device) {
+    for (const std::string& name : HardwareNames()) {
+      const auto other = FindHardware(name);
+      if (!other || !other->device || name == input.hardware.name) continue;
+      consider(other->title, [&](PlanInput& in) { in.hardware = *other; });
+    }
+  } else if (input.config.checkpoint.memory_every > 0) {
+    consider("checkpoint.memory_every: 0 (no snapshots in memory)",
+             [](PlanInput& in) { in.config.checkpoint.memory_every = 0; });
+  }
+  // What changes neither memory nor time says nothing.
+  std::erase_if(all, [&](const Alternative& one) {
+    return one.plan.memory.device_bytes == plan.memory.device_bytes &&
+           one.plan.memory.node_bytes == plan.memory.node_bytes && one.plan.fits == plan.fits &&
+           one.plan.seconds == plan.seconds;
+  });
+  std::ranges::stable_sort(
+      all, [](const Alternative& a, const Alternative& b) { return a.plan.fits && !b.plan.fits; });
+  return all;
+}
+
+}  // namespace dd2

@@ -1,0 +1,88 @@
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/plan.h"
+#include "common/config.h"
+#include "common/exit_codes.h"
+
+namespace dd2 {
+namespace {
+
+struct PlanArguments {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::string hardware = "cpu";
+  std::string teacher;  // empty: the configuration's
+  int nodes = 0;        // 0: the configuration's domains, with devices 1
+  int ranks = 0;        // 0: the configuration's ranks, with devices 8
+  bool json = false;
+};
+
+Result<PlanInput> InputOf(const PlanArguments& arguments) {
+  PlanInput input;
+  DD2_TRY_ASSIGN(input.config, LoadRunConfig(arguments.config, arguments.overrides));
+  DD2_TRY_ASSIGN(input.hardware, FindHardware(arguments.hardware));
+  DD2_TRY_ASSIGN(input.model, arguments.teacher.empty() ? ReadModelSizes(input.config.teacher.path)
+                                                        : FindModel(arguments.teacher));
+  const bool device = input.hardware.device;
+  if (!device) {
+    input.hardware.memory_bytes =
+        std::int64_t{sysconf(_SC_PHYS_PAGES)} * std::int64_t{sysconf(_SC_PAGESIZE)};
+  }
+  input.nodes = arguments.nodes > 0 ? arguments.nodes : device ? 1 : input.config.domains;
+  input.ranks_per_node = arguments.ranks > 0 ? arguments.ranks
+                         : device            ? kDevicesOfNode
+                                             : input.config.ranks;
+  return input;
+}
+
+int ShowPlan(const PlanArguments& arguments) {
+  const auto input = InputOf(arguments);
+  if (!input) return Fail(input.error());
+  const auto plan = MakePlan(*input);
+  if (!plan) return Fail(plan.error());
+  const auto alternatives = AlternativesTo(*input, *plan);
+  if (arguments.json) {
+    std::printf("%s\n", boost::json::serialize(PlanDocument(*input, *plan, alternatives)).c_str());
+  } else {
+    std::fputs(FormatPlan(*input, *plan, alternatives).c_str(), stdout);
+  }
+  return plan->fits ? kExitOk : kExitCannotStart;
+}
+
+}  // namespace
+
+void AddPlanCommand(CLI::App& app, int& exit_code) {
+  CLI::App* command = app.add_subcommand(
+      "plan", "What a run needs and how long it takes: memory, time, disk, and what to change");
+  auto arguments = std::make_shared<PlanArguments>();
+  command->add_option("config", arguments->config, "YAML file of a run")
+      ->required()
+      ->type_name("CONFIG");
+  command->add_option("--gpu", arguments->hardware, "What the ranks compute on (cpu)")
+      ->type_name("NAME")
+      ->check(CLI::IsMember(HardwareNames()));
+  command->add_option("--nodes", arguments->nodes, "Machines (cpu: domains, else 1)")
+      ->type_name("N")
+      ->check(CLI::Range(1, 4096));
+  command
+      ->add_option("--ranks-per-node", arguments->ranks,
+                   "Ranks, or devices, of each (cpu: ranks, else 8)")
+      ->type_name("R")
+      ->check(CLI::Range(1, 1024));
+  command
+      ->add_option("--teacher", arguments->teacher,
+                   "Instead of the configuration's: a folder, or one of the released ones by name")
+      ->type_name("NAME|DIR");
+  command->add_option("--set", arguments->overrides, "Overrule a setting (may be repeated)")
+      ->type_name("KEY.PATH=VALUE")
+      ->allow_extra_args(false);
+  command->add_flag("--json", arguments->json, "One JSON object");
+  command->callback([arguments, &exit_code] { exit_code = ShowPlan(*arguments); });
+}
+
+}  // namespace dd2

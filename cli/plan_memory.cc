@@ -1,0 +1,336 @@
+// What a rank allocates. Names in comments are those of worker/.
+
+#include <algorithm>
+#include <bit>
+#include <initializer_list>
+
+#include "cli/format.h"
+#include "cli/plan.h"
+#include "cli/run_files.h"
+
+namespace dd2 {
+namespace {
+
+constexpr std::int64_t kFloat = 4;
+constexpr std::int64_t kMiB = std::int64_t{1} << 20;
+// A worker besides what is listed here: pages of programs and libraries, which the ranks of a node
+// share, and what the libraries and the allocator hold. Measured: what workers had at their peak,
+// less the other parts (functional.plan).
+constexpr std::int64_t kWorkerBytes = 190 * kMiB;
+constexpr std::int64_t kSharedPages = 100 * kMiB;  // of these
+// With a device, what its libraries usually take.
+constexpr std::int64_t kDeviceWorkerBytes = 3072 * kMiB;
+constexpr std::int64_t kDeviceLibraryBytes = 1536 * kMiB;
+// Of a checkpoint besides values: a line in the head of a part, one in the manifest.
+constexpr std::int64_t kPartLineBytes = 119;
+constexpr std::int64_t kTensorLineBytes = 390;
+constexpr std::int64_t kStagingMargin = std::int64_t{64} << 10;
+constexpr std::int64_t kTensorKinds = 8;  // parameters, two moments, average; two networks
+constexpr std::int64_t kPlaces = 2;       // of snapshots in memory
+constexpr std::int64_t kNoteBytes = kMiB;
+// Of the score cache: two buffers of values that are written, and blocks that were read.
+constexpr std::int64_t kCacheBufferBytes = 40 * kMiB;
+// The evaluation that the Fashion-MNIST runs have: all test images, in chunks.
+constexpr std::int64_t kTestImages = 10'000;
+constexpr std::int64_t kPixels = 28 * 28;
+constexpr std::int64_t kCheckImages = 1000;
+constexpr std::int64_t kEvalChunk = 250;
+constexpr std::int64_t kGridColumns = 10;
+
+double D(std::int64_t value) { return static_cast<double>(value); }
+
+bool IsAny(const PhaseConfig& phase, std::initializer_list<PhaseKind> kinds) {
+  return std::ranges::find(kinds, phase.kind) != kinds.end();
+}
+
+// Bytes of what passes allocate. Rows are tokens of a micro-batch.
+class Activations {
+ public:
+  Activations(const ModelSizes& model, const ModelConfig& head, const Hardware& hardware)
+      : m_(model), head_(head), element_(hardware.device ? 2 : kFloat), device_(hardware.device) {}
+
+  // What a backward pass through the backbone reads, and its own tensors.
+  double Trained(double rows) const {
+    const double d = D(m_.width);
+    const double ends = 5 * d + D(m_.channels);
+    const double backward = 2 * d + D(m_.ffn_hidden);
+    if (!device_) {
+      return element_ * rows * (D(m_.layers) * Block() + ends + backward);
+    }
+    return element_ * rows * (D(m_.layers) * d + 2 * Block() + ends + backward);
+  }
+  // A pass without one holds a block at a time. A worker's heap keeps what was freed (mallopt in
+  // worker/engine/main.cc) and cuts large holes for small tensors: measured, our raster pass takes
+  // two more of its widest tensors than it holds, VAR's what a pass with gradients would hold.
+  double Plain(double rows) const {
+    const double holes = m_.kind == ModelKind::kRaster ? 2 * D(m_.ffn_hidden) : 0;
+    return element_ * rows * (Block() + 4 * D(m_.width) + holes);
+  }
+  // The same of the head, for `rows` rows of x.
+  double HeadTrained(double rows) const {
+    const double w = D(head_.head_width);
+    return element_ * rows *
+           (D(head_.time_features) + 3 * D(m_.channels) + 8 * w + D(head_.head_depth) * 8 * w +
+            8 * w);
+  }
+  double HeadPlain(double rows) const {
+    return element_ * rows * (D(head_.time_features) + 16 * D(head_.head_width));
+  }
+  // Logits in fp32 and what the filters make of them.
+  double Logits(double rows, const TeacherConfig& teacher) const {
+    const double codes = D(m_.codes);
+    const bool filtered = (teacher.top_k > 0 && teacher.top_k < m_.codes) || teacher.top_p < 1;
+    // Tempered, sorted with positions of 8 bytes, two sums of probabilities; a mask and the result.
+    return rows * codes * kFloat * (filtered ? 7 : 1);
+  }
+  // Keys and values of `sequences`, of one layer or of all.
+  double Keys(double sequences, double layers) const {
+    return element_ * sequences * D(m_.tokens) * 2 * D(m_.width) * layers;
+  }
+
+ private:
+  // Widths of the tensors inside a block, of one row.
+  double Block() const {
+    const double d = D(m_.width), inner = D(m_.ffn_hidden);
+    switch (m_.kind) {
+      case ModelKind::kRaster: return 8 * d + 2 * inner;
+      case ModelKind::kVar: return 17 * d + 2 * inner;  // modulated, gated; q, k of length 1
+      case ModelKind::kLlamaGen: return 13 * d + 4 * inner;
+    }
+    return 0;
+  }
+  const ModelSizes& m_;
+  const ModelConfig& head_;
+  const double element_;
+  const bool device_;  // where blocks are run again in the backward pass
+};
+
+// While rank 0 makes pictures of the generator, of which it has a copy: `samples` to measure, in
+// chunks, and its grid (Fashion-MNIST; nothing of the kind is known for the released teachers).
+double EvaluationBytes(const PlanInput& in, std::int64_t samples) {
+  if (!in.model.measured) return 0;
+  const Activations a(in.model, in.config.model, in.hardware);
+  const std::int64_t images =
+      std::max(std::min(kEvalChunk, samples), kGridColumns * in.model.classes);
+  const double rows = D(images * in.model.tokens);
+  return std::max(a.Plain(rows), a.HeadPlain(rows) + rows * D(in.model.width) * kFloat);
+}
+
+// What a phase holds while it works and gives back afterwards; the largest of its parts.
+double WorkingBytes(const PlanInput& in, const PhaseConfig& phase) {
+  const ModelSizes& m = in.model;
+  const RunConfig& config = in.config;
+  const Activations a(m, config.model, in.hardware);
+  const double n = D(m.tokens);
+  const double rows = D(phase.batch) / config.batch.shards * n;
+  const double passes = config.teacher.cfg_scale == (m.kind == ModelKind::kVar ? 0 : 1) ? 1 : 2;
+  const double draws = phase.draws * rows, generator_draws = phase.generator_draws * rows;
+  const double guidance = a.Trained(rows) + a.HeadTrained(draws);
+  switch (phase.kind) {
+    case PhaseKind::kTeacherCheck:
+      if (!m.measured) return 0;
+      return a.Plain(D(std::min<std::int64_t>(kCheckImages, config.eval.reference_images)) * n);
+    case PhaseKind::kSample: {
+      const double block = passes * phase.block;
+      const double drawing = a.Keys(block, D(m.layers)) + a.Keys(block, 1) + a.Plain(block);
+      const double thresholds =
+          phase.block * n * 2 * D(m.width) * kFloat + a.Logits(phase.block * n, config.teacher);
+      return std::max(drawing, thresholds);
+    }
+    case PhaseKind::kGts: {
+      const double backbone = phase.trains == kTrainsHead ? a.Plain(rows) : a.Trained(rows);
+      const double logits = a.Logits(rows, TeacherConfig()) + rows * D(m.width) * kFloat;
+      return logits + std::max(backbone, a.Plain(rows)) + a.HeadTrained(draws);
+    }
+    case PhaseKind::kRegress: return a.Trained(rows) + a.HeadTrained(rows);
+    case PhaseKind::kCsd: {
+      const double generator = a.Trained(rows) + a.HeadTrained(rows);
+      const double logits = a.Logits(rows, config.teacher);
+      const double teacher = std::max(a.Plain(passes * rows), logits);
+      return std::max(guidance,
+                      generator + std::max(teacher, logits + a.HeadTrained(generator_draws)));
+    }
+    case PhaseKind::kAlign: return guidance;
+    case PhaseKind::kEval:
+    case PhaseKind::kExport: return 0;
+  }
+  return 0;
+}
+
+// Sizes of the flat buffers, in elements.
+struct Flat {
+  std::int64_t teacher = 0;
+  std::int64_t network = 0;         // padded to whole slices of the ranks of a node
+  std::int64_t slice = 0;           // NetworkState::slice
+  std::int64_t gradient_slice = 0;  // ExactUpdater::Buffers::slice
+  std::int64_t gradient = 0;
+  std::int64_t tensors = 0;
+};
+
+std::int64_t ChunksOf(std::int64_t elements, std::int64_t parts) {
+  const std::int64_t chunks = elements / kFlatChunk;
+  return (chunks + parts - 1) / parts * kFlatChunk;
+}
+
+TensorSizes NetworkTensors(const PlanInput& in) {
+  TensorSizes tensors = NetworkBackboneTensors(in.model);
+  const TensorSizes head = HeadTensors(in.model, in.config.model);
+  tensors.insert(tensors.end(), head.begin(), head.end());
+  return tensors;
+}
+
+Flat FlatOf(const PlanInput& in) {
+  const TensorSizes tensors = NetworkTensors(in);
+  const std::int64_t world = std::int64_t{in.nodes} * in.ranks_per_node;
+  Flat flat;
+  flat.teacher = FlatElements(TeacherTensors(in.model));
+  flat.slice = ChunksOf(FlatElements(tensors), in.ranks_per_node);
+  flat.network = flat.slice * in.ranks_per_node;
+  flat.gradient_slice = ChunksOf(flat.network, world);
+  flat.gradient = flat.gradient_slice * world;
+  flat.tensors = static_cast<std::int64_t>(tensors.size());
+  return flat;
+}
+
+// Made at the first update and kept: ExactUpdater::Buffers.
+void AddUpdateBuffers(const PlanInput& in, const Flat& flat, Place place, MemoryPlan& plan) {
+  const int world = in.nodes * in.ranks_per_node;
+  const ShardShare share = ShareOfShards(in.config.batch.shards, world);
+  plan.parts.push_back({"gradients of shards, " + std::to_string(share.shards) + " x " +
+                            FormatBytes(flat.gradient * kFloat),
+                        place, share.shards * flat.gradient * kFloat});
+  const std::int64_t exchange =
+      (share.sums + 1) * flat.gradient + (share.all_sums + 1) * flat.gradient_slice;
+  plan.parts.push_back({"exchange of gradients", place, exchange * kFloat});
+}
+
+void AddState(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
+  const bool device = in.hardware.device;
+  const Place place = device ? Place::kDevice : Place::kHost;
+  plan.parts.push_back({"teacher, " + std::string(device ? "bf16" : "fp32"), place,
+                        flat.teacher * (device ? 2 : kFloat)});
+  plan.parts.push_back({"generator and guidance network, fp32", place, 2 * flat.network * kFloat});
+  if (device) {
+    plan.parts.push_back({"their bf16 copies", place, 2 * flat.network * 2});
+  }
+  plan.parts.push_back({"moments and averages, fp32", place, 6 * flat.slice * kFloat});
+}
+
+void AddHostParts(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
+  const RunConfig& config = in.config;
+  plan.parts.push_back({"program and libraries", Place::kHost,
+                        in.hardware.device ? kDeviceWorkerBytes : kWorkerBytes});
+  plan.parts.push_back({"tokenizer", Place::kHost, in.model.tokenizer_bytes});
+  if (in.model.measured) {
+    plan.parts.push_back({"test images", Place::kHost, kTestImages * kPixels * kFloat});
+  }
+  std::int64_t sequences = 0;
+  for (const PhaseConfig& phase : config.phases) {
+    if (phase.kind == PhaseKind::kSample) sequences = phase.sequences;
+  }
+  plan.parts.push_back(
+      {"teacher's sequences", Place::kHost, sequences * (2 * in.model.tokens + 48)});
+  if (config.cache.enabled && sequences > 0) {
+    const std::int64_t written = sequences * (2 * in.model.tokens * in.model.width);
+    plan.parts.push_back({"score cache", Place::kHost, std::min(kCacheBufferBytes, written)});
+  }
+  const std::int64_t part = kTensorKinds * flat.slice * kFloat;
+  plan.parts.push_back({"staging of checkpoints", Place::kHost,
+                        part + kTensorKinds * flat.tensors * kPartLineBytes + kStagingMargin});
+  if (config.checkpoint.memory_every > 0) {
+    plan.parts.push_back({"snapshots in memory", Place::kShared, kPlaces * (part + kNoteBytes)});
+  }
+}
+
+// The phase that needs most, with its parts.
+void AddWork(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
+  const Place place = in.hardware.device ? Place::kDevice : Place::kHost;
+  const std::vector<PhaseConfig>& phases = in.config.phases;
+  const std::vector<std::string> names = PhaseNames(phases);
+  MemoryPlan updates;
+  AddUpdateBuffers(in, flat, place, updates);
+  std::int64_t of_updates = 0;
+  for (const MemoryPart& part : updates.parts) of_updates += part.bytes;
+  // Of an update itself: new values of the slice, then a copy for every rank of the node; where
+  // phases begin and networks are evaluated, a whole average and a network of it.
+  const std::int64_t of_update = (in.ranks_per_node > 1 ? flat.network : flat.slice) * kFloat;
+  std::int64_t most = -1, working = 0;
+  bool with_updates = false, trained = false;
+  for (std::size_t i = 0; i < phases.size(); ++i) {
+    using enum PhaseKind;
+    trained = trained || IsAny(phases[i], {kGts, kRegress, kCsd, kAlign});
+    auto bytes = static_cast<std::int64_t>(WorkingBytes(in, phases[i]));
+    if (trained) bytes = std::max(bytes, of_update);
+    if (IsAny(phases[i], {kRegress, kCsd, kEval})) {
+      const EvalConfig& eval = in.config.eval;
+      const double evaluated =
+          EvaluationBytes(in, IsAny(phases[i], {kEval}) ? eval.samples : eval.curve_samples);
+      bytes = std::max(
+          bytes, flat.network * kFloat + std::max(of_update, static_cast<std::int64_t>(evaluated)));
+    }
+    const std::int64_t total = bytes + (trained ? of_updates : 0);
+    if (total <= most) continue;
+    most = total;
+    working = bytes;
+    with_updates = trained;
+    plan.phase = names[i];
+  }
+  if (with_updates) plan.parts.insert(plan.parts.end(), updates.parts.begin(), updates.parts.end());
+  plan.parts.push_back({"activations, logits and copies", place, working});
+  if (in.hardware.device) {
+    plan.parts.push_back({"libraries of the device", place, kDeviceLibraryBytes});
+  }
+}
+
+// Maximal aligned runs that cover shards [begin, end).
+std::int64_t AlignedRuns(int begin, int end, int shards) {
+  std::int64_t runs = 0;
+  for (int at = begin; at < end; ++runs) {
+    const int aligned = at == 0 ? shards : at & -at;
+    at += std::min(aligned, static_cast<int>(std::bit_floor(static_cast<unsigned>(end - at))));
+  }
+  return runs;
+}
+
+}  // namespace
+
+ShardShare ShareOfShards(int shards, int world_size) {
+  ShardShare share;
+  int begin = 0;
+  for (int rank = 0; rank < world_size; ++rank) {
+    const int end = begin + shards / world_size + (rank < shards % world_size ? 1 : 0);
+    const std::int64_t runs = AlignedRuns(begin, end, shards);
+    share.shards = std::max<std::int64_t>(share.shards, end - begin);
+    share.sums = std::max(share.sums, runs);
+    share.all_sums += runs;
+    begin = end;
+  }
+  return share;
+}
+
+std::int64_t SliceElements(const PlanInput& input) { return FlatOf(input).slice; }
+
+std::int64_t CheckpointBytesOf(const PlanInput& input) {
+  const TensorSizes tensors = NetworkTensors(input);
+  return kTensorKinds *
+         (Sum(tensors) * kFloat + static_cast<std::int64_t>(tensors.size()) * kTensorLineBytes);
+}
+
+MemoryPlan PlanMemory(const PlanInput& input) {
+  const Flat flat = FlatOf(input);
+  MemoryPlan plan;
+  AddState(input, flat, plan);
+  AddWork(input, flat, plan);
+  AddHostParts(input, flat, plan);
+  std::erase_if(plan.parts, [](const MemoryPart& part) { return part.bytes == 0; });
+  for (const MemoryPart& part : plan.parts) {
+    if (part.place == Place::kDevice) plan.device_bytes += part.bytes;
+    if (part.place != Place::kDevice) plan.rank_bytes += part.bytes;
+    if (part.place == Place::kShared) plan.shared_bytes += part.bytes * input.ranks_per_node;
+  }
+  plan.node_bytes = plan.rank_bytes * input.ranks_per_node;
+  if (!input.hardware.device) plan.node_bytes -= kSharedPages * (input.ranks_per_node - 1);
+  return plan;
+}
+
+}  // namespace dd2

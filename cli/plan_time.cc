@@ -1,0 +1,249 @@
+// How long a step takes: a roofline. Work is that of the rank that has most shards; nothing is
+// taken to happen at the same time as something else.
+
+#include <algorithm>
+#include <cmath>
+
+#include "cli/plan.h"
+#include "cli/run_files.h"
+
+namespace dd2 {
+namespace {
+
+constexpr double kFloat = 4;
+// Passes over the logits of a token: written, read by the filters' sort and sums, masked.
+constexpr double kFilteredPasses = 12;
+constexpr double kPlainPasses = 2;
+// Arithmetic of the score for a code, besides distance and mean: the exponential and its sums.
+constexpr double kScoreFlops = 12;
+
+double D(std::int64_t value) { return static_cast<double>(value); }
+
+// Of one rank.
+struct Work {
+  double matrix = 0;  // flops of matrix products
+  double vector = 0;  // other flops
+  double memory = 0;  // bytes to and from memory
+  Work& operator+=(const Work& other) {
+    matrix += other.matrix;
+    vector += other.vector;
+    memory += other.memory;
+    return *this;
+  }
+  Work operator*(double factor) const {
+    return {matrix * factor, vector * factor, memory * factor};
+  }
+};
+
+class Roofline {
+ public:
+  explicit Roofline(const PlanInput& in)
+      : in_(in),
+        cost_(CostOf(in.model, in.config.model)),
+        // Threads of a CPU rank add up; a device is one.
+        units_(in.hardware.device ? 1 : in.config.threads_per_rank),
+        element_(in.hardware.device ? 2 : kFloat),
+        backbone_parameters_(D(Sum(NetworkBackboneTensors(in.model)))),
+        head_parameters_(D(Sum(HeadTensors(in.model, in.config.model)))) {}
+
+  double Seconds(const Work& work) const {
+    const Hardware& h = in_.hardware;
+    const double compute = work.matrix / (units_ * h.matrix_flops * kMatrixShare) +
+                           work.vector / (units_ * h.vector_flops * kVectorShare);
+    return std::max(compute, MemorySeconds(work.memory));
+  }
+  double MemorySeconds(double bytes) const {
+    return bytes / (units_ * in_.hardware.memory_rate * kMemoryShare);
+  }
+
+  // Of `b` sequences. A backward pass costs twice the forward pass, and once more where blocks are
+  // run again.
+  Work Forward(double b) const {
+    return {cost_.backbone * b, 0, Traffic(b) + backbone_parameters_ * element_};
+  }
+  Work Trained(double b) const { return Forward(b) * (in_.hardware.device ? 4 : 3); }
+  Work Head(double b, double draws) const {
+    const ModelConfig& head = in_.config.model;
+    const double rows = b * D(in_.model.tokens) * draws;
+    return {b * (cost_.head_token + draws * cost_.head_draw), 0,
+            head_parameters_ * element_ +
+                rows * head.head_width * (16 + 8.0 * head.head_depth) * element_};
+  }
+  Work Vocabulary(double b) const {
+    const ModelSizes& m = in_.model;
+    return {cost_.vocabulary * b, 0,
+            D(m.codes * m.width) * element_ + b * D(m.tokens * m.codes) * kFloat};
+  }
+  Work Filter(double b, bool sorts) const {
+    const TeacherConfig& teacher = in_.config.teacher;
+    const bool filtered =
+        sorts && ((teacher.top_k > 0 && teacher.top_k < in_.model.codes) || teacher.top_p < 1);
+    return {0, 0,
+            b * D(in_.model.tokens * in_.model.codes) * kFloat *
+                (filtered ? kFilteredPasses : kPlainPasses)};
+  }
+  // The closed form of one draw of all tokens, and its product with the Jacobian.
+  Work Score(double b, double draws, bool jacobian) const {
+    const ModelSizes& m = in_.model;
+    const double codes = b * draws * D(m.tokens * m.codes);
+    const double flops = (jacobian ? 2 : 1) * (5 * D(m.channels) + kScoreFlops);
+    return {0, codes * flops, codes * kFloat * (jacobian ? 2 : 1)};
+  }
+  double Guided() const {
+    const bool none = in_.config.teacher.cfg_scale == (in_.model.kind == ModelKind::kVar ? 0 : 1);
+    return none ? 1 : 2;
+  }
+  Work TeacherScores(double b, bool sorts) const {
+    Work work = Forward(Guided() * b);
+    work += Vocabulary(b);
+    work += Filter(b, sorts);
+    return work;
+  }
+
+  Work Sampling(const PhaseConfig& phase) const {
+    const double b = Guided() * phase.block;
+    const double passes = D(SamplingPasses(in_.model));
+    Work work = Forward(b);
+    work.memory += (passes - 1) * backbone_parameters_ * element_ + KeysRead(b);
+    work += Vocabulary(phase.block) * Guided();
+    work.memory += (passes - 1) * D(in_.model.codes * in_.model.width) * element_;
+    work += Filter(2.0 * phase.block, true);  // at the draw, and for the thresholds
+    if (phase.ode_steps > 0) work += Score(phase.block, 2.0 * phase.ode_steps, false);
+    return work;
+  }
+  Work Gts(const PhaseConfig& phase, double b) const {
+    Work work = phase.trains == kTrainsHead ? Forward(b) : Trained(b);
+    work += Head(b, phase.draws) * 3;
+    work += Score(b, phase.draws, false);
+    if (in_.config.cache.enabled) {
+      work += Vocabulary(b);
+      work += Filter(b, false);
+    } else {
+      work += TeacherScores(b, true);
+    }
+    return work;
+  }
+  Work Regress(double b) const {
+    Work work = Trained(b);
+    work += Head(b, 1) * 3;
+    return work;
+  }
+  Work Guidance(const PhaseConfig& phase, double b) const {
+    Work work = Forward(b);
+    work += Head(b, 1);
+    work += Trained(b);
+    work += Head(b, phase.draws) * 3;
+    return work;
+  }
+  Work Generator(const PhaseConfig& phase, double b) const {
+    Work work = Regress(b);
+    work += TeacherScores(b, true);
+    work += Forward(b);
+    work += Head(b, phase.generator_draws) * 2;
+    work += Score(b, phase.generator_draws, true);
+    work += Score(b, phase.generator_draws, false);
+    return work;
+  }
+
+  // Gradients of local shards cleared, added to and summed; Adam and the average on the slice; the
+  // network spread, and rounded for a device.
+  double UpdateSeconds(std::int64_t shards) const {
+    const double network = backbone_parameters_ + head_parameters_;
+    const double slice = network / in_.ranks_per_node;
+    return MemorySeconds(kFloat * (network * (4 * D(shards) + 4) + slice * 9) +
+                         (in_.hardware.device ? 6 * network : 0));
+  }
+  // The all-to-all of sums and the all-gather of the gradient among all ranks, then the slices of
+  // the parameters among those of a node.
+  double ExchangeSeconds(std::int64_t sums) const {
+    const double network = kFloat * (backbone_parameters_ + head_parameters_);
+    const double ranks = in_.ranks_per_node, world = ranks * in_.nodes;
+    const double among_all = (D(sums) + 1) * network;
+    const double far = among_all * (world - ranks) / world;
+    const double near = among_all * (ranks - 1) / world + network * (ranks - 1) / ranks;
+    return far / (in_.hardware.network_rate * kNetworkShare) +
+           near / (in_.hardware.node_rate * kNetworkShare);
+  }
+
+ private:
+  // Of activations in a forward pass: each tensor inside a block is written and read.
+  double Traffic(double b) const {
+    const ModelSizes& m = in_.model;
+    const double widths = 16 * D(m.width) + 3 * D(m.ffn_hidden);
+    return b * D(m.tokens) * D(m.layers) * widths * 2 * element_;
+  }
+  // Each pass of sampling reads the keys and values of all tokens so far.
+  double KeysRead(double b) const {
+    const ModelSizes& m = in_.model;
+    double tokens = 0, end = 0;
+    for (const std::int64_t side : m.sides) tokens += end += D(side * side);
+    if (m.sides.empty()) tokens = D(m.tokens) * (D(m.tokens) + 1) / 2;
+    return b * tokens * 2 * D(m.layers * m.width) * element_;
+  }
+
+  const PlanInput& in_;
+  const ModelCost cost_;
+  const double units_;
+  const double element_;
+  const double backbone_parameters_, head_parameters_;
+};
+
+std::int64_t EntryBytes(const ModelSizes& m) { return m.tokens * (2 * m.width + 4 + 2); }
+
+void AddTraining(const PlanInput& in, const Roofline& roofline, const PhaseConfig& phase,
+                 PhaseTime& time) {
+  const int world = in.nodes * in.ranks_per_node;
+  const ShardShare share = ShareOfShards(in.config.batch.shards, world);
+  const double b = static_cast<double>(phase.batch) / in.config.batch.shards;
+  const auto seconds = [&](const Work& work) { return D(share.shards) * roofline.Seconds(work); };
+  const auto count = [&](const Work& work, double times) {
+    time.compute_seconds += times * seconds(work);
+    time.flops += times * in.config.batch.shards * (work.matrix + work.vector);
+  };
+  double updates = 1;
+  switch (phase.kind) {
+    case PhaseKind::kGts: count(roofline.Gts(phase, b), 1); break;
+    case PhaseKind::kRegress: count(roofline.Regress(b), 1); break;
+    case PhaseKind::kAlign: count(roofline.Guidance(phase, b), 1); break;
+    default:
+      count(roofline.Guidance(phase, b), phase.guidance_updates);
+      count(roofline.Generator(phase, b), 1);
+      updates += phase.guidance_updates;
+  }
+  time.update_seconds = updates * roofline.UpdateSeconds(share.shards);
+  time.exchange_seconds = updates * roofline.ExchangeSeconds(share.sums);
+  if (phase.kind == PhaseKind::kGts && in.config.cache.enabled) {
+    time.cache_read_rate = phase.batch * D(EntryBytes(in.model)) / time.step_seconds();
+  }
+}
+
+}  // namespace
+
+std::vector<PhaseTime> PlanTime(const PlanInput& input) {
+  const Roofline roofline(input);
+  const std::int64_t world = std::int64_t{input.nodes} * input.ranks_per_node;
+  const std::vector<std::string> names = PhaseNames(input.config.phases);
+  std::vector<PhaseTime> times;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const PhaseConfig& phase = input.config.phases[i];
+    PhaseTime time{.name = names[i], .steps = phase.steps};
+    switch (phase.kind) {
+      case PhaseKind::kSample: {
+        const Work work = roofline.Sampling(phase);
+        time.steps = (phase.steps + world - 1) / world;
+        time.compute_seconds = roofline.Seconds(work);
+        time.flops = static_cast<double>(world) * (work.matrix + work.vector);
+        break;
+      }
+      case PhaseKind::kGts:
+      case PhaseKind::kRegress:
+      case PhaseKind::kCsd:
+      case PhaseKind::kAlign: AddTraining(input, roofline, phase, time); break;
+      default: continue;
+    }
+    times.push_back(std::move(time));
+  }
+  return times;
+}
+
+}  // namespace dd2

@@ -1,0 +1,236 @@
+// A plan as a table, and as a document.
+
+#include <cmath>
+#include <cstdio>
+
+#include "cli/format.h"
+#include "cli/plan.h"
+
+namespace dd2 {
+namespace {
+
+namespace json = boost::json;
+
+constexpr double kDay = 86400;
+constexpr std::size_t kWhat = 40;
+
+const char* PlaceName(Place place) {
+  switch (place) {
+    case Place::kDevice: return "device";
+    case Place::kHost: return "memory";
+    case Place::kShared: return "/dev/shm";
+  }
+  return "";
+}
+
+std::string Fixed(double value, int digits) {
+  char text[64];
+  std::snprintf(text, sizeof(text), "%.*f", digits, value);
+  return text;
+}
+
+// "3.4 days", "5.1 hours", "42 s".
+std::string Long(double seconds) {
+  if (seconds >= 2 * kDay) return Fixed(seconds / kDay, 1) + " days";
+  if (seconds >= 7200) return Fixed(seconds / 3600, 1) + " hours";
+  if (seconds >= 120) return Fixed(seconds / 60, 1) + " min";
+  return Fixed(seconds, 1) + " s";
+}
+
+std::string Millions(std::int64_t count) {
+  return Fixed(static_cast<double>(count) / 1e6, count < 10'000'000 ? 2 : 1) + " M";
+}
+
+std::string Where(const PlanInput& in) {
+  return std::to_string(in.nodes) + (in.nodes == 1 ? " node" : " nodes") + " with " +
+         std::to_string(in.ranks_per_node) +
+         (in.hardware.device
+              ? " x " + in.hardware.title
+              : " ranks of " + std::to_string(in.config.threads_per_rank) + " threads (CPU, fp32)");
+}
+
+std::string Head(const PlanInput& in, const RunPlan& plan) {
+  const ModelSizes& m = in.model;
+  return in.config.name + " on " + Where(in) + "\n\nteacher    " + m.name + " (" +
+         ModelKindName(m.kind) + "): " + std::to_string(m.layers) + " layers, width " +
+         std::to_string(m.width) + ", " + std::to_string(m.tokens) + " tokens of " +
+         std::to_string(m.channels) + " channels, " + std::to_string(m.codes) + " codes, " +
+         Millions(plan.teacher_parameters) + " parameters\nnetworks   " +
+         Millions(plan.network_parameters) + " parameters each; head " +
+         std::to_string(in.config.model.head_depth) + " x " +
+         std::to_string(in.config.model.head_width) + "\nshards     " +
+         std::to_string(in.config.batch.shards) + ", of a rank " +
+         std::to_string(plan.shards_of_rank) + " of at most " +
+         std::to_string(plan.sequences_of_shard) + " sequences\n";
+}
+
+std::string MemoryTable(const PlanInput& in, const MemoryPlan& memory) {
+  std::string out = "\nmemory of a rank in " + memory.phase + ", where it needs most\n";
+  for (const MemoryPart& part : memory.parts) {
+    out += "  " + PadRight(part.what, kWhat) + PadRight(PlaceName(part.place), 10) +
+           PadLeft(FormatBytes(part.bytes), 10) + "\n";
+  }
+  const auto sum = [](const std::string& what, const std::string& where, std::int64_t bytes) {
+    return "  " + PadRight(what, kWhat) + PadRight(where, 10) + PadLeft(FormatBytes(bytes), 10);
+  };
+  if (in.hardware.device) {
+    out += sum("= a device", "device", memory.device_bytes) + " of " +
+           FormatBytes(in.hardware.memory_bytes) + "\n";
+  }
+  out += sum("= a process", "memory", memory.rank_bytes) + "\n";
+  return out + sum("= a node", "memory", memory.node_bytes) + ", of these " +
+         FormatBytes(memory.shared_bytes) + " in /dev/shm\n";
+}
+
+std::string TimeTable(const RunPlan& plan) {
+  std::string out = "\n" + PadRight("time", 14) + PadLeft("steps", 10) + PadLeft("a step", 12) +
+                    PadLeft("compute", 12) + PadLeft("update", 12) + PadLeft("exchange", 12) +
+                    PadLeft("in all", 14) + "\n";
+  const auto ms = [](double seconds) {
+    return PadLeft(seconds < 10 ? Fixed(seconds * 1e3, 1) + " ms" : Fixed(seconds, 1) + " s", 12);
+  };
+  for (const PhaseTime& phase : plan.phases) {
+    out += "  " + PadRight(phase.name, 12) + PadLeft(std::to_string(phase.steps), 10) +
+           ms(phase.step_seconds()) + ms(phase.compute_seconds) + ms(phase.update_seconds) +
+           ms(phase.exchange_seconds) + PadLeft(Long(phase.seconds()), 14) + "\n";
+  }
+  return out + "  " + PadRight("= all", 70) + PadLeft(Long(plan.seconds), 14) + "\n";
+}
+
+std::string StorageLines(const RunPlan& plan) {
+  std::string out = "\ncheckpoint   " + FormatBytes(plan.checkpoint_bytes) + ", " +
+                    FormatBytes(plan.kept_bytes) + " with all that are kept; training stands " +
+                    Fixed(plan.checkpoint_stall_seconds, 2) + " s for it, ";
+  out += plan.checkpoint_interval
+             ? "one every " + Long(*plan.checkpoint_interval) + " at a failure in 8 hours\n"
+             : "none besides those that phases set\n";
+  if (plan.cache_bytes == 0) return out;
+  out += "score cache  " + FormatBytes(plan.cache_bytes) + ", " +
+         FormatBytes(plan.cache_entry_bytes) + " a sequence";
+  double rate = 0;
+  for (const PhaseTime& phase : plan.phases) rate = std::max(rate, phase.cache_read_rate);
+  if (rate > 0) out += "; gts reads " + FormatBytes(std::llround(rate)) + "/s from it in all";
+  return out + "\n";
+}
+
+std::string AlternativeLines(const PlanInput& in, const std::vector<Alternative>& alternatives) {
+  if (alternatives.empty()) return "";
+  std::string out = "\nwhat a change does\n";
+  for (const Alternative& one : alternatives) {
+    const MemoryPlan& memory = one.plan.memory;
+    out += "  " + PadRight(one.change, 60) + PadRight(one.plan.fits ? "fits" : "does not fit", 14) +
+           PadLeft(FormatBytes(in.hardware.device ? memory.device_bytes : memory.node_bytes), 10) +
+           PadLeft(Long(one.plan.seconds), 14) + "\n";
+  }
+  return out;
+}
+
+json::object MemoryObject(const MemoryPlan& memory) {
+  json::array parts;
+  for (const MemoryPart& part : memory.parts) {
+    parts.push_back({{"what", part.what}, {"place", PlaceName(part.place)}, {"bytes", part.bytes}});
+  }
+  return {{"phase", memory.phase},
+          {"parts", std::move(parts)},
+          {"device_bytes", memory.device_bytes},
+          {"rank_bytes", memory.rank_bytes},
+          {"node_bytes", memory.node_bytes},
+          {"shared_bytes", memory.shared_bytes}};
+}
+
+json::array PhaseArray(const std::vector<PhaseTime>& phases) {
+  json::array out;
+  for (const PhaseTime& phase : phases) {
+    out.push_back({{"name", phase.name},
+                   {"steps", phase.steps},
+                   {"step_seconds", phase.step_seconds()},
+                   {"compute_seconds", phase.compute_seconds},
+                   {"update_seconds", phase.update_seconds},
+                   {"exchange_seconds", phase.exchange_seconds},
+                   {"step_flops", phase.flops},
+                   {"cache_read_rate", phase.cache_read_rate},
+                   {"seconds", phase.seconds()}});
+  }
+  return out;
+}
+
+}  // namespace
+
+std::vector<std::string> AssumptionsOf(const PlanInput& in) {
+  const auto percent = [](double share) { return Fixed(100 * share, 0) + " %"; };
+  std::vector<std::string> lines = {
+      "of the peaks: " + percent(kMatrixShare) + " in matrix products, " + percent(kVectorShare) +
+          " in other arithmetic, " + percent(kMemoryShare) + " of memory bandwidth, " +
+          percent(kNetworkShare) + " of links; nothing overlaps",
+      "time is of the training alone: evaluation, pauses and work done again after failures are "
+      "not counted; the score cache gives what gts reads"};
+  if (in.hardware.device) {
+    lines.push_back(
+        "devices: this dd2 trains on CPUs; a device is taken to hold what a worker holds now, with "
+        "activations and passes in bf16, state, gradients and score in fp32, blocks run again in "
+        "the backward pass");
+    lines.push_back(percent(kDeviceUsable) + " of a device's memory can be used");
+  }
+  if (in.model.kind == ModelKind::kLlamaGen) {
+    lines.push_back("LlamaGen's teacher already takes codes through an MLP (method 4.3)");
+  }
+  return lines;
+}
+
+std::string FormatPlan(const PlanInput& in, const RunPlan& plan,
+                       const std::vector<Alternative>& alternatives) {
+  std::string out = Head(in, plan) + MemoryTable(in, plan.memory) + TimeTable(plan) +
+                    StorageLines(plan) + "\n" + plan.verdict + "\n" +
+                    AlternativeLines(in, alternatives) + "\nassumed\n";
+  for (const std::string& line : AssumptionsOf(in)) out += "  * " + line + "\n";
+  return out;
+}
+
+json::object PlanDocument(const PlanInput& in, const RunPlan& plan,
+                          const std::vector<Alternative>& alternatives) {
+  json::object out{
+      {"name", in.config.name},
+      {"hardware", in.hardware.name},
+      {"nodes", in.nodes},
+      {"ranks_per_node", in.ranks_per_node},
+      {"model",
+       {{"name", in.model.name},
+        {"kind", ModelKindName(in.model.kind)},
+        {"layers", in.model.layers},
+        {"width", in.model.width},
+        {"heads", in.model.heads},
+        {"tokens", in.model.tokens},
+        {"channels", in.model.channels},
+        {"codes", in.model.codes},
+        {"classes", in.model.classes},
+        {"teacher_parameters", plan.teacher_parameters},
+        {"network_parameters", plan.network_parameters}}},
+      {"shards_of_rank", plan.shards_of_rank},
+      {"sequences_of_shard", plan.sequences_of_shard},
+      {"memory", MemoryObject(plan.memory)},
+      {"phases", PhaseArray(plan.phases)},
+      {"seconds", plan.seconds},
+      {"days", plan.seconds / kDay},
+      {"checkpoint",
+       {{"bytes", plan.checkpoint_bytes},
+        {"kept_bytes", plan.kept_bytes},
+        {"stall_seconds", plan.checkpoint_stall_seconds}}},
+      {"cache", {{"bytes", plan.cache_bytes}, {"entry_bytes", plan.cache_entry_bytes}}},
+      {"fits", plan.fits},
+      {"verdict", plan.verdict}};
+  json::value& interval = out["checkpoint"].as_object()["interval_seconds"];
+  if (plan.checkpoint_interval) interval = *plan.checkpoint_interval;
+  json::array& changes = out["alternatives"].emplace_array();
+  for (const Alternative& one : alternatives) {
+    changes.push_back({{"change", one.change},
+                       {"fits", one.plan.fits},
+                       {"device_bytes", one.plan.memory.device_bytes},
+                       {"node_bytes", one.plan.memory.node_bytes},
+                       {"seconds", one.plan.seconds}});
+  }
+  json::array& assumed = out["assumptions"].emplace_array();
+  for (const std::string& line : AssumptionsOf(in)) assumed.emplace_back(line);
+  return out;
+}
+
+}  // namespace dd2

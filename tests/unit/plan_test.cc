@@ -1,0 +1,265 @@
+// Sizes and costs of models against published numbers, and what plans say.
+
+#include "cli/plan.h"
+
+#include <gmock/gmock.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "common/config.h"
+#include "storage/safetensors.h"
+#include "storage/teacher_folder.h"
+#include "tests/unit/storage_testing.h"
+
+namespace dd2 {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+ModelSizes BuiltIn(const std::string& name) {
+  const auto model = BuiltInModel(name);
+  EXPECT_TRUE(model) << name;
+  return model.value_or(ModelSizes());
+}
+
+// The head that brings the paper's parameter counts out.
+ModelConfig PaperHead() { return {.head_width = 1024, .head_depth = 4, .time_features = 256}; }
+
+TEST(ModelSizesTest, ParametersAreThoseOfTheReleasedFiles) {
+  const std::vector<std::pair<std::string, std::int64_t>> published = {
+      {"var-d16", 310'283'520},      {"var-d20", 600'917'136},
+      {"var-d24", 1'033'399'360},    {"var-d30", 2'010'020'356},
+      {"llamagen-b", 110'888'448},   {"llamagen-l", 342'910'976},
+      {"llamagen-xl", 774'699'520},  {"llamagen-xxl", 1'410'972'672},
+      {"llamagen-3b", 3'096'659'200}};
+  EXPECT_EQ(BuiltInModels().size(), published.size());
+  for (const auto& [name, parameters] : published) {
+    // VAR's keys have no bias; the file's zeros in its place are no parameters.
+    EXPECT_EQ(Sum(TeacherTensors(BuiltIn(name))), parameters) << name;
+  }
+}
+
+TEST(ModelSizesTest, NetworksAreAsLargeAsThePaperSays) {
+  const auto millions = [](const std::string& name) {
+    const ModelSizes model = BuiltIn(name);
+    return static_cast<double>(Sum(NetworkBackboneTensors(model)) +
+                               Sum(HeadTensors(model, PaperHead()))) /
+           1e6;
+  };
+  EXPECT_NEAR(millions("var-d16"), 329.5, 0.1);
+  EXPECT_NEAR(millions("var-d20"), 618.2, 0.2);
+  EXPECT_NEAR(millions("var-d24"), 1048.4, 0.5);
+  EXPECT_NEAR(millions("llamagen-l"), 334.8 + 1.1, 0.1) << "with an MLP on codes";
+}
+
+TEST(ModelSizesTest, PassesCostWhatWasCounted) {
+  const std::vector<std::pair<std::string, double>> gflop = {
+      {"var-d16", 299},     {"var-d20", 572},      {"var-d24", 976},
+      {"var-d30", 1883},    {"llamagen-b", 51},    {"llamagen-l", 170},
+      {"llamagen-xl", 391}, {"llamagen-xxl", 718}, {"llamagen-3b", 1567}};
+  for (const auto& [name, expected] : gflop) {
+    const ModelCost cost = CostOf(BuiltIn(name), PaperHead());
+    EXPECT_NEAR((cost.backbone + cost.vocabulary) / 1e9, expected, 0.015 * expected) << name;
+  }
+  // 25.5 M parameters, each used once by each of the 680 tokens.
+  const ModelCost d16 = CostOf(BuiltIn("var-d16"), PaperHead());
+  EXPECT_NEAR((d16.head_draw + d16.head_token) / 1e9, 35, 0.5);
+}
+
+TEST(ModelSizesTest, OfTheFoldersOfTeachers) {
+  const fs::path folder = fs::path(DD2_SOURCE_DIR) / "configs/teachers/fashion-mnist";
+  const auto trained = ReadModelSizes(folder);
+  ASSERT_TRUE(trained) << trained.error().message();
+  EXPECT_EQ(trained->name, "fashion-mnist");
+  EXPECT_EQ(trained->kind, ModelKind::kRaster);
+  EXPECT_EQ(trained->tokens, 49);
+  EXPECT_EQ(trained->codes, 128);
+  const auto file = SafetensorsFile::Open(folder / "teacher.safetensors");
+  ASSERT_TRUE(file);
+  std::uint64_t bytes = 0;
+  for (const auto& [name, info] : file->tensors()) bytes += info.bytes;
+  EXPECT_EQ(static_cast<std::uint64_t>(Sum(TeacherTensors(*trained))) * 4, bytes);
+  EXPECT_THAT(ReadModelSizes(folder / "nowhere").error().message(), HasSubstr("train or import"));
+  EXPECT_THAT(FindModel("var-d17").error().message(), HasSubstr("var-d16, var-d20"));
+}
+
+// What an import of a transformer of `sizes` leaves, as far as a plan reads it.
+Result<ModelSizes> Imported(const TeacherSizes& sizes) {
+  const TemporaryFolder folder;
+  TeacherDescription teacher;
+  teacher.transformer = TeacherNetwork{.sizes = sizes, .name = "x", .parameters = 1, .digest = {}};
+  const std::string text = boost::json::serialize(ToJson(teacher));
+  DD2_TRY(RealFileSystem().MakeDirectories(folder.path()));
+  DD2_TRY(WriteFileAtomically(RealFileSystem(), folder.path() / kTeacherFile, text));
+  return FindModel(folder.path().string());
+}
+
+TEST(ModelSizesTest, OfImports) {
+  TeacherSizes sizes;
+  sizes.vocabulary = 4096;
+  sizes.code_channels = 32;
+  sizes.depth = sizes.heads = 16;
+  sizes.width = 1024;
+  sizes.ffn_hidden = 4096;
+  sizes.classes = 1000;
+  sizes.scaled_attention = true;
+  sizes.patch_numbers = {1, 2, 3, 4, 5, 6, 8, 10, 13, 16};
+  const auto var = Imported(sizes);
+  ASSERT_TRUE(var) << var.error().message();
+  EXPECT_EQ(var->kind, ModelKind::kVar);
+  EXPECT_EQ(TeacherTensors(*var), TeacherTensors(BuiltIn("var-d16")));
+  TeacherSizes gpt;
+  gpt.part = TeacherPart::kLlamaGenTransformer;
+  gpt.vocabulary = 16384;
+  gpt.depth = gpt.heads = 12;
+  gpt.width = 768;
+  gpt.ffn_hidden = 2048;
+  gpt.classes = 1000;
+  gpt.grid = 16;
+  const auto llamagen = Imported(gpt);
+  ASSERT_TRUE(llamagen) << llamagen.error().message();
+  EXPECT_EQ(llamagen->kind, ModelKind::kLlamaGen);
+  EXPECT_EQ(TeacherTensors(*llamagen), TeacherTensors(BuiltIn("llamagen-b")));
+  EXPECT_EQ(llamagen->channels, 8);
+}
+
+PlanInput Input(const std::string& teacher, const std::string& hardware, int nodes) {
+  PlanInput input;
+  const auto config = LoadRunConfig(fs::path(DD2_SOURCE_DIR) / "configs" / (teacher + ".yaml"));
+  EXPECT_TRUE(config) << config.error().message();
+  if (config) input.config = *config;
+  input.model = BuiltIn(teacher);
+  input.hardware = *FindHardware(hardware);
+  input.nodes = nodes;
+  input.ranks_per_node = kDevicesOfNode;
+  return input;
+}
+
+RunPlan PlanOf(const PlanInput& input) {
+  const auto plan = MakePlan(input);
+  EXPECT_TRUE(plan) << plan.error().message();
+  return plan.value_or(RunPlan());
+}
+
+std::int64_t PartOf(const MemoryPlan& memory, const std::string& what) {
+  for (const MemoryPart& part : memory.parts) {
+    if (part.what.starts_with(what)) return part.bytes;
+  }
+  return 0;
+}
+
+TEST(PlanTest, PartsAreTheWholeAndFollowTheRanks) {
+  const PlanInput one = Input("var-d16", "h200", 1);
+  const RunPlan plan = PlanOf(one);
+  std::int64_t device = 0, rank = 0;
+  for (const MemoryPart& part : plan.memory.parts) {
+    (part.place == Place::kDevice ? device : rank) += part.bytes;
+  }
+  EXPECT_EQ(plan.memory.device_bytes, device);
+  EXPECT_EQ(plan.memory.rank_bytes, rank);
+  EXPECT_EQ(plan.memory.node_bytes, 8 * rank);
+  const auto network = static_cast<double>(plan.network_parameters);
+  EXPECT_NEAR(static_cast<double>(PartOf(plan.memory, "gradients")), 8 * 4 * network,
+              1e-3 * 32 * network);
+  EXPECT_NEAR(static_cast<double>(PartOf(plan.memory, "moments")), 6 * 4 * network / 8,
+              1e-3 * 3 * network);
+  EXPECT_NEAR(static_cast<double>(plan.memory.shared_bytes), 2 * 32 * network, 1e-3 * 64 * network);
+  EXPECT_NEAR(static_cast<double>(plan.checkpoint_bytes), 32 * network, 1e-3 * 32 * network);
+  // Eight times the ranks have an eighth of the gradients; the state is cut over a node.
+  const RunPlan eight = PlanOf(Input("var-d16", "h200", 8));
+  EXPECT_NEAR(static_cast<double>(PartOf(eight.memory, "gradients")), 4 * network,
+              1e-2 * 4 * network);
+  EXPECT_EQ(PartOf(eight.memory, "moments"), PartOf(plan.memory, "moments"));
+  EXPECT_LT(eight.seconds, plan.seconds);
+  EXPECT_GT(eight.seconds, plan.seconds / 8);
+}
+
+TEST(PlanTest, HeadAloneCostsLessThanAllParameters) {
+  const RunPlan plan = PlanOf(Input("var-d20", "h100", 1));
+  ASSERT_EQ(plan.phases.size(), 6U);
+  EXPECT_EQ(plan.phases[1].name, "gts");
+  EXPECT_EQ(plan.phases[2].name, "gts-2");
+  EXPECT_LT(plan.phases[1].compute_seconds, 0.6 * plan.phases[2].compute_seconds);
+}
+
+TEST(PlanTest, WhatDoesNotFitIsSaidWithWhatHelps) {
+  const PlanInput input = Input("var-d24", "a100-40g", 1);
+  const RunPlan plan = PlanOf(input);
+  EXPECT_FALSE(plan.fits);
+  EXPECT_THAT(plan.verdict, HasSubstr("does not fit: a device needs"));
+  const std::vector<Alternative> alternatives = AlternativesTo(input, plan);
+  ASSERT_FALSE(alternatives.empty());
+  EXPECT_TRUE(alternatives.front().plan.fits);
+  EXPECT_THAT(alternatives.front().change, HasSubstr("H200"));
+  bool more_nodes = false;
+  for (const Alternative& one : alternatives) {
+    if (one.change != "2 nodes") continue;
+    more_nodes = true;
+    EXPECT_LT(one.plan.memory.device_bytes, plan.memory.device_bytes);
+  }
+  EXPECT_TRUE(more_nodes);
+  const std::string text = FormatPlan(input, plan, alternatives);
+  for (const char* word :
+       {"does not fit", "gradients of shards", "score cache", "assumed", "csd"}) {
+    EXPECT_THAT(text, HasSubstr(word));
+  }
+  const auto document = PlanDocument(input, plan, alternatives);
+  EXPECT_FALSE(document.at("fits").as_bool());
+  EXPECT_EQ(document.at("alternatives").as_array().size(), alternatives.size());
+}
+
+TEST(PlanTest, ImpossibleCountsAreRefused) {
+  PlanInput input = Input("var-d16", "h200", 16);
+  auto plan = MakePlan(input);
+  ASSERT_FALSE(plan);
+  EXPECT_THAT(plan.error().message(), HasSubstr("128 ranks for 64 shards"));
+  input.nodes = 1;
+  input.config.batch.shards = 1024;
+  plan = MakePlan(input);
+  ASSERT_FALSE(plan);
+  EXPECT_THAT(plan.error().message(), HasSubstr("512 is not a multiple of 1024 shards"));
+}
+
+TEST(PlanTest, NodesOfCpusAreJudgedByTheirMemory) {
+  PlanInput input = Input("llamagen-b", "cpu", 1);
+  input.ranks_per_node = 4;
+  EXPECT_THAT(PlanOf(input).verdict, HasSubstr("a node needs"));
+  input.hardware.memory_bytes = std::int64_t{4} << 30;
+  const RunPlan plan = PlanOf(input);
+  EXPECT_FALSE(plan.fits);
+  bool without_snapshots = false;
+  for (const Alternative& one : AlternativesTo(input, plan)) {
+    if (!one.change.starts_with("checkpoint.memory_every")) continue;
+    without_snapshots = true;
+    EXPECT_EQ(plan.memory.node_bytes - one.plan.memory.node_bytes, plan.memory.shared_bytes);
+  }
+  EXPECT_TRUE(without_snapshots);
+}
+
+TEST(PlanTest, TheIntervalIsThatOfTheCoordinator) {
+  PlanInput input = Input("var-d30", "h200", 1);
+  EXPECT_EQ(PlanOf(input).checkpoint_interval, 300);  // the least: such saves cost little
+  input.hardware.host_rate = 1e7;
+  const RunPlan slow = PlanOf(input);
+  ASSERT_TRUE(slow.checkpoint_interval);
+  EXPECT_EQ(*slow.checkpoint_interval, 3600) << slow.checkpoint_stall_seconds;
+  input.config.checkpoint.interval = "off";
+  EXPECT_FALSE(PlanOf(input).checkpoint_interval);
+}
+
+TEST(PlanTest, ShardsFallOnRanks) {
+  const ShardShare three = ShareOfShards(8, 3);  // 3, 3 and 2 shards
+  EXPECT_EQ(three.shards, 3);
+  EXPECT_EQ(three.sums, 2);
+  EXPECT_EQ(three.all_sums, 5);
+  const ShardShare equal = ShareOfShards(64, 8);
+  EXPECT_EQ(equal.shards, 8);
+  EXPECT_EQ(equal.sums, 1);
+  EXPECT_EQ(equal.all_sums, 8);
+}
+
+}  // namespace
+}  // namespace dd2
