@@ -12,8 +12,10 @@
 #include "cli/run_folder.h"
 #include "cli/run_options.h"
 #include "cli/run_session.h"
+#include "cli/shrink.h"
 #include "cli/slurm_jobs.h"
 #include "common/clock.h"
+#include "common/config.h"
 #include "common/exit_codes.h"
 #include "common/process.h"
 
@@ -25,6 +27,7 @@ struct RunArguments {
   std::vector<std::string> nodes;  // of the Slurm job that this is a part of; none: this machine
   std::vector<std::string> srun;
   std::vector<std::string> container;
+  bool shrink = false;
   bool elastic = false;
   int node_jobs = 0;
 };
@@ -71,16 +74,50 @@ Result<RunWork> FindWork(const RunArguments& arguments, int domains) {
   return work;
 }
 
+// What is asked for, or its rehearsal. Writes nothing.
+tl::expected<ShrunkRun, StartFailure> PlanOf(const RunArguments& arguments) {
+  const RunRequest& request = arguments.request;
+  if (!arguments.shrink) {
+    auto config = CheckRequest(request);
+    if (!config) return tl::unexpected(config.error());
+    return ShrunkRun{std::move(*config), std::nullopt};
+  }
+  const auto shrunk = [&request]() -> Result<ShrunkRun> {
+    DD2_TRY_ASSIGN(const RunConfig config, LoadRunConfig(request.config, OverridesOf(request)));
+    DD2_TRY_ASSIGN(ShrunkRun run, Shrink(config, request.folder));
+    if (!run.teacher) DD2_TRY(CheckTeacherFiles(run.config));
+    return run;
+  }();
+  if (shrunk) return *shrunk;
+  const Error& error = shrunk.error();
+  return tl::unexpected(StartFailure{ExitCodeFor(error.code()), error.message()});
+}
+
+// Of a rehearsal, once its folder is there.
+Status FinishRehearsal(const ShrunkRun& plan, PreparedRun& run) {
+  run.notes.push_back("a rehearsal of " + run.config_path.string() +
+                      " with small networks and few steps: what it makes is useless");
+  run.config_path = run.folder / "config.yaml";  // what a resume is told to take
+  const Status written = WriteSmallTeacher(plan);
+  if (!written) AbandonRun(run);
+  return written;
+}
+
 int StartRun(const RunArguments& arguments) {
   const RunRequest& request = arguments.request;
-  auto config = CheckRequest(request);
-  if (!config) return Refuse(config.error().exit_code, config.error().message);
-  auto work = FindWork(arguments, config->domains);
+  const auto plan = PlanOf(arguments);
+  if (!plan) return Refuse(plan.error().exit_code, plan.error().message);
+  auto work = FindWork(arguments, plan->config.domains);
   if (!work) return Refuse(kExitUsage, work.error().message());
   const auto programs = FindPrograms();
   if (!programs) return Refuse(kExitCannotStart, programs.error().message());
-  auto run = PrepareRun(request, std::move(*config));
+  auto run = PrepareRun(request, plan->config);
   if (!run) return Refuse(run.error().exit_code, run.error().message);
+  if (arguments.shrink) {
+    if (const Status made = FinishRehearsal(*plan, *run); !made) {
+      return Refuse(kExitCannotStart, made.error().message());
+    }
+  }
   if (const Status kept = RememberOwnJob(run->folder); !kept) Refuse(0, kept.error().message());
   for (const auto& note : run->notes) std::printf("note: %s\n", note.c_str());
   if (!run->fresh) {
@@ -128,6 +165,9 @@ void AddRunCommand(CLI::App& app, const std::vector<std::string>& words, int& ex
   auto arguments = std::make_shared<RunArguments>();
   arguments->request.command = ShellLine(words);
   AddRunOptions(*command, arguments->request);
+  command->add_flag("--shrink", arguments->shrink,
+                    "A rehearsal: small networks of the teacher's kind, which need not be there, "
+                    "and two steps of each phase");
   CLI::Option* domains =
       command
           ->add_option_function<int>(

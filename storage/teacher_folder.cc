@@ -247,6 +247,35 @@ Result<TeacherDescription> TeacherFromJson(const json::value& document) {
   return teacher;
 }
 
+Result<TeacherNetwork> WriteTeacherNetwork(FileSystem& files, const std::filesystem::path& path,
+                                           const TeacherSizes& sizes, const std::string& name,
+                                           std::span<const TensorShape> layout,
+                                           const ReadElements& read) {
+  TeacherNetwork network;
+  network.sizes = sizes;
+  network.name = name;
+  std::vector<TensorToWrite> tensors;
+  for (const TensorShape& tensor : layout) tensors.push_back({tensor.name, tensor.shape, {}});
+  Hasher128 hasher;
+  const auto hashed = [&](std::size_t index, std::int64_t begin, std::span<float> out) -> Status {
+    if (begin == 0) {
+      hasher.UpdateField(layout[index].name);
+      hasher.UpdateInt(layout[index].shape.size());
+      for (const std::int64_t size : layout[index].shape) {
+        hasher.UpdateInt(static_cast<std::uint64_t>(size));
+      }
+    }
+    DD2_TRY(read(index, begin, out));
+    hasher.Update(std::as_bytes(out));
+    network.parameters += static_cast<std::int64_t>(out.size());
+    return {};
+  };
+  DD2_TRY(
+      WriteSafetensorsFrom(files, path, tensors, {{"format", "pt"}, {"dd2.name", name}}, hashed));
+  network.digest = hasher.Finish();
+  return network;
+}
+
 Result<TeacherDescription> ReadTeacherDescription(FileSystem& files,
                                                   const std::filesystem::path& folder) {
   const auto path = folder / kTeacherFile;

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "common/hash.h"
 #include "common/json.h"
 #include "common/result.h"
+#include "storage/safetensors.h"
 #include "storage/teacher_layouts.h"
 
 namespace dd2 {
@@ -47,6 +49,12 @@ struct TeacherDescription {
   // Of all weights.
   Digest128 digest() const;
 };
+
+// Writes a network's weights (not atomically); `read` gives the values of the tensors of `layout`.
+Result<TeacherNetwork> WriteTeacherNetwork(FileSystem& files, const std::filesystem::path& path,
+                                           const TeacherSizes& sizes, const std::string& name,
+                                           std::span<const TensorShape> layout,
+                                           const ReadElements& read);
 
 boost::json::object ToJson(const TeacherDescription& teacher);
 // kCorruption: no such document, or one of another version.

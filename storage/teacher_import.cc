@@ -295,20 +295,8 @@ class Importer {
     for (const TorchTensor& tensor : source.tensors()) {
       if (tensor.group == one.group) stored.emplace(tensor.name, &tensor);
     }
-    std::vector<TensorToWrite> tensors;
-    for (const TensorShape& tensor : one.match.layout) {
-      tensors.push_back({tensor.name, tensor.shape, {}});
-    }
-    Hasher128 hasher;
     const auto read = [&](std::size_t index, std::int64_t begin, std::span<float> out) -> Status {
-      const TorchTensor& tensor = *stored.at(tensors[index].name);
-      if (begin == 0) {
-        hasher.UpdateField(tensor.name);
-        hasher.UpdateInt(tensor.shape.size());
-        for (const std::int64_t size : tensor.shape) {
-          hasher.UpdateInt(static_cast<std::uint64_t>(size));
-        }
-      }
+      const TorchTensor& tensor = *stored.at(one.match.layout[index].name);
       DD2_TRY(source.Read(tensor, begin, out));
       const auto bad =
           std::find_if(out.begin(), out.end(), [](float v) { return !std::isfinite(v); });
@@ -319,13 +307,11 @@ class Importer {
                          " is NaN or infinite (or too large for fp32): the file is damaged, or the "
                          "training that wrote it had failed");
       }
-      hasher.Update(std::as_bytes(out));
       Advance(out.size_bytes());
       return {};
     };
-    DD2_TRY(WriteSafetensorsFrom(files_, Temporary(file), tensors,
-                                 {{"format", "pt"}, {"dd2.name", one.match.name}}, read));
-    return TeacherNetwork{one.match.sizes, one.match.name, one.match.parameters, hasher.Finish()};
+    return WriteTeacherNetwork(files_, Temporary(file), one.match.sizes, one.match.name,
+                               one.match.layout, read);
   }
 
   FileSystem& files_;

@@ -152,6 +152,8 @@ class Run:
             words += ["--seed", str(options["seed"])]
         for setting in options.get("set", ()):
             words += ["--set", setting]
+        if options.get("shrink"):
+            words += ["--shrink"]
         return words + (["--resume"] if resume else [])
 
     def start(self, resume=False, **more):

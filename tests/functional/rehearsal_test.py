@@ -1,0 +1,45 @@
+"""Every configuration of the project goes its whole way, small (`dd2 run --shrink`). One of them on one rank too, and
+killed in or right after the phase that trains the head alone: the same bits."""
+
+from dd2 import ROOT, Workspace, dd2, expect, expect_fails, expect_same
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+NOT_YET = ("llamagen-b", "llamagen-l", "llamagen-xl")  # cannot be distilled
+MANY_PHASES = "var-d16"
+
+
+def check_all(work):
+    runs = {}
+    for name in CONFIGS:
+        if name in NOT_YET:
+            continue
+        runs[name] = run = work.run(f"configs/{name}.yaml", name, shrink=True)
+        expect((run.folder / "export" / "generator.safetensors").exists(), f"{name} exported nothing")
+        steps = {record["phase"] for record in run.record()}
+        print(f"{name}: {len(steps)} phases", flush=True)
+    return runs
+
+
+def check_bits(work, calm):
+    path = f"configs/{MANY_PHASES}.yaml"
+    one = work.run(path, "one-rank", shrink=True, ranks=1)
+    killed = work.start(path, "killed", shrink=True)
+    killed.wait_for(phase="gts", step=1)
+    killed.kill_all()
+    expect_fails(dd2("run", path, "--run", killed.folder, "--resume", "--set", f"teacher.path={killed.folder}/teacher"),
+                 2, "another result", "phases.1.sequences")
+    killed.resume()
+    for run in (one, killed):
+        expect_same(calm.digest(), run.digest())
+        expect(run.record() == calm.record(), "metrics.jsonl differs")
+
+
+def check_refusal(work):
+    refused = work.new_run("configs/var-d16.yaml", "refused", shrink=True, set=["teacher.path=teachers/mine"])
+    refused.start().finish(exit_code=2)
+    expect("none of var-d16" in refused.tail() and not refused.folder.exists(), refused.tail())
+
+
+with Workspace() as work:
+    check_refusal(work)
+    check_bits(work, check_all(work)[MANY_PHASES])
