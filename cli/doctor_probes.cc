@@ -16,6 +16,7 @@
 #include "cli/slurm_client.h"
 #include "common/asio.h"
 #include "common/clock.h"
+#include "common/config.h"
 #include "common/file.h"
 #include "common/local_address.h"
 #include "common/process.h"
@@ -151,6 +152,18 @@ fs::path Existing(fs::path folder) {
   return folder;
 }
 
+// Of the files in a folder and below it; 0 when it is not there.
+std::int64_t BytesIn(const fs::path& folder) {
+  std::int64_t bytes = 0;
+  std::error_code problem;  // a file that vanishes meanwhile
+  for (fs::recursive_directory_iterator at(folder, problem), end; at != end;
+       at.increment(problem)) {
+    std::error_code ignored;
+    if (at->is_regular_file(ignored)) bytes += static_cast<std::int64_t>(at->file_size(ignored));
+  }
+  return bytes;
+}
+
 void ProbeFolder(const fs::path& folder, MachineFacts& facts) {
   const fs::path place = Existing(folder);
   const std::string mine = ".dd2-doctor-" + HostName() + "-" + std::to_string(::getpid());
@@ -185,15 +198,27 @@ Needs NeedsOf(const std::optional<RunConfig>& config, int nodes) {
 }
 
 Status CheckRoom(const RunConfig& config, const fs::path& folder) {
-  const Needs needs = NeedsOf(config, 1);
+  // Those of a run that is resumed are there already.
+  const std::int64_t needed = NeedsOf(config, 1).checkpoint_bytes - BytesIn(folder / "checkpoints");
   const auto free = FreeBytes(Existing(folder));
-  if (!free || static_cast<std::int64_t>(*free) >= needs.checkpoint_bytes) return {};
-  return Error(Code::kResourceExhausted, folder.string() + ": " +
-                                             FormatBytes(static_cast<std::int64_t>(*free)) +
-                                             " free, the checkpoints that are kept need " +
-                                             FormatBytes(needs.checkpoint_bytes) +
-                                             ": free some, choose another disk with --run, or "
-                                             "lower checkpoint.keep_last or keep_best");
+  if (!free || static_cast<std::int64_t>(*free) >= needed) return {};
+  return Error(Code::kResourceExhausted,
+               folder.string() + ": " + FormatBytes(static_cast<std::int64_t>(*free)) +
+                   " free, the checkpoints that are kept need " + FormatBytes(needed) + " more" +
+                   ": free some, choose another disk with --run, or "
+                   "lower checkpoint.keep_last or keep_best");
+}
+
+std::string CacheWarning(const RunConfig& config) {
+  const auto plan = PlanOnCpu(config, 1);
+  const fs::path folder = ScoreCacheFolder(config);
+  const auto free = FreeBytes(Existing(folder));
+  if (!plan || !free) return "";
+  const std::int64_t needed = plan->cache_bytes - BytesIn(folder);
+  if (static_cast<std::int64_t>(*free) >= needed) return "";
+  return "the score cache needs " + FormatBytes(needed) + " in " + folder.string() + ", where " +
+         FormatBytes(static_cast<std::int64_t>(*free)) +
+         " are free: set cache.path to a folder on a larger disk that all nodes see";
 }
 
 Result<std::string> CheckNodeMemory(const RunConfig& config, int nodes,
@@ -202,7 +227,7 @@ Result<std::string> CheckNodeMemory(const RunConfig& config, int nodes,
   if (!plan) return std::string();  // as above
   const auto said = CallSlurm(NodeMemoryWords(partition));
   if (!said) return std::string();  // sbatch will say what is wrong
-  return JudgeNodeMemory(ParseNodeMemory(*said), plan->memory.node_bytes);
+  return JudgeNodeMemory(ParseNodeMemory(*said, !partition.empty()), plan->memory.node_bytes);
 }
 
 MachineFacts ProbeMachine(const fs::path& folder, const std::string& host) {

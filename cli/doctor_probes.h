@@ -12,8 +12,12 @@ namespace dd2 {
 
 // Of a run with this configuration on `nodes` machines, by its plan (plan.h).
 Needs NeedsOf(const std::optional<RunConfig>& config, int nodes);
-// kResourceExhausted: the disk cannot hold the checkpoints that the run keeps.
+// kResourceExhausted: the disk cannot hold the checkpoints that the run keeps, besides those that
+// the folder has.
 Status CheckRoom(const RunConfig& config, const std::filesystem::path& folder);
+// A warning when the disk cannot hold the scores of the run (what is not kept is computed again);
+// else empty.
+std::string CacheWarning(const RunConfig& config);
 // Asks Slurm for the memory of the partition's nodes (empty: the default one's). A warning, or
 // empty; kResourceExhausted: none of them has what the plan says that a node needs.
 Result<std::string> CheckNodeMemory(const RunConfig& config, int nodes,

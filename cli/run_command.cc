@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/doctor_probes.h"
 #include "cli/format.h"
 #include "cli/report.h"
 #include "cli/run_files.h"
@@ -21,6 +22,8 @@
 
 namespace dd2 {
 namespace {
+
+namespace fs = std::filesystem;
 
 struct RunArguments {
   RunRequest request;
@@ -80,6 +83,11 @@ tl::expected<ShrunkRun, StartFailure> PlanOf(const RunArguments& arguments) {
   if (!arguments.shrink) {
     auto config = CheckRequest(request);
     if (!config) return tl::unexpected(config.error());
+    const fs::path folder = request.folder.empty() ? DefaultRunFolder(*config) : request.folder;
+    if (const Status room = CheckRoom(*config, folder); !room) {
+      return tl::unexpected(StartFailure{kExitCannotStart, room.error().message()});
+    }
+    if (const std::string warning = CacheWarning(*config); !warning.empty()) Refuse(0, warning);
     return ShrunkRun{std::move(*config), std::nullopt};
   }
   const auto shrunk = [&request]() -> Result<ShrunkRun> {

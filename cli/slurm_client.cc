@@ -15,6 +15,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// Times the memory of a node: what a plan can be off by, and more.
+constexpr double kSurelyTooMuch = 1.25;
+
 struct ReasonWords {
   std::string_view reason;  // or its beginning
   const char* words;
@@ -149,11 +152,9 @@ std::vector<std::string> NodeMemoryWords(const std::string& partition) {
   return words;
 }
 
-NodeMemory ParseNodeMemory(std::string_view text) {
+NodeMemory ParseNodeMemory(std::string_view text, bool named) {
   constexpr std::int64_t kMegabyte = std::int64_t{1} << 20;
   NodeMemory of_default, of_all;
-  bool one = true;  // all lines are of one partition
-  std::string_view first;
   while (!text.empty()) {
     const std::size_t end = std::min(text.find('\n'), text.size());
     const std::string_view line = text.substr(0, end);
@@ -165,8 +166,6 @@ NodeMemory ParseNodeMemory(std::string_view text) {
     std::from_chars(line.data() + bar + 1, line.data() + line.size(), megabytes);
     // 1 is what Slurm takes a node to have that its configuration says nothing of.
     if (megabytes <= 1) continue;
-    if (first.empty()) first = partition;
-    one = one && partition == first;
     const auto add = [bytes = megabytes * kMegabyte](NodeMemory& memory) {
       memory.least = memory.least == 0 ? bytes : std::min(memory.least, bytes);
       memory.most = std::max(memory.most, bytes);
@@ -174,21 +173,42 @@ NodeMemory ParseNodeMemory(std::string_view text) {
     add(of_all);
     if (partition.ends_with('*')) add(of_default);
   }
-  return one ? of_all : of_default;
+  return named ? of_all : of_default;
 }
 
 Result<std::string> JudgeNodeMemory(const NodeMemory& memory, std::int64_t needed) {
   if (memory.least == 0 || needed <= memory.least) return std::string();
-  const std::string needs = "a node of this run needs " + FormatBytes(needed) + " of memory";
+  const std::string needs = "a node of this run needs about " + FormatBytes(needed) + " of memory";
   if (needed <= memory.most) {
     return needs + ", some of the partition's have " + FormatBytes(memory.least) +
            ": choose others with --constraint, or -- --mem=" + std::to_string((needed >> 20) + 1) +
            "M";
   }
+  const std::string most = needs + ", the partition's have at most " + FormatBytes(memory.most);
+  if (static_cast<double>(needed) <= kSurelyTooMuch * static_cast<double>(memory.most)) {
+    return most + ": it may not fit (`dd2 plan` shows what takes it)";
+  }
   return Error(Code::kResourceExhausted,
-               needs + ", the partition's have at most " + FormatBytes(memory.most) +
+               most +
                    ": take another partition or fewer ranks a node (--ranks), or set "
                    "checkpoint.memory_every: 0; `dd2 plan` shows what takes it");
+}
+
+std::string PartitionOf(const std::vector<std::string>& options, const char* environment) {
+  if (environment != nullptr && *environment != '\0') return environment;
+  constexpr std::string_view kLong = "--partition", kShort = "-p";
+  std::string partition;
+  for (std::size_t i = 0; i < options.size(); ++i) {
+    const std::string_view word = options[i];
+    if ((word == kLong || word == kShort) && i + 1 < options.size()) {
+      partition = options[++i];
+    } else if (word.starts_with(kLong) && word.substr(kLong.size()).starts_with('=')) {
+      partition = word.substr(kLong.size() + 1);
+    } else if (word.starts_with(kShort) && !word.starts_with("--")) {
+      partition = word.substr(kShort.size());
+    }
+  }
+  return partition;
 }
 
 std::string DescribeJob(const SlurmJob& job) {

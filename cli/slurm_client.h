@@ -66,11 +66,15 @@ struct NodeMemory {
   std::int64_t least = 0;
   std::int64_t most = 0;
 };
-// `text`: the answer. Of several partitions the default one counts.
-NodeMemory ParseNodeMemory(std::string_view text);
-// A run that needs `needed` bytes on each of its nodes: a warning when some nodes have less, empty
-// when none has. kResourceExhausted: all have less.
+// `text`: the answer. Of all partitions (none was named) the default one counts.
+NodeMemory ParseNodeMemory(std::string_view text, bool named);
+// A run that needs about `needed` bytes on each of its nodes: a warning when some nodes have less,
+// or all have a little less, empty when none has. kResourceExhausted: all have far less (a plan is
+// an estimate).
 Result<std::string> JudgeNodeMemory(const NodeMemory& memory, std::int64_t needed);
+// The partition of a job: $SBATCH_PARTITION overrules the options of its script, of which the last
+// counts (--partition=P, --partition P, -p P, -pP). Empty: Slurm's default.
+std::string PartitionOf(const std::vector<std::string>& options, const char* environment);
 
 // "waits for free nodes (Slurm expects them at 09:30)": for people.
 std::string DescribeJob(const SlurmJob& job);

@@ -182,9 +182,13 @@ tl::expected<SubmitPlan, StartFailure> MakePlan(const SubmitArguments& arguments
   }
   plan.folder = fs::absolute(plan.request.folder).lexically_normal();
   if (const Status room = CheckRoom(plan.config, plan.folder); !room) return wrong(room.error());
-  const auto memory = CheckNodeMemory(plan.config, plan.nodes.min, plan.site.partition);
+  const std::string partition =
+      PartitionOf(SbatchOptions(arguments, plan.site), std::getenv("SBATCH_PARTITION"));
+  const auto memory = CheckNodeMemory(plan.config, plan.nodes.min, partition);
   if (!memory) return wrong(memory.error());
-  if (!memory->empty()) std::fprintf(stderr, "dd2: %s\n", memory->c_str());
+  for (const std::string& warning : {*memory, CacheWarning(plan.config)}) {
+    if (!warning.empty()) std::fprintf(stderr, "dd2: %s\n", warning.c_str());
+  }
   if (const Status planned = PlanScripts(arguments, plan); !planned) return wrong(planned.error());
   return plan;
 }

@@ -161,10 +161,10 @@ class Cluster:
                         any(f"--domain\0{node}{end}".encode() in line for end in ("\0", "-")) for line in words)
             if script or agent:
                 gone += [step, *below]
-        # All stand still before the first one ends: none has time to report the end of another, as srun does with
-        # the end of `dd2 run`.
-        for sign in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in gone:
+        # All stand still before the first one ends, and children end before their parents (the kernel wakes a stopped
+        # group that is orphaned): none has time to report the end of another, as the watcher of srun does.
+        for sign, pids in ((signal.SIGSTOP, gone), (signal.SIGKILL, reversed(gone))):
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, sign)
         self.daemons[node].wait(30)

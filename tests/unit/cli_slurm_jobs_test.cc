@@ -29,29 +29,43 @@ SlurmJob Job(const std::string& id, const std::string& state, const std::string&
 
 constexpr std::int64_t kGiB = std::int64_t{1} << 30;
 
-TEST(SlurmNodes, TheirMemoryIsReadForOnePartition) {
-  const NodeMemory two = ParseNodeMemory("sinfo: warning: x\nmain|65536\nmain|131072\n");
-  EXPECT_EQ(two.least, 64 * kGiB);
-  EXPECT_EQ(two.most, 128 * kGiB);
-  const NodeMemory of_default = ParseNodeMemory("debug|2048\nmain*|4096\nlarge|999999\n");
+TEST(SlurmNodes, TheirMemoryIsReadForThePartition) {
+  const NodeMemory named = ParseNodeMemory("sinfo: warning: x\nmain*|65536\nlarge|131072\n", true);
+  EXPECT_EQ(named.least, 64 * kGiB);
+  EXPECT_EQ(named.most, 128 * kGiB);
+  const NodeMemory of_default = ParseNodeMemory("debug|2048\nmain*|4096\nlarge|999999\n", false);
   EXPECT_EQ(of_default.least, 4 * kGiB);
   EXPECT_EQ(of_default.most, 4 * kGiB);
-  EXPECT_EQ(ParseNodeMemory("main*|1\n").most, 0) << "Slurm was not told";
-  EXPECT_EQ(ParseNodeMemory("").most, 0);
+  EXPECT_EQ(ParseNodeMemory("large|4096\n", false).most, 0) << "there is no default one";
+  EXPECT_EQ(ParseNodeMemory("main*|1\n", false).most, 0) << "Slurm was not told";
+  EXPECT_EQ(ParseNodeMemory("", true).most, 0);
   EXPECT_THAT(NodeMemoryWords("main"), testing::Contains("--partition=main"));
 }
 
-TEST(SlurmNodes, TooLittleMemoryIsRefusedAndSomeIsAWarning) {
+TEST(SlurmNodes, TooLittleMemoryIsRefusedAndALittleTooLittleIsAWarning) {
   const NodeMemory memory{.least = 64 * kGiB, .most = 128 * kGiB};
   EXPECT_EQ(*JudgeNodeMemory(memory, 64 * kGiB), "");
   const auto warning = JudgeNodeMemory(memory, 100 * kGiB);
   ASSERT_TRUE(warning);
   EXPECT_THAT(*warning, HasSubstr("--mem=102401M"));
-  const auto refusal = JudgeNodeMemory(memory, 129 * kGiB);
+  const auto tight = JudgeNodeMemory(memory, 160 * kGiB);
+  ASSERT_TRUE(tight) << "a plan is an estimate";
+  EXPECT_THAT(*tight, HasSubstr("may not fit"));
+  const auto refusal = JudgeNodeMemory(memory, 161 * kGiB);
   ASSERT_FALSE(refusal);
   EXPECT_EQ(refusal.error().code(), Code::kResourceExhausted);
   EXPECT_THAT(refusal.error().message(), HasSubstr("dd2 plan"));
   EXPECT_EQ(*JudgeNodeMemory(NodeMemory(), 1000 * kGiB), "") << "nothing is known";
+}
+
+TEST(SlurmNodes, ThePartitionOfAJob) {
+  EXPECT_EQ(PartitionOf({"--partition=main", "--time=2"}, nullptr), "main");
+  EXPECT_EQ(PartitionOf({"--partition=main", "--partition=big"}, ""), "big") << "the last counts";
+  EXPECT_EQ(PartitionOf({"--partition=main", "-p", "big"}, nullptr), "big");
+  EXPECT_EQ(PartitionOf({"-pbig", "--parsable"}, nullptr), "big");
+  EXPECT_EQ(PartitionOf({"--partition", "big"}, "urgent"), "urgent") << "as sbatch does";
+  EXPECT_EQ(PartitionOf({"--partition"}, nullptr), "");
+  EXPECT_EQ(PartitionOf({}, nullptr), "");
 }
 
 TEST(SlurmQueue, ReadsWhatSqueueSays) {
