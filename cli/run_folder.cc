@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "cli/config_diff.h"
+#include "cli/model_sizes.h"
 #include "common/config.h"
 #include "storage/safetensors.h"
 #include "storage/teacher_folder.h"
@@ -207,6 +208,17 @@ std::vector<std::string> OverridesOf(const RunRequest& request) {
 
 namespace {
 
+// Networks in raster order have kernels and backward passes of their own.
+Status CheckPassMode(const RunConfig& config) {
+  if (config.model.precision == kPrecisionFp32 && !config.model.recompute) return {};
+  const auto sizes = ReadModelSizes(config.teacher.path);
+  if (!sizes || sizes->kind != ModelKind::kRaster) return {};
+  return Error(Code::kInvalidArgument,
+               "model.precision and model.recompute are for the transformers of VAR and LlamaGen; "
+               "the teacher in " +
+                   config.teacher.path + " is none: take them out of the configuration");
+}
+
 Status CheckImportedTeacher(const RunConfig& config) {
   const fs::path folder = config.teacher.path;
   DD2_TRY_ASSIGN(const TeacherDescription teacher,
@@ -237,6 +249,7 @@ Status CheckImportedTeacher(const RunConfig& config) {
 }  // namespace
 
 Status CheckTeacherFiles(const RunConfig& config) {
+  DD2_TRY(CheckPassMode(config));
   const fs::path folder = config.teacher.path;
   std::error_code ignored;
   if (fs::exists(folder / kTeacherFile, ignored)) return CheckImportedTeacher(config);

@@ -96,13 +96,17 @@ PhaseList ReadPhases(const ConfigNode& root, SettingsReader& reader, ConfigProbl
   return out;
 }
 
-// Hashes the settings that change the trained bits. Callers hand in a copy: binding needs
-// something that it may point into.
-void HashSettings(const std::vector<BoundSetting>& settings, Hasher128& hasher) {
-  for (const BoundSetting& setting : settings) {
-    if ((setting.info->flags & kBits) == 0) continue;
-    hasher.UpdateField(setting.info->key);
-    hasher.UpdateField(FormatField(setting.field));
+// Hashes the settings that change the trained bits. Callers hand in copies: binding needs
+// something that it may point into. `defaults`: the same settings of a fresh object.
+void HashSettings(const std::vector<BoundSetting>& settings,
+                  const std::vector<BoundSetting>& defaults, Hasher128& hasher) {
+  for (std::size_t i = 0; i < settings.size(); ++i) {
+    const SettingInfo& info = *settings[i].info;
+    const std::string value = FormatField(settings[i].field);
+    if ((info.flags & kBits) == 0) continue;
+    if ((info.flags & kLater) != 0 && value == FormatField(defaults[i].field)) continue;
+    hasher.UpdateField(info.key);
+    hasher.UpdateField(value);
   }
 }
 
@@ -148,13 +152,15 @@ std::string DumpRunConfig(const RunConfig& config) {
 
 Digest128 ConfigDigest(const RunConfig& config) {
   RunConfig copy = config;
+  RunConfig defaults;
   Hasher128 hasher;
   hasher.UpdateField("dd2 run config 1");
-  HashSettings(Bind(RunSettings(), copy), hasher);
+  HashSettings(Bind(RunSettings(), copy), Bind(RunSettings(), defaults), hasher);
   hasher.UpdateInt(copy.phases.size());
   for (PhaseConfig& phase : copy.phases) {
     hasher.UpdateField(PhaseKindName(phase.kind));
-    HashSettings(BindPhase(phase), hasher);
+    PhaseConfig plain = DefaultPhase(phase.kind);
+    HashSettings(BindPhase(phase), BindPhase(plain), hasher);
   }
   return hasher.Finish();
 }

@@ -51,6 +51,11 @@ class RunRules {
       Add("model.time_features", {},
           std::to_string(config_.model.time_features) + " is odd; sines and cosines come in pairs");
     }
+    if (config_.model.precision != kPrecisionFp32 && config_.model.precision != kPrecisionBf16) {
+      Add("model.precision", {},
+          "\"" + config_.model.precision.substr(0, 60) +
+              "\" is neither fp32 (the default) nor bf16");
+    }
     if (!ParseCheckpointInterval(config_.checkpoint.interval)) {
       Add("checkpoint.interval", {},
           "\"" + config_.checkpoint.interval.substr(0, 60) +
@@ -150,8 +155,26 @@ class RunRules {
           std::to_string(phase.guidance.warmup) + " is longer than the phase (" +
               std::to_string(phase.steps) + " steps)");
     }
+    CheckStart(phase, key);
     if (phase.t_min >= phase.t_max)
       Add(key + ".t_min", {key + ".t_max"}, "must be smaller than t_max");
+  }
+
+  // The rate that warm-ups rise from.
+  void CheckStart(const PhaseConfig& phase, const std::string& key) {
+    const double start = phase.guidance.start;
+    if (start == 0) return;
+    if (phase.guidance.warmup == 0) {
+      Add(key + ".start_lr", {key + ".warmup"}, "without a warmup nothing starts from it");
+    }
+    const bool both = phase.kind == PhaseKind::kCsd;
+    const double lowest = phase.kind == PhaseKind::kRegress ? phase.generator.peak
+                          : both ? std::min(phase.generator.peak, phase.guidance.peak)
+                                 : phase.guidance.peak;
+    if (start > lowest) {
+      Add(key + ".start_lr", {key + ".lr", key + ".generator_lr", key + ".guidance_lr"},
+          "is above the rate that the warm-up ends at");
+    }
   }
 
   void CheckGts(const PhaseConfig& phase, const std::string& key) {

@@ -31,6 +31,9 @@ enum SettingFlags : unsigned {
   kPath = 2,      // a path: resolved when relative
   kRequired = 4,  // has no default
   kAboveMin = 8,  // `min` itself is not allowed
+  // With kBits: came after the first runs, whose digest did not have it. It is part of the digest
+  // only where it differs from its default, so that those runs go on.
+  kLater = 16,
 };
 
 // The kinds of phases that a setting of a phase is allowed in.

@@ -43,10 +43,17 @@ struct DatasetConfig {
   std::string path = "/usr/share/datasets/fashion-mnist";  // the four *-ubyte.gz files
 };
 
+// Words of ModelConfig::precision.
+inline constexpr std::string_view kPrecisionFp32 = "fp32";
+inline constexpr std::string_view kPrecisionBf16 = "bf16";
+
 struct ModelConfig {
   int head_width = 128;    // MAR head: width of the residual stream
   int head_depth = 3;      // residual blocks
   int time_features = 64;  // sinusoid features of 1000 t
+  // Of VAR's and LlamaGen's transformers; ours in raster order has neither.
+  std::string precision{kPrecisionFp32};  // of the blocks
+  bool recompute = false;                 // blocks run again in the backward pass
 };
 
 struct BatchConfig {

@@ -34,12 +34,30 @@ def check_bits(work, calm):
         expect(run.record() == calm.record(), "metrics.jsonl differs")
 
 
+def check_pass_modes(work, calm):
+    """Blocks that run again keep the bits; bf16 has its own, on any number of ranks."""
+    path = f"configs/{MANY_PHASES}.yaml"
+    again = work.run(path, "recompute", shrink=True, set=["model.recompute=true"])
+    expect_same(calm.digest(), again.digest())
+    half = [work.run(path, f"bf16-{ranks}", shrink=True, ranks=ranks, set=["model.precision=bf16", f"model.recompute={word}"])
+            for ranks, word in ((1, "false"), (2, "true"))]
+    expect_same(half[0].digest(), half[1].digest())
+    expect(half[0].record() == half[1].record(), "metrics.jsonl differs")
+    exact, rough = (run.record()[-1]["csd/dmu"] for run in (calm, half[0]))
+    expect(exact != rough and abs(rough / exact - 1) < 0.02, f"{rough} in bf16 for {exact}")
+
+
 def check_refusal(work):
     refused = work.new_run("configs/var-d16.yaml", "refused", shrink=True, set=["teacher.path=teachers/mine"])
     refused.start().finish(exit_code=2)
+    raster = work.new_run("configs/fashion-mnist-quick.yaml", "raster", shrink=True, set=["model.precision=bf16"])
+    raster.start().finish(exit_code=2)
+    expect("is none: take them out" in raster.tail(), raster.tail())
     expect("none of var-d16" in refused.tail() and not refused.folder.exists(), refused.tail())
 
 
 with Workspace() as work:
     check_refusal(work)
-    check_bits(work, check_all(work)[MANY_PHASES])
+    calm = check_all(work)[MANY_PHASES]
+    check_bits(work, calm)
+    check_pass_modes(work, calm)

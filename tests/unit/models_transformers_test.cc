@@ -42,9 +42,8 @@ struct VarKind {
     return layout;
   }
   explicit VarKind(const ParamBuffer& params) : network(Spec(), params, "net.") {}
-  at::Tensor Hidden(const at::Tensor& input, const at::Tensor& labels,
-                    Activations activations = Activations::kKeep) const {
-    return network.Hidden(input, labels, activations);
+  at::Tensor Hidden(const at::Tensor& input, const at::Tensor& labels, PassMode mode = {}) const {
+    return network.Hidden(input, labels, mode);
   }
   at::Tensor Cached(const at::Tensor& input, const at::Tensor& labels) const {
     KvCache cache;
@@ -89,9 +88,8 @@ struct LlamaGen {
     return layout;
   }
   explicit LlamaGen(const ParamBuffer& params) : network(Spec(), params, "net.") {}
-  at::Tensor Hidden(const at::Tensor& input, const at::Tensor& labels,
-                    Activations activations = Activations::kKeep) const {
-    return network.Hidden(input, labels, activations);
+  at::Tensor Hidden(const at::Tensor& input, const at::Tensor& labels, PassMode mode = {}) const {
+    return network.Hidden(input, labels, mode);
   }
   at::Tensor Cached(const at::Tensor& input, const at::Tensor& labels) const {
     KvCache cache;
@@ -130,10 +128,10 @@ class Transformer : public ::testing::Test {
     at::Tensor value, d_input, d_params;
   };
   // Forward, and backward from wanted_, with gradients from zero.
-  Pass Run(Activations activations) {
+  Pass Run(PassMode mode) {
     gradient_.zero_();
     at::Tensor input = input_.clone().requires_grad_(true);
-    const at::Tensor value = Kind(params_).Hidden(input, labels_, activations);
+    const at::Tensor value = Kind(params_).Hidden(input, labels_, mode);
     value.backward(wanted_);
     return {value.detach(), input.grad(), gradient_.clone()};
   }
@@ -153,23 +151,41 @@ using Kinds = ::testing::Types<Var, VarPlainAttention, LlamaGen>;
 TYPED_TEST_SUITE(Transformer, Kinds);
 
 TYPED_TEST(Transformer, TwoRunsGiveTheSameBits) {
-  const auto first = this->Run(Activations::kKeep), second = this->Run(Activations::kKeep);
+  const auto first = this->Run({Activations::kKeep}), second = this->Run({Activations::kKeep});
   EXPECT_TRUE(at::equal(first.value, second.value));
   EXPECT_TRUE(at::equal(first.d_input, second.d_input));
   EXPECT_TRUE(at::equal(first.d_params, second.d_params));
 }
 
 TYPED_TEST(Transformer, RecomputationKeepsTheBits) {
-  const auto kept = this->Run(Activations::kKeep), again = this->Run(Activations::kRecompute);
+  const auto kept = this->Run({Activations::kKeep}), again = this->Run({Activations::kRecompute});
   EXPECT_TRUE(at::equal(kept.value, again.value));
   EXPECT_TRUE(at::equal(kept.d_input, again.d_input));
   EXPECT_TRUE(at::equal(kept.d_params, again.d_params));
   EXPECT_GT(kept.d_input.abs().max().template item<double>(), 0);
 }
 
+// fp32 outside of the blocks, and the same bits whatever is kept and how often it is run.
+TYPED_TEST(Transformer, Bf16IsNearFp32AndKeepsItsOwnBits) {
+  const auto exact = this->Run({Activations::kKeep}), kept = this->Run({Activations::kKeep, true}),
+             again = this->Run({Activations::kRecompute, true});
+  EXPECT_FALSE(at::autocast::is_autocast_enabled(at::kCPU)) << "it ends with the block";
+  const auto compare = [](const char* what, const at::Tensor& in_fp32, const at::Tensor& in_bf16,
+                          const at::Tensor& recomputed) {
+    EXPECT_EQ(in_bf16.scalar_type(), at::kFloat) << what;
+    EXPECT_TRUE(at::equal(in_bf16, recomputed)) << what;
+    const double error = ((in_bf16 - in_fp32).norm() / in_fp32.norm()).template item<double>();
+    EXPECT_GT(error, 1e-4) << what << ": as exact as fp32";
+    EXPECT_LT(error, 0.03) << what;
+  };
+  compare("value", exact.value, kept.value, again.value);
+  compare("gradient of the input", exact.d_input, kept.d_input, again.d_input);
+  compare("gradient of the parameters", exact.d_params, kept.d_params, again.d_params);
+}
+
 // Every parameter of the backbone has a part in the features: its gradient is not zero.
 TYPED_TEST(Transformer, EveryParameterOfTheBackboneGetsAGradient) {
-  this->Run(Activations::kRecompute);
+  this->Run({Activations::kRecompute});
   for (const ParamSpec& spec : this->params_.layout().specs()) {
     const bool of_head = spec.name.starts_with("net.head") || spec.name == "net.output.weight" ||
                          spec.name == "net.tok_embeddings.weight";
@@ -179,31 +195,32 @@ TYPED_TEST(Transformer, EveryParameterOfTheBackboneGetsAGradient) {
 }
 
 TYPED_TEST(Transformer, GradientsAddUpInTheBoundBuffer) {
-  const at::Tensor once = this->Run(Activations::kKeep).d_params;
+  const at::Tensor once = this->Run({Activations::kKeep}).d_params;
   for (const Activations activations : {Activations::kKeep, Activations::kRecompute}) {
-    this->Run(activations);
+    this->Run({activations});
     TypeParam(this->params_)
-        .Hidden(this->input_, this->labels_, activations)
+        .Hidden(this->input_, this->labels_, {activations})
         .backward(this->wanted_);
     EXPECT_TRUE(at::equal(this->gradient_, 2 * once));
   }
 }
 
 TYPED_TEST(Transformer, FrozenPassesGradientsThroughAndCollectsNone) {
-  const auto trained = this->Run(Activations::kKeep);
+  const auto trained = this->Run({Activations::kKeep});
   this->params_.SetRequiresGrad(false);
   for (const Activations activations : {Activations::kKeep, Activations::kRecompute}) {
-    const auto frozen = this->Run(activations);
+    const auto frozen = this->Run({activations});
     EXPECT_TRUE(at::equal(frozen.d_input, trained.d_input));
     EXPECT_EQ(frozen.d_params.abs().max().template item<double>(), 0);
-    EXPECT_FALSE(
-        TypeParam(this->params_).Hidden(this->input_, this->labels_, activations).requires_grad());
+    EXPECT_FALSE(TypeParam(this->params_)
+                     .Hidden(this->input_, this->labels_, {activations})
+                     .requires_grad());
   }
 }
 
 // Along random directions, in parameters and input at once: fp32 leaves about four digits.
 TYPED_TEST(Transformer, GradientsAreTheSlopes) {
-  const auto pass = this->Run(Activations::kRecompute);
+  const auto pass = this->Run({Activations::kRecompute});
   const at::Tensor flat = this->params_.flat().clone();
   constexpr double kStep = 1e-3;
   for (int i = 0; i < 8; ++i) {

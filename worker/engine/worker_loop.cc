@@ -37,7 +37,7 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
 
 // Threads, precision and libraries decide bits; ranks that differ in them must not train together.
 std::string NumericMode(const RunConfig& config) {
-  return "cpu-fp32 threads=" + std::to_string(config.threads_per_rank) +
+  return "cpu-" + config.model.precision + " threads=" + std::to_string(config.threads_per_rank) +
          " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild();
 }
 

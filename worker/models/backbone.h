@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "worker/models/param_buffer.h"
+#include "worker/models/recompute.h"
 #include "worker/torch.h"
 
 namespace dd2 {
@@ -32,7 +33,8 @@ struct BackboneSpec {
   BackboneKind kind = BackboneKind::kRaster;
   std::vector<std::int64_t> sides = {};  // kVar: of the scales; tokens = sum of their squares
   std::shared_ptr<const CodePath> path =
-      nullptr;  // kVar: from codes to the transformer's rows. Frozen
+      nullptr;         // kVar: from codes to the transformer's rows. Frozen
+  PassMode mode = {};  // kVar: of Forward; a step of sampling is fp32
 };
 
 // "raster", "var": the words of files.

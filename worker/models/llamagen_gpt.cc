@@ -114,7 +114,7 @@ at::Tensor LlamaGenGpt::Embed(const at::Tensor& ids) const {
 }
 
 at::Tensor LlamaGenGpt::Hidden(const at::Tensor& embedded, const at::Tensor& labels,
-                               Activations activations) const {
+                               PassMode mode) const {
   DD2_CHECK(embedded.dim() == 3 && embedded.size(0) == labels.size(0) &&
             embedded.size(1) < spec_.tokens() && embedded.size(2) == spec_.width);
   at::Tensor x = at::cat({at::embedding(classes_, labels).unsqueeze(1), embedded}, 1);
@@ -125,7 +125,7 @@ at::Tensor LlamaGenGpt::Hidden(const at::Tensor& embedded, const at::Tensor& lab
       return Forward(heads, block, inputs[0], rotary,
                      [](const Qkv& qkv) { return Mix(qkv.q, qkv.k, qkv.v, /*causal=*/true); });
     };
-    x = RunBlock(forward, {x}, activations);
+    x = RunBlock(forward, {x}, mode);
   }
   return RmsNorm(x, norm_);
 }

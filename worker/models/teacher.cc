@@ -126,6 +126,8 @@ at::Tensor Teacher::Logits(const at::Tensor& hidden) const {
 NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher) {
   NetworkSpec spec;
   spec.backbone = teacher.backbone().spec();
+  spec.backbone.mode.bf16 = model.precision == kPrecisionBf16;
+  if (model.recompute) spec.backbone.mode.activations = Activations::kRecompute;
   spec.head = HeadSpec{.channels = spec.backbone.channels,
                        .condition = spec.backbone.width,
                        .width = model.head_width,

@@ -39,7 +39,7 @@ VarBackbone::VarBackbone(const BackboneSpec& spec, const ParamBuffer& params,
 
 at::Tensor VarBackbone::Forward(const at::Tensor& q, const at::Tensor& labels) const {
   DD2_CHECK(q.dim() == 3 && q.size(1) == spec_.tokens && q.size(2) == spec_.channels);
-  return transformer_.Hidden(spec_.path->Rows(q), labels);
+  return transformer_.Hidden(spec_.path->Rows(q), labels, spec_.mode);
 }
 
 at::Tensor VarBackbone::Step(const at::Tensor& q_previous, std::int64_t group,

@@ -162,7 +162,7 @@ at::Tensor VarTransformer::Embed(std::int64_t first_scale, std::int64_t scale_co
 }
 
 at::Tensor VarTransformer::Hidden(const at::Tensor& rows, const at::Tensor& labels,
-                                  Activations activations) const {
+                                  PassMode mode) const {
   const at::Tensor of_class = at::embedding(classes_, labels);
   const at::Tensor condition = at::silu(of_class);
   at::Tensor x = Embed(0, spec_.scales(), rows, of_class);
@@ -172,7 +172,7 @@ at::Tensor VarTransformer::Hidden(const at::Tensor& rows, const at::Tensor& labe
       return Forward(spec, block, inputs[0], inputs[1],
                      [&](const Qkv& qkv) { return Mix(spec, qkv.q, qkv.k, qkv.v, mask); });
     };
-    x = RunBlock(forward, {x, condition}, activations);
+    x = RunBlock(forward, {x, condition}, mode);
   }
   return x;
 }

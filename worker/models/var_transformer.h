@@ -48,8 +48,7 @@ class VarTransformer {
   // rows [B, L - ScaleTokens(0), C]: what enters at scales 1.. (the running reconstruction resized
   // to each, models.md 1.2), labels [B] -> [B, L, d], features in front of the head's AdaLN. Those
   // of a scale depend on the rows of this and earlier scales.
-  at::Tensor Hidden(const at::Tensor& rows, const at::Tensor& labels,
-                    Activations activations = Activations::kKeep) const;
+  at::Tensor Hidden(const at::Tensor& rows, const at::Tensor& labels, PassMode mode = {}) const;
   // What enters the output layer: hidden [B, l, d] of any l tokens -> [B, l, d]. Guidance and the
   // output layer are linear, so that it may be guided instead of the logits (method 7.3).
   at::Tensor HeadInput(const at::Tensor& hidden, const at::Tensor& labels) const;
