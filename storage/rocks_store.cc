@@ -13,6 +13,7 @@
 #include <mutex>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "common/file.h"
 #include "storage/kv_store.h"
@@ -175,9 +176,14 @@ Result<std::shared_ptr<rocksdb::DB>> OpenView(const std::filesystem::path& folde
   rocksdb::Options options = MakeOptions(RocksOptions());
   options.create_if_missing = false;
   options.max_open_files = -1;  // keeps files readable that the owner deletes after a compaction
+  // With the column family by name: without, a store that consists of one table is opened by a
+  // reader (CompactedDBImpl of 7.8) that finds no value in a blob file.
   rocksdb::DB* db = nullptr;
-  const rocksdb::Status status = rocksdb::DB::OpenForReadOnly(options, folder.string(), &db);
+  std::vector<rocksdb::ColumnFamilyHandle*> families;
+  const rocksdb::Status status = rocksdb::DB::OpenForReadOnly(
+      options, folder.string(), {{rocksdb::kDefaultColumnFamilyName, options}}, &families, &db);
   if (!status.ok()) return FromRocks(status, "cannot follow " + folder.string());
+  delete families.front();  // the store has its own
   return std::shared_ptr<rocksdb::DB>(db);
 }
 

@@ -36,6 +36,9 @@ with Workspace() as work:
     expect(cache_of(second) == {"hits": 64, "misses": 0, "corrupt": 0, "written": 0},
            f"the second run asked the teacher again: {cache_of(second)}")
     expect_same(first.digest(), second.digest())
+    both = work.run(CONFIG, "both", seed=seed)  # each rank reads what both had written
+    expect(cache_of(both) == {"hits": 64, "misses": 0, "corrupt": 0, "written": 0},
+           f"the run on two ranks asked the teacher again: {cache_of(both)}")
     expect(damage(work.cache) > 0, "nothing to damage in the cache")
     third = work.run(CONFIG, "third", seed=seed)
     cache = cache_of(third)

@@ -77,6 +77,24 @@ TEST(RocksStoreTest, AFollowerSeesWhatTheOwnerWrote) {
   EXPECT_EQ((*follower)->Delete("a").error().code(), Code::kFailedPrecondition);
 }
 
+// As the next run on a score cache finds those of the ranks beside it.
+TEST(RocksStoreTest, AFollowerOfOneTableReadsItsBlobs) {
+  const TemporaryFolder folder;
+  const std::string value(5000, 'a');
+  {
+    auto owner = OpenRocksStore(folder.path() / "db", {true, true});
+    ASSERT_TRUE(owner) << owner.error().message();
+    ASSERT_TRUE((*owner)->Put("a", value, Durability::kBuffered));
+  }
+  const auto owner = OpenRocksStore(folder.path() / "db", {true, true});  // its log is a table now
+  ASSERT_TRUE(owner) << owner.error().message();
+  const auto follower = OpenRocksFollower(folder.path() / "db");
+  ASSERT_TRUE(follower) << follower.error().message();
+  const auto read = (*follower)->Get("a");
+  ASSERT_TRUE(read) << read.error().message();
+  EXPECT_EQ(*read, value);
+}
+
 TEST(RocksStoreTest, FailuresHaveTheirCode) {
   const TemporaryFolder folder;
   EXPECT_EQ(OpenRocksStore(folder.path() / "none", {false, false}).error().code(),
