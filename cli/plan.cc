@@ -10,14 +10,8 @@
 namespace dd2 {
 namespace {
 
-constexpr std::int64_t kTensorKinds = 8;
-constexpr std::int64_t kFloat = 4;
-// Besides guided vectors, thresholds and tokens: keys, checksums, labels.
+// Of an entry of the score cache besides what ScoreBytes says: keys, checksums, labels.
 constexpr std::int64_t kEntryOverhead = 160;
-
-std::int64_t CacheEntryBytes(const ModelSizes& model) {
-  return model.tokens * (2 * model.width + 4 + 2) + kEntryOverhead;
-}
 
 std::string Plural(std::int64_t count, const std::string& noun) {
   return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
@@ -33,9 +27,7 @@ Status CheckCounts(const PlanInput& in) {
                      "batch.shards higher (another result)");
   }
   for (const PhaseConfig& phase : in.config.phases) {
-    const bool trains = phase.kind == PhaseKind::kGts || phase.kind == PhaseKind::kRegress ||
-                        phase.kind == PhaseKind::kCsd || phase.kind == PhaseKind::kAlign;
-    if (trains && phase.batch % shards != 0) {
+    if (Trains(phase) && phase.batch % shards != 0) {
       return Error(Code::kInvalidArgument, "a batch of " + std::to_string(phase.batch) +
                                                " is not a multiple of " + Plural(shards, "shard") +
                                                " (batch.shards)");
@@ -81,7 +73,7 @@ void PlanCheckpoints(const PlanInput& in, RunPlan& plan) {
   plan.checkpoint_bytes = CheckpointBytesOf(in);
   plan.kept_bytes = plan.checkpoint_bytes * (config.keep_last + config.keep_best + 1);
   // The training stands still while a rank's slices are copied beside it.
-  const std::int64_t part = kTensorKinds * SliceElements(in) * kFloat;
+  const std::int64_t part = kTensorKinds * SliceElements(in) * kFloatBytes;
   plan.checkpoint_stall_seconds =
       static_cast<double>(part) / (in.hardware.host_rate * kMemoryShare);
   const auto setting = ParseCheckpointInterval(config.interval);
@@ -99,6 +91,20 @@ std::optional<Alternative> Try(const std::string& change, const PlanInput& chang
 
 }  // namespace
 
+bool Trains(const PhaseConfig& phase) {
+  using enum PhaseKind;
+  return phase.kind == kGts || phase.kind == kRegress || phase.kind == kCsd || phase.kind == kAlign;
+}
+
+int GuidedPasses(const PlanInput& input) {
+  const double none = input.model.kind == ModelKind::kVar ? 0 : 1;
+  return input.config.teacher.cfg_scale == none ? 1 : 2;
+}
+
+std::int64_t ScoreBytes(const ModelSizes& model) {
+  return model.tokens * (2 * model.width + 4 + 2);
+}
+
 Result<RunPlan> MakePlan(const PlanInput& input) {
   DD2_TRY(CheckCounts(input));
   RunPlan plan;
@@ -108,13 +114,12 @@ Result<RunPlan> MakePlan(const PlanInput& input) {
       Sum(NetworkBackboneTensors(input.model)) + Sum(HeadTensors(input.model, input.config.model));
   plan.shards_of_rank = ShareOfShards(input.config.batch.shards, world).shards;
   for (const PhaseConfig& phase : input.config.phases) {
-    const bool samples = phase.kind == PhaseKind::kSample;
-    if (!samples && (phase.kind == PhaseKind::kGts || phase.kind == PhaseKind::kCsd)) {
+    if (Trains(phase)) {
       plan.sequences_of_shard =
           std::max<std::int64_t>(plan.sequences_of_shard, phase.batch / input.config.batch.shards);
     }
-    if (samples && input.config.cache.enabled) {
-      plan.cache_entry_bytes = CacheEntryBytes(input.model);
+    if (phase.kind == PhaseKind::kSample && input.config.cache.enabled) {
+      plan.cache_entry_bytes = ScoreBytes(input.model) + kEntryOverhead;
       plan.cache_bytes = phase.sequences * plan.cache_entry_bytes;
     }
   }

@@ -104,7 +104,18 @@ std::string FormatPlan(const PlanInput& input, const RunPlan& plan,
 boost::json::object PlanDocument(const PlanInput& input, const RunPlan& plan,
                                  const std::vector<Alternative>& alternatives);
 
-// ---- parts of MakePlan, for tests ----
+// ---- parts of MakePlan ----
+
+inline constexpr std::int64_t kFloatBytes = 4;
+// Of a checkpoint and a snapshot: parameters, two moments, average; of two networks.
+inline constexpr std::int64_t kTensorKinds = 8;
+
+// gts, regress, csd, align.
+bool Trains(const PhaseConfig& phase);
+// Sequences in the teacher's pass for one: 2 with guidance (Teacher::IsGuided).
+int GuidedPasses(const PlanInput& input);
+// Of one sequence in the score cache: guided vectors in fp16, thresholds, tokens.
+std::int64_t ScoreBytes(const ModelSizes& model);
 
 // How the virtual shards of a batch fall on ranks (worker/parallel/shard_plan.h).
 struct ShardShare {

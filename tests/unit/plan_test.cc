@@ -211,6 +211,43 @@ TEST(PlanTest, WhatDoesNotFitIsSaidWithWhatHelps) {
   EXPECT_EQ(document.at("alternatives").as_array().size(), alternatives.size());
 }
 
+std::int64_t WorkingBytesOf(const PlanInput& input) {
+  return PartOf(PlanOf(input).memory, "activations");
+}
+
+TEST(PlanTest, SamplingScaleByScaleHoldsTheLargestScale) {
+  PlanInput input = Input("var-d16", "cpu", 1);
+  std::erase_if(input.config.phases,
+                [](const PhaseConfig& phase) { return phase.kind != PhaseKind::kSample; });
+  ASSERT_EQ(input.config.phases.size(), 1U);
+  const auto block = static_cast<double>(input.config.phases[0].block);
+  // Two passes (guidance) over 16 x 16 tokens, each with at least query, key, value and MLP.
+  const double rows = 2 * block * 256, width = 1024;
+  const double keys = 2 * block * 680 * 2 * 16 * width * 4;
+  EXPECT_GT(static_cast<double>(WorkingBytesOf(input)), keys + rows * 8 * width * 4);
+  // In raster order a pass has a token of each; what is read again in the end decides here.
+  const std::int64_t of_scales = WorkingBytesOf(input);
+  input.model.sides.clear();
+  EXPECT_LT(static_cast<double>(WorkingBytesOf(input)),
+            static_cast<double>(of_scales) - rows * 7 * width * 4);
+}
+
+TEST(PlanTest, GtsWithoutCacheHoldsAPassOfTheTeacher) {
+  PlanInput input = Input("var-d16", "h200", 1);
+  std::erase_if(input.config.phases, [](const PhaseConfig& phase) {
+    return phase.kind != PhaseKind::kGts || phase.trains != kTrainsHead;
+  });
+  input.config.phases.at(0).batch = 64 * 32;
+  input.config.phases.at(0).draws = 1;
+  input.config.model = {.head_width = 64, .head_depth = 1, .time_features = 64};
+  const std::int64_t cached = WorkingBytesOf(input);
+  input.config.cache.enabled = false;
+  // The filters' sort over the logits of 32 sequences alone is more than what a cached step holds.
+  const auto logits = static_cast<std::int64_t>(32) * 680 * 4096 * 4;
+  EXPECT_GE(WorkingBytesOf(input), 7 * logits);
+  EXPECT_LT(cached, 7 * logits);
+}
+
 TEST(PlanTest, ImpossibleCountsAreRefused) {
   PlanInput input = Input("var-d16", "h200", 16);
   auto plan = MakePlan(input);
