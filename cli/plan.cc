@@ -19,7 +19,7 @@ std::string Plural(std::int64_t count, const std::string& noun) {
 
 Status CheckCounts(const PlanInput& in) {
   const int shards = in.config.batch.shards;
-  const int ranks = in.nodes * in.ranks_per_node;
+  const int ranks = in.world_size();
   if (ranks > shards) {
     return Error(Code::kInvalidArgument,
                  Plural(ranks, "rank") + " for " + Plural(shards, "shard") +
@@ -49,7 +49,7 @@ std::string TooMuch(const std::string& who, std::int64_t needed, std::int64_t th
 void Judge(const PlanInput& in, RunPlan& plan) {
   const Hardware& hardware = in.hardware;
   const std::int64_t usable = UsableBytes(hardware);
-  const std::string machine = in.nodes == 1 ? "1 node" : std::to_string(in.nodes) + " nodes";
+  const std::string machine = Plural(in.nodes(), "node");
   if (hardware.device) {
     plan.fits = plan.memory.device_bytes <= usable;
     plan.verdict = plan.fits ? "fits: " + FormatBytes(usable - plan.memory.device_bytes) +
@@ -82,6 +82,12 @@ void PlanCheckpoints(const PlanInput& in, RunPlan& plan) {
   plan.checkpoint_interval = CheckpointTimer(*setting).Seconds(evidence);
 }
 
+// Domains that are beside each other move apart before new ones come.
+void SetNodes(int nodes, PlanInput& in) {
+  in.domains = std::max(in.domains, nodes);
+  in.domains_per_node = (in.domains + nodes - 1) / nodes;
+}
+
 // Whether a change can be made at all; nothing when it cannot.
 std::optional<Alternative> Try(const std::string& change, const PlanInput& changed) {
   auto plan = MakePlan(changed);
@@ -108,11 +114,10 @@ std::int64_t ScoreBytes(const ModelSizes& model) {
 Result<RunPlan> MakePlan(const PlanInput& input) {
   DD2_TRY(CheckCounts(input));
   RunPlan plan;
-  const int world = input.nodes * input.ranks_per_node;
   plan.teacher_parameters = Sum(TeacherTensors(input.model));
   plan.network_parameters =
       Sum(NetworkBackboneTensors(input.model)) + Sum(HeadTensors(input.model, input.config.model));
-  plan.shards_of_rank = ShareOfShards(input.config.batch.shards, world).shards;
+  plan.shards_of_rank = ShareOfShards(input.config.batch.shards, input.world_size()).shards;
   for (const PhaseConfig& phase : input.config.phases) {
     if (Trains(phase)) {
       plan.sequences_of_shard =
@@ -131,11 +136,12 @@ Result<RunPlan> MakePlan(const PlanInput& input) {
   return plan;
 }
 
-Result<RunPlan> PlanOnCpu(const RunConfig& config, int nodes) {
+Result<RunPlan> PlanOnCpu(const RunConfig& config, int domains, int domains_per_node) {
   PlanInput input;
   input.config = config;
-  input.nodes = nodes;
-  input.ranks_per_node = config.ranks;
+  input.domains = domains;
+  input.ranks = config.ranks;
+  input.domains_per_node = domains_per_node;
   DD2_TRY_ASSIGN(input.hardware, FindHardware("cpu"));
   DD2_TRY_ASSIGN(input.model, ReadModelSizes(config.teacher.path));
   return MakePlan(input);
@@ -157,12 +163,13 @@ std::vector<Alternative> AlternativesTo(const PlanInput& input, const RunPlan& p
       "batch.shards: " + std::to_string(shards / 2) + " (fewer gradients, larger micro-batches)",
       [&](PlanInput& in) { in.config.batch.shards = std::max(1, shards / 2); });
   for (const int factor : {2, 4, 8}) {
-    consider(std::to_string(input.nodes * factor) + " nodes",
-             [&](PlanInput& in) { in.nodes *= factor; });
+    const int nodes = input.nodes() * factor;
+    consider(std::to_string(nodes) + " nodes", [&](PlanInput& in) { SetNodes(nodes, in); });
   }
-  if (!input.hardware.device || input.ranks_per_node * 2 <= kDevicesOfNode) {
-    consider(std::to_string(input.ranks_per_node * 2) + " ranks a node",
-             [](PlanInput& in) { in.ranks_per_node *= 2; });
+  if (!input.hardware.device || input.ranks * 2 <= kDevicesOfNode) {
+    consider(std::to_string(input.ranks * 2) + " ranks a " +
+                 (input.domains_per_node > 1 ? "domain" : "node"),
+             [](PlanInput& in) { in.ranks *= 2; });
   }
   if (input.hardware.device) {
     for (const std::string& name : HardwareNames()) {

@@ -20,8 +20,11 @@ struct PlanInput {
   RunConfig config;
   ModelSizes model;
   Hardware hardware;
-  int nodes = 1;           // failure domains
-  int ranks_per_node = 1;  // the optimiser's state is cut over them
+  int domains = 1;           // failure domains
+  int ranks = 1;             // of each; the optimiser's state is cut over them
+  int domains_per_node = 1;  // all of them when they are on one machine, as those of `dd2 run`
+  int nodes() const { return (domains + domains_per_node - 1) / domains_per_node; }
+  int world_size() const { return domains * ranks; }
 };
 
 // Shares of the peaks that a run is taken to get; stated with every plan.
@@ -48,7 +51,7 @@ struct MemoryPlan {
   std::vector<MemoryPart> parts;  // none is 0
   std::int64_t device_bytes = 0;  // of one device
   std::int64_t rank_bytes = 0;    // of a process in its node, shared memory with it
-  std::int64_t node_bytes = 0;    // of all ranks of a node, what they share counted once
+  std::int64_t node_bytes = 0;    // of all ranks on a node, what they share counted once
   std::int64_t shared_bytes = 0;  // of these, in /dev/shm
 };
 
@@ -85,8 +88,9 @@ struct RunPlan {
 // kInvalidArgument: more ranks than shards, or a batch that the shards do not divide.
 Result<RunPlan> MakePlan(const PlanInput& input);
 
-// Of a run as it is started today, on CPUs: the teacher and the ranks of the configuration.
-Result<RunPlan> PlanOnCpu(const RunConfig& config, int nodes);
+// Of a run as it is started today, on CPUs: the teacher and the ranks of the configuration, so many
+// domains, so many of them on each machine.
+Result<RunPlan> PlanOnCpu(const RunConfig& config, int domains, int domains_per_node = 1);
 
 // One change, and the plan with it.
 struct Alternative {

@@ -11,9 +11,9 @@ namespace dd2 {
 namespace {
 
 constexpr std::int64_t kMiB = std::int64_t{1} << 20;
-// A worker besides what is listed here: pages of programs and libraries, which the ranks of a node
-// share, and what the libraries and the allocator hold. Measured: what workers had at their peak,
-// less the other parts (functional.plan).
+// A worker besides what is listed here: pages of programs and libraries, which the ranks of a
+// domain share, and what the libraries and the allocator hold. Measured: what workers had at their
+// peak, less the other parts (functional.plan).
 constexpr std::int64_t kWorkerBytes = 190 * kMiB;
 constexpr std::int64_t kSharedPages = 100 * kMiB;  // of these
 // With a device, what its libraries usually take.
@@ -173,7 +173,7 @@ double WorkingBytes(const PlanInput& in, const PhaseConfig& phase) {
 // Sizes of the flat buffers, in elements.
 struct Flat {
   std::int64_t teacher = 0;
-  std::int64_t network = 0;         // padded to whole slices of the ranks of a node
+  std::int64_t network = 0;         // padded to whole slices of the ranks of a domain
   std::int64_t slice = 0;           // NetworkState::slice
   std::int64_t gradient_slice = 0;  // ExactUpdater::Buffers::slice
   std::int64_t gradient = 0;
@@ -194,11 +194,11 @@ TensorSizes NetworkTensors(const PlanInput& in) {
 
 Flat FlatOf(const PlanInput& in) {
   const TensorSizes tensors = NetworkTensors(in);
-  const std::int64_t world = std::int64_t{in.nodes} * in.ranks_per_node;
+  const std::int64_t world = in.world_size();
   Flat flat;
   flat.teacher = FlatElements(TeacherTensors(in.model));
-  flat.slice = ChunksOf(FlatElements(tensors), in.ranks_per_node);
-  flat.network = flat.slice * in.ranks_per_node;
+  flat.slice = ChunksOf(FlatElements(tensors), in.ranks);
+  flat.network = flat.slice * in.ranks;
   flat.gradient_slice = ChunksOf(flat.network, world);
   flat.gradient = flat.gradient_slice * world;
   flat.tensors = static_cast<std::int64_t>(tensors.size());
@@ -207,8 +207,7 @@ Flat FlatOf(const PlanInput& in) {
 
 // Made at the first update and kept: ExactUpdater::Buffers.
 void AddUpdateBuffers(const PlanInput& in, const Flat& flat, Place place, MemoryPlan& plan) {
-  const int world = in.nodes * in.ranks_per_node;
-  const ShardShare share = ShareOfShards(in.config.batch.shards, world);
+  const ShardShare share = ShareOfShards(in.config.batch.shards, in.world_size());
   plan.parts.push_back({"gradients of shards, " + std::to_string(share.shards) + " x " +
                             FormatBytes(flat.gradient * kFloatBytes),
                         place, share.shards * flat.gradient * kFloatBytes});
@@ -265,9 +264,9 @@ void AddWork(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
   AddUpdateBuffers(in, flat, place, updates);
   std::int64_t of_updates = 0;
   for (const MemoryPart& part : updates.parts) of_updates += part.bytes;
-  // Of an update itself: new values of the slice, then a copy for every rank of the node; where
+  // Of an update itself: new values of the slice, then a copy for every rank of the domain; where
   // phases begin and networks are evaluated, a whole average and a network of it.
-  const std::int64_t of_update = (in.ranks_per_node > 1 ? flat.network : flat.slice) * kFloatBytes;
+  const std::int64_t of_update = (in.ranks > 1 ? flat.network : flat.slice) * kFloatBytes;
   std::int64_t most = -1, working = 0;
   bool with_updates = false, trained = false;
   for (std::size_t i = 0; i < phases.size(); ++i) {
@@ -333,6 +332,7 @@ std::int64_t CheckpointBytesOf(const PlanInput& input) {
 
 MemoryPlan PlanMemory(const PlanInput& input) {
   const Flat flat = FlatOf(input);
+  const int on_node = input.ranks * input.domains_per_node;
   MemoryPlan plan;
   AddState(input, flat, plan);
   AddWork(input, flat, plan);
@@ -341,10 +341,10 @@ MemoryPlan PlanMemory(const PlanInput& input) {
   for (const MemoryPart& part : plan.parts) {
     if (part.place == Place::kDevice) plan.device_bytes += part.bytes;
     if (part.place != Place::kDevice) plan.rank_bytes += part.bytes;
-    if (part.place == Place::kShared) plan.shared_bytes += part.bytes * input.ranks_per_node;
+    if (part.place == Place::kShared) plan.shared_bytes += part.bytes * on_node;
   }
-  plan.node_bytes = plan.rank_bytes * input.ranks_per_node;
-  if (!input.hardware.device) plan.node_bytes -= kSharedPages * (input.ranks_per_node - 1);
+  plan.node_bytes = plan.rank_bytes * on_node;
+  if (!input.hardware.device) plan.node_bytes -= kSharedPages * (on_node - 1);
   return plan;
 }
 

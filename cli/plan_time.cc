@@ -144,18 +144,19 @@ class Roofline {
   // network spread, and rounded for a device.
   double UpdateSeconds(std::int64_t shards) const {
     const double network = backbone_parameters_ + head_parameters_;
-    const double slice = network / in_.ranks_per_node;
+    const double slice = network / in_.ranks;
     return MemorySeconds(kFloatBytes * (network * (4 * D(shards) + 4) + slice * 9) +
                          (in_.hardware.device ? 6 * network : 0));
   }
   // The all-to-all of sums and the all-gather of the gradient among all ranks, then the slices of
-  // the parameters among those of a node.
+  // the parameters among those of a domain.
   double ExchangeSeconds(std::int64_t sums) const {
     const double network = kFloatBytes * (backbone_parameters_ + head_parameters_);
-    const double ranks = in_.ranks_per_node, world = ranks * in_.nodes;
+    const double ranks = in_.ranks, world = in_.world_size();
+    const double on_node = std::min(world, ranks * in_.domains_per_node);
     const double among_all = (D(sums) + 1) * network;
-    const double far = among_all * (world - ranks) / world;
-    const double near = among_all * (ranks - 1) / world + network * (ranks - 1) / ranks;
+    const double far = among_all * (world - on_node) / world;
+    const double near = among_all * (on_node - 1) / world + network * (ranks - 1) / ranks;
     return far / (in_.hardware.network_rate * kNetworkShare) +
            near / (in_.hardware.node_rate * kNetworkShare);
   }
@@ -185,8 +186,7 @@ class Roofline {
 
 void AddTraining(const PlanInput& in, const Roofline& roofline, const PhaseConfig& phase,
                  PhaseTime& time) {
-  const int world = in.nodes * in.ranks_per_node;
-  const ShardShare share = ShareOfShards(in.config.batch.shards, world);
+  const ShardShare share = ShareOfShards(in.config.batch.shards, in.world_size());
   const double b = static_cast<double>(phase.batch) / in.config.batch.shards;
   const auto seconds = [&](const Work& work) { return D(share.shards) * roofline.Seconds(work); };
   const auto count = [&](const Work& work, double times) {
@@ -214,7 +214,7 @@ void AddTraining(const PlanInput& in, const Roofline& roofline, const PhaseConfi
 
 std::vector<PhaseTime> PlanTime(const PlanInput& input) {
   const Roofline roofline(input);
-  const std::int64_t world = std::int64_t{input.nodes} * input.ranks_per_node;
+  const std::int64_t world = input.world_size();
   const std::vector<std::string> names = PhaseNames(input.config.phases);
   std::vector<PhaseTime> times;
   for (std::size_t i = 0; i < names.size(); ++i) {

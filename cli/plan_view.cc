@@ -42,8 +42,10 @@ std::string Millions(std::int64_t count) {
 }
 
 std::string Where(const PlanInput& in) {
-  return std::to_string(in.nodes) + (in.nodes == 1 ? " node" : " nodes") + " with " +
-         std::to_string(in.ranks_per_node) +
+  const int nodes = in.nodes();
+  return std::to_string(nodes) + (nodes == 1 ? " node" : " nodes") + " with " +
+         (in.domains_per_node > 1 ? std::to_string(in.domains_per_node) + " domains of " : "") +
+         std::to_string(in.ranks) +
          (in.hardware.device
               ? " x " + in.hardware.title
               : " ranks of " + std::to_string(in.config.threads_per_rank) + " threads (CPU, fp32)");
@@ -191,8 +193,9 @@ json::object PlanDocument(const PlanInput& in, const RunPlan& plan,
   json::object out{
       {"name", in.config.name},
       {"hardware", in.hardware.name},
-      {"nodes", in.nodes},
-      {"ranks_per_node", in.ranks_per_node},
+      {"nodes", in.nodes()},
+      {"domains", in.domains},
+      {"ranks_per_domain", in.ranks},
       {"model",
        {{"name", in.model.name},
         {"kind", ModelKindName(in.model.kind)},

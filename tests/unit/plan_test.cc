@@ -126,15 +126,15 @@ TEST(ModelSizesTest, OfImports) {
   EXPECT_EQ(llamagen->channels, 8);
 }
 
-PlanInput Input(const std::string& teacher, const std::string& hardware, int nodes) {
+PlanInput Input(const std::string& teacher, const std::string& hardware, int domains) {
   PlanInput input;
   const auto config = LoadRunConfig(fs::path(DD2_SOURCE_DIR) / "configs" / (teacher + ".yaml"));
   EXPECT_TRUE(config) << config.error().message();
   if (config) input.config = *config;
   input.model = BuiltIn(teacher);
   input.hardware = *FindHardware(hardware);
-  input.nodes = nodes;
-  input.ranks_per_node = kDevicesOfNode;
+  input.domains = domains;
+  input.ranks = kDevicesOfNode;
   return input;
 }
 
@@ -175,6 +175,24 @@ TEST(PlanTest, PartsAreTheWholeAndFollowTheRanks) {
   EXPECT_EQ(PartOf(eight.memory, "moments"), PartOf(plan.memory, "moments"));
   EXPECT_LT(eight.seconds, plan.seconds);
   EXPECT_GT(eight.seconds, plan.seconds / 8);
+}
+
+TEST(PlanTest, DomainsOnOneMachineAddUp) {
+  PlanInput input = Input("llamagen-b", "cpu", 3);
+  input.ranks = 2;
+  const MemoryPlan apart = PlanOf(input).memory;
+  input.domains_per_node = 3;
+  EXPECT_EQ(input.nodes(), 1);
+  const MemoryPlan beside = PlanOf(input).memory;
+  EXPECT_EQ(beside.shared_bytes, 3 * apart.shared_bytes);
+  EXPECT_EQ(beside.rank_bytes, apart.rank_bytes);
+  // The pages that ranks share are counted once on each machine.
+  EXPECT_GT(beside.node_bytes, 5 * apart.rank_bytes);
+  EXPECT_LT(beside.node_bytes, 3 * apart.node_bytes);
+  // What does not lie evenly: the machine that has more of them.
+  input.domains_per_node = 2;
+  EXPECT_EQ(input.nodes(), 2);
+  EXPECT_EQ(PlanOf(input).memory.shared_bytes, 2 * apart.shared_bytes);
 }
 
 TEST(PlanTest, HeadAloneCostsLessThanAllParameters) {
@@ -253,7 +271,7 @@ TEST(PlanTest, ImpossibleCountsAreRefused) {
   auto plan = MakePlan(input);
   ASSERT_FALSE(plan);
   EXPECT_THAT(plan.error().message(), HasSubstr("128 ranks for 64 shards"));
-  input.nodes = 1;
+  input.domains = 1;
   input.config.batch.shards = 1024;
   plan = MakePlan(input);
   ASSERT_FALSE(plan);
@@ -262,7 +280,7 @@ TEST(PlanTest, ImpossibleCountsAreRefused) {
 
 TEST(PlanTest, NodesOfCpusAreJudgedByTheirMemory) {
   PlanInput input = Input("llamagen-b", "cpu", 1);
-  input.ranks_per_node = 4;
+  input.ranks = 4;
   EXPECT_THAT(PlanOf(input).verdict, HasSubstr("a node needs"));
   input.hardware.memory_bytes = std::int64_t{4} << 30;
   const RunPlan plan = PlanOf(input);
