@@ -36,36 +36,61 @@ Status CheckCounts(const PlanInput& in) {
   return {};
 }
 
-std::int64_t UsableBytes(const Hardware& hardware) {
-  return static_cast<std::int64_t>(static_cast<double>(hardware.memory_bytes) * kDeviceUsable);
+std::int64_t Usable(std::int64_t bytes) {
+  return static_cast<std::int64_t>(static_cast<double>(bytes) * kUsable);
 }
 
-// A number and a unit, with nothing else known to be wrong.
-std::string TooMuch(const std::string& who, std::int64_t needed, std::int64_t there) {
-  return "does not fit: " + who + " needs " + FormatBytes(needed) + ", " + FormatBytes(there) +
-         " can be used";
+bool Fits(const PlanInput& in, const MemoryPlan& memory) {
+  const Hardware& hardware = in.hardware;
+  return (!hardware.device || memory.device_bytes <= Usable(hardware.memory_bytes)) &&
+         (in.node_memory == 0 || memory.node_bytes <= Usable(in.node_memory));
+}
+
+// What is left, or else what is missing, of all that is known.
+std::string VerdictOn(const PlanInput& in, const MemoryPlan& memory, bool fits) {
+  std::string out;
+  const auto judge = [&](const std::string& who, std::int64_t needed, std::int64_t there,
+                         const std::string& whose) {
+    const std::int64_t usable = Usable(there);
+    if (!fits && needed <= usable) return;
+    out += (out.empty() ? "" : "; ") +
+           (fits ? FormatBytes(usable - needed) + " " + whose + " are left"
+                 : who + " needs " + FormatBytes(needed) + ", " + FormatBytes(usable) + " " +
+                       whose + " can be used") +
+           " (" + FormatBytes(there) + " less " + std::to_string(std::lround(100 * (1 - kUsable))) +
+           " %)";
+  };
+  if (in.hardware.device) {
+    judge("a device", memory.device_bytes, in.hardware.memory_bytes, "of each device");
+  }
+  if (in.node_memory > 0) {
+    judge("a node", memory.node_bytes, in.node_memory,
+          in.this_machine ? "of this machine's memory" : "of a node's memory");
+  }
+  if (!out.empty()) out = (fits ? "fits: " : "does not fit: ") + out;
+  if (in.node_memory == 0) {
+    out += (out.empty() ? "" : "; ") + ("a node needs " + FormatBytes(memory.node_bytes)) +
+           " of memory (--memory judges it)";
+  } else if (static_cast<double>(memory.shared_bytes) >
+             kUsualSharedMemory * static_cast<double>(in.node_memory)) {
+    out +=
+        "; /dev/shm has usually half of the memory: too little for the snapshots, without which "
+        "a run goes on (checkpoint.memory_every)";
+  }
+  return out;
 }
 
 void Judge(const PlanInput& in, RunPlan& plan) {
-  const Hardware& hardware = in.hardware;
-  const std::int64_t usable = UsableBytes(hardware);
-  const std::string machine = Plural(in.nodes(), "node");
-  if (hardware.device) {
-    plan.fits = plan.memory.device_bytes <= usable;
-    plan.verdict = plan.fits ? "fits: " + FormatBytes(usable - plan.memory.device_bytes) +
-                                   " of each device are left; a node needs " +
-                                   FormatBytes(plan.memory.node_bytes) + " of memory"
-                             : TooMuch("a device", plan.memory.device_bytes, usable);
-    return;
-  }
-  if (hardware.memory_bytes == 0) {
-    plan.verdict = "a node needs " + FormatBytes(plan.memory.node_bytes) + " of memory";
-    return;
-  }
-  plan.fits = plan.memory.node_bytes <= usable;
-  plan.verdict = plan.fits ? "fits: " + FormatBytes(usable - plan.memory.node_bytes) +
-                                 " of a node's memory are left (" + machine + ")"
-                           : TooMuch("a node", plan.memory.node_bytes, usable);
+  plan.fits = Fits(in, plan.memory);
+  plan.verdict = VerdictOn(in, plan.memory, plan.fits);
+  if (in.domains == 1) return;
+  PlanInput fewer = in;
+  --fewer.domains;
+  fewer.domains_per_node = std::min(in.domains_per_node, fewer.domains);
+  const MemoryPlan memory = PlanMemory(fewer);
+  plan.after_loss = {.device_bytes = memory.device_bytes,
+                     .node_bytes = memory.node_bytes,
+                     .fits = Fits(fewer, memory)};
 }
 
 void PlanCheckpoints(const PlanInput& in, RunPlan& plan) {

@@ -20,9 +20,11 @@ struct PlanInput {
   RunConfig config;
   ModelSizes model;
   Hardware hardware;
-  int domains = 1;           // failure domains
-  int ranks = 1;             // of each; the optimiser's state is cut over them
-  int domains_per_node = 1;  // all of them when they are on one machine, as those of `dd2 run`
+  int domains = 1;               // failure domains
+  int ranks = 1;                 // of each; the optimiser's state is cut over them
+  int domains_per_node = 1;      // all of them when they are on one machine, as those of `dd2 run`
+  std::int64_t node_memory = 0;  // bytes of a node's memory; 0: not known
+  bool this_machine = false;     // it is that of the machine that makes the plan
   int nodes() const { return (domains + domains_per_node - 1) / domains_per_node; }
   int world_size() const { return domains * ranks; }
 };
@@ -33,7 +35,9 @@ inline constexpr double kVectorShare = 0.35;  // of all other arithmetic
 inline constexpr double kMemoryShare = 0.7;   // of memory bandwidth
 inline constexpr double kNetworkShare = 0.7;  // of every link
 inline constexpr int kDevicesOfNode = 8;
-inline constexpr double kDeviceUsable = 0.92;  // of a device's memory, before it is in pieces
+// Of a device's memory, before it is in pieces; of a node's, beside the system.
+inline constexpr double kUsable = 0.92;
+inline constexpr double kUsualSharedMemory = 0.5;  // size of /dev/shm, of a node's memory
 
 // Where bytes lie: on the rank's device, in its process, or in shared memory (/dev/shm). Without
 // devices there are only the last two.
@@ -67,6 +71,13 @@ struct PhaseTime {
   double seconds() const { return static_cast<double>(steps) * step_seconds(); }
 };
 
+// When a domain is lost and the others have its shards.
+struct AfterLoss {
+  std::int64_t device_bytes = 0;
+  std::int64_t node_bytes = 0;
+  bool fits = true;
+};
+
 struct RunPlan {
   std::int64_t teacher_parameters = 0;
   std::int64_t network_parameters = 0;  // of generator or guidance network
@@ -83,6 +94,7 @@ struct RunPlan {
   std::int64_t cache_entry_bytes = 0;
   bool fits = true;
   std::string verdict;
+  std::optional<AfterLoss> after_loss;  // nothing: there is one domain only
 };
 
 // kInvalidArgument: more ranks than shards, or a batch that the shards do not divide.

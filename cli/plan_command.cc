@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 
@@ -17,9 +18,10 @@ struct PlanArguments {
   std::string config;
   std::vector<std::string> overrides;
   std::string hardware = "cpu";
-  std::string teacher;  // empty: the configuration's
-  int nodes = 0;        // 0: this machine, with all domains of the configuration; devices: 1
-  int ranks = 0;        // 0: the configuration's ranks, with devices 8
+  std::string teacher;   // empty: the configuration's
+  int nodes = 0;         // 0: this machine, with all domains of the configuration; devices: 1
+  int ranks = 0;         // 0: the configuration's ranks, with devices 8
+  double memory_gb = 0;  // of a node; 0: not known, cpu: that of this machine
   bool json = false;
 };
 
@@ -30,9 +32,10 @@ Result<PlanInput> InputOf(const PlanArguments& arguments) {
   DD2_TRY_ASSIGN(input.model, arguments.teacher.empty() ? ReadModelSizes(input.config.teacher.path)
                                                         : FindModel(arguments.teacher));
   const bool device = input.hardware.device;
-  if (!device) {
-    input.hardware.memory_bytes =
-        std::int64_t{sysconf(_SC_PHYS_PAGES)} * std::int64_t{sysconf(_SC_PAGESIZE)};
+  input.node_memory = std::llround(arguments.memory_gb * 1e9);
+  if (!device && input.node_memory == 0) {
+    input.this_machine = true;
+    input.node_memory = std::int64_t{sysconf(_SC_PHYS_PAGES)} * std::int64_t{sysconf(_SC_PAGESIZE)};
   }
   const bool here = !device && arguments.nodes == 0;
   input.domains = here ? input.config.domains : std::max(1, arguments.nodes);
@@ -79,6 +82,10 @@ void AddPlanCommand(CLI::App& app, int& exit_code) {
                    "Ranks, or devices, of each domain (cpu: ranks, else 8)")
       ->type_name("R")
       ->check(CLI::Range(1, 1024));
+  command
+      ->add_option("--memory", arguments->memory_gb, "Memory of a node (cpu: that of this machine)")
+      ->type_name("GB")
+      ->check(CLI::PositiveNumber);
   command
       ->add_option("--teacher", arguments->teacher,
                    "Instead of the configuration's: a folder, or one of the released ones by name")

@@ -81,7 +81,8 @@ std::string MemoryTable(const PlanInput& in, const MemoryPlan& memory) {
   }
   out += sum("= a process", "memory", memory.rank_bytes) + "\n";
   return out + sum("= a node", "memory", memory.node_bytes) + ", of these " +
-         FormatBytes(memory.shared_bytes) + " in /dev/shm\n";
+         FormatBytes(memory.shared_bytes) + " in /dev/shm" +
+         (memory.shared_bytes > 0 ? ", whose usual size is half of the memory\n" : "\n");
 }
 
 std::string TimeTable(const RunPlan& plan) {
@@ -125,6 +126,14 @@ std::string AlternativeLines(const PlanInput& in, const std::vector<Alternative>
            PadLeft(Long(one.plan.seconds), 14) + "\n";
   }
   return out;
+}
+
+std::string LossLine(const PlanInput& in, const RunPlan& plan) {
+  if (!plan.after_loss) return "";
+  return std::string("after the loss of a ") + (in.nodes() > 1 ? "node" : "domain") + ": " +
+         (in.hardware.device ? FormatBytes(plan.after_loss->device_bytes) + " a device, " : "") +
+         FormatBytes(plan.after_loss->node_bytes) + " a node, " +
+         (plan.after_loss->fits ? "fits\n" : "does not fit\n");
 }
 
 json::object MemoryObject(const MemoryPlan& memory) {
@@ -171,7 +180,6 @@ std::vector<std::string> AssumptionsOf(const PlanInput& in) {
         "devices: this dd2 trains on CPUs; a device is taken to hold what a worker holds now, with "
         "activations and passes in bf16, state, gradients and score in fp32, blocks run again in "
         "the backward pass");
-    lines.push_back(percent(kDeviceUsable) + " of a device's memory can be used");
   }
   if (in.model.kind == ModelKind::kLlamaGen) {
     lines.push_back("LlamaGen's teacher already takes codes through an MLP (method 4.3)");
@@ -182,7 +190,7 @@ std::vector<std::string> AssumptionsOf(const PlanInput& in) {
 std::string FormatPlan(const PlanInput& in, const RunPlan& plan,
                        const std::vector<Alternative>& alternatives) {
   std::string out = Head(in, plan) + MemoryTable(in, plan.memory) + TimeTable(plan) +
-                    StorageLines(plan) + "\n" + plan.verdict + "\n" +
+                    StorageLines(plan) + "\n" + plan.verdict + "\n" + LossLine(in, plan) +
                     AlternativeLines(in, alternatives) + "\nassumed\n";
   for (const std::string& line : AssumptionsOf(in)) out += "  * " + line + "\n";
   return out;
@@ -219,8 +227,14 @@ json::object PlanDocument(const PlanInput& in, const RunPlan& plan,
         {"kept_bytes", plan.kept_bytes},
         {"stall_seconds", plan.checkpoint_stall_seconds}}},
       {"cache", {{"bytes", plan.cache_bytes}, {"entry_bytes", plan.cache_entry_bytes}}},
+      {"node_memory", in.node_memory},
       {"fits", plan.fits},
       {"verdict", plan.verdict}};
+  if (plan.after_loss) {
+    out["after_loss"] = {{"device_bytes", plan.after_loss->device_bytes},
+                         {"node_bytes", plan.after_loss->node_bytes},
+                         {"fits", plan.after_loss->fits}};
+  }
   json::value& interval = out["checkpoint"].as_object()["interval_seconds"];
   if (plan.checkpoint_interval) interval = *plan.checkpoint_interval;
   json::array& changes = out["alternatives"].emplace_array();

@@ -282,7 +282,7 @@ TEST(PlanTest, NodesOfCpusAreJudgedByTheirMemory) {
   PlanInput input = Input("llamagen-b", "cpu", 1);
   input.ranks = 4;
   EXPECT_THAT(PlanOf(input).verdict, HasSubstr("a node needs"));
-  input.hardware.memory_bytes = std::int64_t{4} << 30;
+  input.node_memory = std::int64_t{4} << 30;
   const RunPlan plan = PlanOf(input);
   EXPECT_FALSE(plan.fits);
   bool without_snapshots = false;
@@ -292,6 +292,37 @@ TEST(PlanTest, NodesOfCpusAreJudgedByTheirMemory) {
     EXPECT_EQ(plan.memory.node_bytes - one.plan.memory.node_bytes, plan.memory.shared_bytes);
   }
   EXPECT_TRUE(without_snapshots);
+}
+
+TEST(PlanTest, TheVerdictSaysWhoseMemoryItIs) {
+  PlanInput input = Input("llamagen-b", "cpu", 1);
+  input.node_memory = std::int64_t{64'000'000'000};
+  EXPECT_THAT(PlanOf(input).verdict,
+              HasSubstr("of a node's memory can be used (64.0 GB less 8 %)"));
+  input.this_machine = true;
+  EXPECT_THAT(PlanOf(input).verdict, HasSubstr("of this machine's memory"));
+  // Devices that have enough do not help a node that has not.
+  input = Input("var-d16", "h200", 1);
+  EXPECT_TRUE(PlanOf(input).fits);
+  input.node_memory = PlanOf(input).memory.node_bytes;
+  const RunPlan plan = PlanOf(input);
+  EXPECT_FALSE(plan.fits);
+  EXPECT_THAT(plan.verdict, HasSubstr("does not fit: a node needs"));
+  input.node_memory = 2 * plan.memory.shared_bytes - 1;
+  EXPECT_THAT(PlanOf(input).verdict, HasSubstr("too little for the snapshots"));
+}
+
+TEST(PlanTest, WhatIsLeftOfANodeTooFewIsPlanned) {
+  EXPECT_FALSE(PlanOf(Input("var-d30", "h200", 1)).after_loss);
+  const PlanInput input = Input("var-d30", "h200", 2);
+  const RunPlan plan = PlanOf(input);
+  EXPECT_TRUE(plan.fits);
+  ASSERT_TRUE(plan.after_loss);
+  EXPECT_FALSE(plan.after_loss->fits);
+  EXPECT_EQ(plan.after_loss->device_bytes, PlanOf(Input("var-d30", "h200", 1)).memory.device_bytes);
+  EXPECT_THAT(FormatPlan(input, plan, {}),
+              HasSubstr("after the loss of a node: 142.1 GB a device"));
+  EXPECT_TRUE(PlanOf(Input("var-d30", "h200", 3)).after_loss->fits);
 }
 
 TEST(PlanTest, TheIntervalIsThatOfTheCoordinator) {
