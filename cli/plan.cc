@@ -107,19 +107,6 @@ void PlanCheckpoints(const PlanInput& in, RunPlan& plan) {
   plan.checkpoint_interval = CheckpointTimer(*setting).Seconds(evidence);
 }
 
-// Domains that are beside each other move apart before new ones come.
-void SetNodes(int nodes, PlanInput& in) {
-  in.domains = std::max(in.domains, nodes);
-  in.domains_per_node = (in.domains + nodes - 1) / nodes;
-}
-
-// Whether a change can be made at all; nothing when it cannot.
-std::optional<Alternative> Try(const std::string& change, const PlanInput& changed) {
-  auto plan = MakePlan(changed);
-  if (!plan) return std::nullopt;
-  return Alternative{change, *std::move(plan)};
-}
-
 }  // namespace
 
 bool Trains(const PhaseConfig& phase) {
@@ -170,51 +157,6 @@ Result<RunPlan> PlanOnCpu(const RunConfig& config, int domains, int domains_per_
   DD2_TRY_ASSIGN(input.hardware, FindHardware("cpu"));
   DD2_TRY_ASSIGN(input.model, ReadModelSizes(config.teacher.path));
   return MakePlan(input);
-}
-
-std::vector<Alternative> AlternativesTo(const PlanInput& input, const RunPlan& plan) {
-  std::vector<Alternative> all;
-  const auto consider = [&](const std::string& change, const auto& make) {
-    PlanInput changed = input;
-    make(changed);
-    if (auto one = Try(change, changed)) all.push_back(*std::move(one));
-  };
-  const int shards = input.config.batch.shards;
-  for (const int factor : {2, 4}) {
-    consider("batch.shards: " + std::to_string(shards * factor) + " (smaller micro-batches)",
-             [&](PlanInput& in) { in.config.batch.shards = shards * factor; });
-  }
-  consider(
-      "batch.shards: " + std::to_string(shards / 2) + " (fewer gradients, larger micro-batches)",
-      [&](PlanInput& in) { in.config.batch.shards = std::max(1, shards / 2); });
-  for (const int factor : {2, 4, 8}) {
-    const int nodes = input.nodes() * factor;
-    consider(std::to_string(nodes) + " nodes", [&](PlanInput& in) { SetNodes(nodes, in); });
-  }
-  if (!input.hardware.device || input.ranks * 2 <= kDevicesOfNode) {
-    consider(std::to_string(input.ranks * 2) + " ranks a " +
-                 (input.domains_per_node > 1 ? "domain" : "node"),
-             [](PlanInput& in) { in.ranks *= 2; });
-  }
-  if (input.hardware.device) {
-    for (const std::string& name : HardwareNames()) {
-      const auto other = FindHardware(name);
-      if (!other || !other->device || name == input.hardware.name) continue;
-      consider(other->title, [&](PlanInput& in) { in.hardware = *other; });
-    }
-  } else if (input.config.checkpoint.memory_every > 0) {
-    consider("checkpoint.memory_every: 0 (no snapshots in memory)",
-             [](PlanInput& in) { in.config.checkpoint.memory_every = 0; });
-  }
-  // What changes neither memory nor time says nothing.
-  std::erase_if(all, [&](const Alternative& one) {
-    return one.plan.memory.device_bytes == plan.memory.device_bytes &&
-           one.plan.memory.node_bytes == plan.memory.node_bytes && one.plan.fits == plan.fits &&
-           one.plan.seconds == plan.seconds;
-  });
-  std::ranges::stable_sort(
-      all, [](const Alternative& a, const Alternative& b) { return a.plan.fits && !b.plan.fits; });
-  return all;
 }
 
 }  // namespace dd2

@@ -104,13 +104,19 @@ Result<RunPlan> MakePlan(const PlanInput& input);
 // domains, so many of them on each machine.
 Result<RunPlan> PlanOnCpu(const RunConfig& config, int domains, int domains_per_node = 1);
 
+// What a change is made of; kResult: a setting that gives another run, whose bits differ.
+enum class Lever : std::uint8_t { kSetting, kResult, kMachines, kDevices };
 // One change, and the plan with it.
 struct Alternative {
   std::string change;
+  Lever lever = Lever::kSetting;
   RunPlan plan;
 };
 // Changes that make a plan fit better, or that a person may wonder about; those that fit first.
 std::vector<Alternative> AlternativesTo(const PlanInput& input, const RunPlan& plan);
+// The least that makes it fit, also after the loss of a node; empty when it does.
+std::string AdviceOn(const PlanInput& input, const RunPlan& plan,
+                     const std::vector<Alternative>& alternatives);
 
 // What the plan rests on, a sentence each.
 std::vector<std::string> AssumptionsOf(const PlanInput& input);

@@ -118,14 +118,21 @@ std::string StorageLines(const RunPlan& plan) {
 
 std::string AlternativeLines(const PlanInput& in, const std::vector<Alternative>& alternatives) {
   if (alternatives.empty()) return "";
-  std::string out = "\nwhat a change does\n";
+  const bool device = in.hardware.device;
+  std::string out = "\n" + PadRight("what a change does", 48) +
+                    (device ? PadLeft("a device", 10) : "") + PadLeft("a node", 10) +
+                    PadLeft("in all", 14) + "\n";
+  bool marked = false;
   for (const Alternative& one : alternatives) {
     const MemoryPlan& memory = one.plan.memory;
-    out += "  " + PadRight(one.change, 60) + PadRight(one.plan.fits ? "fits" : "does not fit", 14) +
-           PadLeft(FormatBytes(in.hardware.device ? memory.device_bytes : memory.node_bytes), 10) +
-           PadLeft(Long(one.plan.seconds), 14) + "\n";
+    const bool other = one.lever == Lever::kResult;
+    marked = marked || other;
+    out += "  " + PadRight(one.change + (other ? " *" : ""), 32) +
+           PadRight(one.plan.fits ? "fits" : "does not fit", 14) +
+           (device ? PadLeft(FormatBytes(memory.device_bytes), 10) : "") +
+           PadLeft(FormatBytes(memory.node_bytes), 10) + PadLeft(Long(one.plan.seconds), 14) + "\n";
   }
-  return out;
+  return out + (marked ? "  * changes the result of the run\n" : "");
 }
 
 std::string LossLine(const PlanInput& in, const RunPlan& plan) {
@@ -189,9 +196,11 @@ std::vector<std::string> AssumptionsOf(const PlanInput& in) {
 
 std::string FormatPlan(const PlanInput& in, const RunPlan& plan,
                        const std::vector<Alternative>& alternatives) {
+  const std::string advice = AdviceOn(in, plan, alternatives);
   std::string out = Head(in, plan) + MemoryTable(in, plan.memory) + TimeTable(plan) +
                     StorageLines(plan) + "\n" + plan.verdict + "\n" + LossLine(in, plan) +
-                    AlternativeLines(in, alternatives) + "\nassumed\n";
+                    (advice.empty() ? "" : advice + "\n") + AlternativeLines(in, alternatives) +
+                    "\nassumed\n";
   for (const std::string& line : AssumptionsOf(in)) out += "  * " + line + "\n";
   return out;
 }
@@ -229,7 +238,8 @@ json::object PlanDocument(const PlanInput& in, const RunPlan& plan,
       {"cache", {{"bytes", plan.cache_bytes}, {"entry_bytes", plan.cache_entry_bytes}}},
       {"node_memory", in.node_memory},
       {"fits", plan.fits},
-      {"verdict", plan.verdict}};
+      {"verdict", plan.verdict},
+      {"advice", AdviceOn(in, plan, alternatives)}};
   if (plan.after_loss) {
     out["after_loss"] = {{"device_bytes", plan.after_loss->device_bytes},
                          {"node_bytes", plan.after_loss->node_bytes},
@@ -240,6 +250,7 @@ json::object PlanDocument(const PlanInput& in, const RunPlan& plan,
   json::array& changes = out["alternatives"].emplace_array();
   for (const Alternative& one : alternatives) {
     changes.push_back({{"change", one.change},
+                       {"changes_result", one.lever == Lever::kResult},
                        {"fits", one.plan.fits},
                        {"device_bytes", one.plan.memory.device_bytes},
                        {"node_bytes", one.plan.memory.node_bytes},

@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -264,6 +265,56 @@ TEST(PlanTest, GtsWithoutCacheHoldsAPassOfTheTeacher) {
   const auto logits = static_cast<std::int64_t>(32) * 680 * 4096 * 4;
   EXPECT_GE(WorkingBytesOf(input), 7 * logits);
   EXPECT_LT(cached, 7 * logits);
+}
+
+const Alternative* Find(const std::vector<Alternative>& alternatives, const std::string& change) {
+  const auto found = std::ranges::find(alternatives, change, &Alternative::change);
+  return found == alternatives.end() ? nullptr : &*found;
+}
+
+TEST(PlanTest, TheLeastThatFitsIsAdvised) {
+  const auto advice = [](const PlanInput& input) {
+    const RunPlan plan = PlanOf(input);
+    return AdviceOn(input, plan, AlternativesTo(input, plan));
+  };
+  EXPECT_EQ(advice(Input("var-d30", "h200", 1)),
+            "take 2 nodes (3 to go on after the loss of one), or batch.shards: 32 (another "
+            "result): the least that fits");
+  EXPECT_EQ(advice(Input("var-d30", "h200", 2)), "take 3 nodes to go on after the loss of one");
+  EXPECT_EQ(advice(Input("var-d30", "h200", 3)), "");
+  // Of settings those that keep the result come first.
+  PlanInput input = Input("llamagen-b", "cpu", 1);
+  const MemoryPlan memory = PlanOf(input).memory;
+  input.node_memory =
+      static_cast<std::int64_t>(static_cast<double>(memory.node_bytes - 1) / kUsable);
+  EXPECT_THAT(advice(input), HasSubstr("or 4 ranks a node: the least that fits"));
+  input.node_memory = 1;
+  EXPECT_THAT(advice(input), HasSubstr("neither more nodes nor"));
+}
+
+TEST(PlanTest, AlternativesSayWhatChangesTheResult) {
+  PlanInput input = Input("var-d16", "a100-40g", 1);
+  RunPlan plan = PlanOf(input);
+  std::vector<Alternative> alternatives = AlternativesTo(input, plan);
+  ASSERT_NE(Find(alternatives, "batch.shards: 128"), nullptr);
+  EXPECT_EQ(Find(alternatives, "batch.shards: 128")->lever, Lever::kResult);
+  ASSERT_NE(Find(alternatives, "checkpoint.memory_every: 0"), nullptr);
+  EXPECT_EQ(Find(alternatives, "checkpoint.memory_every: 0")->lever, Lever::kSetting);
+  EXPECT_THAT(FormatPlan(input, plan, alternatives), HasSubstr("batch.shards: 128 *  "));
+  // Where drawing sequences needs most, its block helps; a batch of one shard has no half.
+  input.config.batch.shards = 1;
+  input.ranks = 1;
+  for (PhaseConfig& phase : input.config.phases) {
+    phase.batch = 1;
+    if (phase.kind == PhaseKind::kSample) phase.block = 1024;
+  }
+  plan = PlanOf(input);
+  EXPECT_EQ(plan.memory.phase, "sample");
+  alternatives = AlternativesTo(input, plan);
+  EXPECT_EQ(Find(alternatives, "batch.shards: 0"), nullptr);
+  const Alternative* half = Find(alternatives, "block: 512 in sample");
+  ASSERT_NE(half, nullptr);
+  EXPECT_LT(half->plan.memory.device_bytes, plan.memory.device_bytes);
 }
 
 TEST(PlanTest, ImpossibleCountsAreRefused) {
