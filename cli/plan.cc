@@ -97,10 +97,17 @@ void PlanCheckpoints(const PlanInput& in, RunPlan& plan) {
   const CheckpointConfig& config = in.config.checkpoint;
   plan.checkpoint_bytes = CheckpointBytesOf(in);
   plan.kept_bytes = plan.checkpoint_bytes * (config.keep_last + config.keep_best + 1);
-  // The training stands still while a rank's slices are copied beside it.
   const std::int64_t part = kTensorKinds * SliceElements(in) * kFloatBytes;
+  plan.checkpoint_copy_seconds = static_cast<double>(part) / (in.hardware.host_rate * kMemoryShare);
+  // The state changes after the next gradients only (CheckpointSaver::BeforeChange).
+  for (const PhaseTime& phase : plan.phases) {
+    double& least = plan.checkpoint_overlap_seconds;
+    if (phase.gradient_seconds == 0) continue;
+    least = least == 0 ? phase.gradient_seconds : std::min(least, phase.gradient_seconds);
+  }
   plan.checkpoint_stall_seconds =
-      static_cast<double>(part) / (in.hardware.host_rate * kMemoryShare);
+      std::max(0.0, plan.checkpoint_copy_seconds - plan.checkpoint_overlap_seconds);
+  plan.checkpoint_write_seconds = static_cast<double>(plan.checkpoint_bytes) / kDiskRate;
   const auto setting = ParseCheckpointInterval(config.interval);
   if (!setting) return;
   const IntervalEvidence evidence{.checkpoints = 1, .stall_seconds = plan.checkpoint_stall_seconds};

@@ -34,6 +34,7 @@ inline constexpr double kMatrixShare = 0.45;  // of matrix products
 inline constexpr double kVectorShare = 0.35;  // of all other arithmetic
 inline constexpr double kMemoryShare = 0.7;   // of memory bandwidth
 inline constexpr double kNetworkShare = 0.7;  // of every link
+inline constexpr double kDiskRate = 1e9;      // bytes a second into the run's folder, of all ranks
 inline constexpr int kDevicesOfNode = 8;
 // Of a device's memory, before it is in pieces; of a node's, beside the system.
 inline constexpr double kUsable = 0.92;
@@ -49,9 +50,15 @@ struct MemoryPart {
   std::int64_t bytes = 0;
 };
 
+struct PhaseMemory {
+  std::string name;
+  std::int64_t bytes = 0;  // of a device; CPU: of a process
+};
+
 // Of the rank that needs most, in the phase that needs most.
 struct MemoryPlan {
-  std::string phase;              // where it needs most
+  std::string phase;  // where it needs most
+  std::vector<PhaseMemory> phases;
   std::vector<MemoryPart> parts;  // none is 0
   std::int64_t device_bytes = 0;  // of one device
   std::int64_t rank_bytes = 0;    // of a process in its node, shared memory with it
@@ -63,6 +70,7 @@ struct PhaseTime {
   std::string name;             // "gts", "csd-2"
   std::int64_t steps = 0;       // sample: blocks of one rank
   double compute_seconds = 0;   // of one step
+  double gradient_seconds = 0;  // of these, before the first update; sample: 0
   double update_seconds = 0;    // sums of gradients, Adam
   double exchange_seconds = 0;  // between ranks
   double cache_read_rate = 0;   // bytes a second of all ranks, gts with a cache
@@ -88,7 +96,10 @@ struct RunPlan {
   double seconds = 0;                 // all phases; evaluation is not counted
   std::int64_t checkpoint_bytes = 0;  // of one
   std::int64_t kept_bytes = 0;        // of all that are kept, and the one that is being written
-  double checkpoint_stall_seconds = 0;
+  double checkpoint_copy_seconds = 0;
+  double checkpoint_overlap_seconds = 0;  // of the next gradients, which are computed meanwhile
+  double checkpoint_stall_seconds = 0;    // what is left of the copy then
+  double checkpoint_write_seconds = 0;
   std::optional<double> checkpoint_interval;  // seconds; nothing: off
   std::int64_t cache_bytes = 0;               // 0: no sample phase, or no cache
   std::int64_t cache_entry_bytes = 0;

@@ -283,6 +283,7 @@ void AddWork(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
                                   std::max(of_update, static_cast<std::int64_t>(evaluated)));
     }
     const std::int64_t total = bytes + (trained ? of_updates : 0);
+    plan.phases.push_back({names[i], total});
     if (total <= most) continue;
     most = total;
     working = bytes;
@@ -343,6 +344,10 @@ MemoryPlan PlanMemory(const PlanInput& input) {
     if (part.place != Place::kDevice) plan.rank_bytes += part.bytes;
     if (part.place == Place::kShared) plan.shared_bytes += part.bytes * on_node;
   }
+  // What a phase needs besides its work is the same everywhere.
+  const std::int64_t whole = input.hardware.device ? plan.device_bytes : plan.rank_bytes;
+  const std::int64_t most = std::ranges::max(plan.phases, {}, &PhaseMemory::bytes).bytes;
+  for (PhaseMemory& phase : plan.phases) phase.bytes += whole - most;
   plan.node_bytes = plan.rank_bytes * on_node;
   if (!input.hardware.device) plan.node_bytes -= kSharedPages * (on_node - 1);
   return plan;

@@ -203,6 +203,8 @@ void AddTraining(const PlanInput& in, const Roofline& roofline, const PhaseConfi
       count(roofline.Generator(phase, b), 1);
       updates += phase.guidance_updates;
   }
+  time.gradient_seconds =
+      phase.kind == PhaseKind::kCsd ? seconds(roofline.Guidance(phase, b)) : time.compute_seconds;
   time.update_seconds = updates * roofline.UpdateSeconds(share.shards);
   time.exchange_seconds = updates * roofline.ExchangeSeconds(share.sums);
   if (phase.kind == PhaseKind::kGts && in.config.cache.enabled) {

@@ -1,10 +1,13 @@
 // A plan as a table, and as a document.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <string_view>
 
 #include "cli/format.h"
 #include "cli/plan.h"
+#include "common/checkpoint_interval.h"
 
 namespace dd2 {
 namespace {
@@ -12,6 +15,15 @@ namespace {
 namespace json = boost::json;
 
 constexpr double kDay = 86400;
+
+// What the authors of DD2 report for whole schedules, on one node of 8 A800 (arXiv 2510.21003,
+// Tables 3 and 8); LlamaGen-L with the adaptation of its teacher.
+struct ReportedHours {
+  std::string_view teacher;
+  double hours;
+};
+constexpr ReportedHours kReportedHours[] = {
+    {"var-d16", 115.5}, {"var-d20", 174.4}, {"var-d24", 96.1}, {"llamagen-l", 52.6}};
 constexpr std::size_t kWhat = 40;
 
 const char* PlaceName(Place place) {
@@ -53,13 +65,15 @@ std::string Where(const PlanInput& in) {
 
 std::string Head(const PlanInput& in, const RunPlan& plan) {
   const ModelSizes& m = in.model;
-  return in.config.name + " on " + Where(in) + "\n\nteacher    " + m.name + " (" +
-         ModelKindName(m.kind) + "): " + std::to_string(m.layers) + " layers, width " +
-         std::to_string(m.width) + ", " + std::to_string(m.tokens) + " tokens of " +
-         std::to_string(m.channels) + " channels, " + std::to_string(m.codes) + " codes, " +
-         Millions(plan.teacher_parameters) + " parameters\nnetworks   " +
-         Millions(plan.network_parameters) + " parameters each; head " +
-         std::to_string(in.config.model.head_depth) + " x " +
+  return in.config.name + " on " + Where(in) + "\n" +
+         (in.hardware.device ? "this dd2 trains on CPUs only: what devices would need and take\n"
+                             : "") +
+         "\nteacher    " + m.name + " (" + ModelKindName(m.kind) +
+         "): " + std::to_string(m.layers) + " layers, width " + std::to_string(m.width) + ", " +
+         std::to_string(m.tokens) + " tokens of " + std::to_string(m.channels) + " channels, " +
+         std::to_string(m.codes) + " codes, " + Millions(plan.teacher_parameters) +
+         " parameters\nnetworks   " + Millions(plan.network_parameters) +
+         " parameters each; head " + std::to_string(in.config.model.head_depth) + " x " +
          std::to_string(in.config.model.head_width) + "\nshards     " +
          std::to_string(in.config.batch.shards) + ", of a rank " +
          std::to_string(plan.shards_of_rank) + " of at most " +
@@ -80,12 +94,18 @@ std::string MemoryTable(const PlanInput& in, const MemoryPlan& memory) {
            FormatBytes(in.hardware.memory_bytes) + "\n";
   }
   out += sum("= a process", "memory", memory.rank_bytes) + "\n";
-  return out + sum("= a node", "memory", memory.node_bytes) + ", of these " +
+  out += sum("= a node", "memory", memory.node_bytes) + ", of these " +
          FormatBytes(memory.shared_bytes) + " in /dev/shm" +
          (memory.shared_bytes > 0 ? ", whose usual size is half of the memory\n" : "\n");
+  out += std::string("of a ") + (in.hardware.device ? "device" : "process") + " by phase:";
+  for (const PhaseMemory& phase : memory.phases) {
+    out +=
+        (&phase == memory.phases.data() ? " " : ", ") + phase.name + " " + FormatBytes(phase.bytes);
+  }
+  return out + "\n";
 }
 
-std::string TimeTable(const RunPlan& plan) {
+std::string TimeTable(const PlanInput& in, const RunPlan& plan) {
   std::string out = "\n" + PadRight("time", 14) + PadLeft("steps", 10) + PadLeft("a step", 12) +
                     PadLeft("compute", 12) + PadLeft("update", 12) + PadLeft("exchange", 12) +
                     PadLeft("in all", 14) + "\n";
@@ -97,16 +117,39 @@ std::string TimeTable(const RunPlan& plan) {
            ms(phase.step_seconds()) + ms(phase.compute_seconds) + ms(phase.update_seconds) +
            ms(phase.exchange_seconds) + PadLeft(Long(phase.seconds()), 14) + "\n";
   }
-  return out + "  " + PadRight("= all", 70) + PadLeft(Long(plan.seconds), 14) + "\n";
+  out += "  " + PadRight("= all, at least", 70) + PadLeft(Long(plan.seconds), 14) + "\n";
+  out += "a lower bound: what the hardware allows (a roofline), without what software adds\n";
+  const auto* reported = std::ranges::find(kReportedHours, in.model.name, &ReportedHours::teacher);
+  if (!in.hardware.device || reported == std::end(kReportedHours)) return out;
+  return out + "reported for " + in.model.name +
+         " with the paper's schedule: " + Fixed(reported->hours, 1) +
+         " hours on 8 A800 (arXiv 2510.21003)\n";
 }
 
-std::string StorageLines(const RunPlan& plan) {
+std::string IntervalText(const PlanInput& in, const RunPlan& plan) {
+  if (!plan.checkpoint_interval) return "off: none besides those that phases set";
+  const double seconds = *plan.checkpoint_interval;
+  const std::string every = "one every " + Long(seconds);
+  const auto setting = ParseCheckpointInterval(in.config.checkpoint.interval);
+  if (setting && setting->kind == CheckpointInterval::Kind::kFixed) {
+    return every + " (checkpoint.interval)";
+  }
+  if (seconds == kIntervalMinSeconds)
+    return every + ", the least that auto takes: they cost little";
+  if (seconds == kIntervalMaxSeconds) return every + ", the most that auto takes: they cost much";
+  return every + " (auto: at a failure in 8 hours, until failures are seen)";
+}
+
+std::string StorageLines(const PlanInput& in, const RunPlan& plan) {
+  const double stall = plan.checkpoint_stall_seconds;
   std::string out = "\ncheckpoint   " + FormatBytes(plan.checkpoint_bytes) + ", " +
-                    FormatBytes(plan.kept_bytes) + " with all that are kept; training stands " +
-                    Fixed(plan.checkpoint_stall_seconds, 2) + " s for it, ";
-  out += plan.checkpoint_interval
-             ? "one every " + Long(*plan.checkpoint_interval) + " at a failure in 8 hours\n"
-             : "none besides those that phases set\n";
+                    FormatBytes(plan.kept_bytes) + " with all that are kept; " +
+                    IntervalText(in, plan) + "\n             copied in " +
+                    Fixed(plan.checkpoint_copy_seconds, 2) + " s beside the next gradients (" +
+                    Fixed(plan.checkpoint_overlap_seconds, 2) + " s at least), training " +
+                    (stall > 0 ? "stands " + Fixed(stall, 2) + " s" : "does not stand") +
+                    " for it; written in " + Long(plan.checkpoint_write_seconds) + " at " +
+                    FormatBytes(std::llround(kDiskRate)) + "/s (dd2 doctor measures the folder)\n";
   if (plan.cache_bytes == 0) return out;
   out += "score cache  " + FormatBytes(plan.cache_bytes) + ", " +
          FormatBytes(plan.cache_entry_bytes) + " a sequence";
@@ -148,7 +191,12 @@ json::object MemoryObject(const MemoryPlan& memory) {
   for (const MemoryPart& part : memory.parts) {
     parts.push_back({{"what", part.what}, {"place", PlaceName(part.place)}, {"bytes", part.bytes}});
   }
+  json::array phases;
+  for (const PhaseMemory& phase : memory.phases) {
+    phases.push_back({{"name", phase.name}, {"bytes", phase.bytes}});
+  }
   return {{"phase", memory.phase},
+          {"phases", std::move(phases)},
           {"parts", std::move(parts)},
           {"device_bytes", memory.device_bytes},
           {"rank_bytes", memory.rank_bytes},
@@ -197,8 +245,8 @@ std::vector<std::string> AssumptionsOf(const PlanInput& in) {
 std::string FormatPlan(const PlanInput& in, const RunPlan& plan,
                        const std::vector<Alternative>& alternatives) {
   const std::string advice = AdviceOn(in, plan, alternatives);
-  std::string out = Head(in, plan) + MemoryTable(in, plan.memory) + TimeTable(plan) +
-                    StorageLines(plan) + "\n" + plan.verdict + "\n" + LossLine(in, plan) +
+  std::string out = Head(in, plan) + MemoryTable(in, plan.memory) + TimeTable(in, plan) +
+                    StorageLines(in, plan) + "\n" + plan.verdict + "\n" + LossLine(in, plan) +
                     (advice.empty() ? "" : advice + "\n") + AlternativeLines(in, alternatives) +
                     "\nassumed\n";
   for (const std::string& line : AssumptionsOf(in)) out += "  * " + line + "\n";
@@ -234,7 +282,9 @@ json::object PlanDocument(const PlanInput& in, const RunPlan& plan,
       {"checkpoint",
        {{"bytes", plan.checkpoint_bytes},
         {"kept_bytes", plan.kept_bytes},
-        {"stall_seconds", plan.checkpoint_stall_seconds}}},
+        {"copy_seconds", plan.checkpoint_copy_seconds},
+        {"stall_seconds", plan.checkpoint_stall_seconds},
+        {"write_seconds", plan.checkpoint_write_seconds}}},
       {"cache", {{"bytes", plan.cache_bytes}, {"entry_bytes", plan.cache_entry_bytes}}},
       {"node_memory", in.node_memory},
       {"fits", plan.fits},

@@ -19,6 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 ModelSizes BuiltIn(const std::string& name) {
   const auto model = BuiltInModel(name);
@@ -378,13 +379,68 @@ TEST(PlanTest, WhatIsLeftOfANodeTooFewIsPlanned) {
 
 TEST(PlanTest, TheIntervalIsThatOfTheCoordinator) {
   PlanInput input = Input("var-d30", "h200", 1);
+  const auto text = [&] { return FormatPlan(input, PlanOf(input), {}); };
   EXPECT_EQ(PlanOf(input).checkpoint_interval, 300);  // the least: such saves cost little
+  EXPECT_THAT(text(), HasSubstr("one every 5.0 min, the least that auto takes"));
   input.hardware.host_rate = 1e7;
   const RunPlan slow = PlanOf(input);
   ASSERT_TRUE(slow.checkpoint_interval);
   EXPECT_EQ(*slow.checkpoint_interval, 3600) << slow.checkpoint_stall_seconds;
+  EXPECT_THAT(text(), HasSubstr("one every 60.0 min, the most that auto takes"));
+  input.hardware.host_rate = 3e8;
+  EXPECT_THAT(text(), HasSubstr("at a failure in 8 hours"));
+  input.config.checkpoint.interval = "300";
+  EXPECT_THAT(text(), HasSubstr("one every 5.0 min (checkpoint.interval)"));
   input.config.checkpoint.interval = "off";
   EXPECT_FALSE(PlanOf(input).checkpoint_interval);
+  EXPECT_THAT(text(), HasSubstr("none besides those that phases set"));
+}
+
+TEST(PlanTest, ACopyStopsTrainingWhereTheNextGradientsAreShorter) {
+  PlanInput input = Input("var-d30", "h200", 1);
+  const RunPlan fast = PlanOf(input);
+  EXPECT_GT(fast.checkpoint_copy_seconds, 0);
+  EXPECT_EQ(fast.checkpoint_stall_seconds, 0);
+  EXPECT_THAT(FormatPlan(input, fast, {}), HasSubstr("training does not stand for it"));
+  // csd's state changes after the gradients of the first of its guidance updates.
+  const PhaseTime& csd = fast.phases.back();
+  ASSERT_EQ(csd.name, "csd");
+  EXPECT_LT(csd.gradient_seconds, 0.5 * csd.compute_seconds);
+  input.hardware.host_rate /= 100;
+  const RunPlan slow = PlanOf(input);
+  EXPECT_NEAR(slow.checkpoint_copy_seconds, 100 * fast.checkpoint_copy_seconds, 1e-6);
+  EXPECT_NEAR(slow.checkpoint_stall_seconds,
+              slow.checkpoint_copy_seconds - slow.phases[1].gradient_seconds, 1e-6);
+  EXPECT_EQ(slow.phases[1].name, "gts");
+}
+
+TEST(PlanTest, EveryPhaseHasItsMemory) {
+  const PlanInput input = Input("var-d16", "h200", 1);
+  const MemoryPlan memory = PlanOf(input).memory;
+  ASSERT_EQ(memory.phases.size(), input.config.phases.size());
+  std::int64_t most = 0;
+  for (const PhaseMemory& phase : memory.phases) {
+    EXPECT_GT(phase.bytes, 0) << phase.name;
+    most = std::max(most, phase.bytes);
+    if (phase.name == memory.phase) {
+      EXPECT_EQ(phase.bytes, memory.device_bytes);
+    }
+  }
+  EXPECT_EQ(most, memory.device_bytes);
+  // Gradients are there from the first update on.
+  EXPECT_LT(memory.phases[0].bytes, memory.device_bytes - PartOf(memory, "gradients"));
+}
+
+TEST(PlanTest, TimeIsCalledALowerBound) {
+  const PlanInput input = Input("var-d16", "a100-80g", 1);
+  const std::string text = FormatPlan(input, PlanOf(input), {});
+  EXPECT_THAT(text, HasSubstr("a lower bound"));
+  EXPECT_THAT(text, HasSubstr("115.5 hours on 8 A800"));
+  EXPECT_THAT(text, HasSubstr("this dd2 trains on CPUs only"));
+  const PlanInput cpu = Input("var-d16", "cpu", 1);
+  const std::string here = FormatPlan(cpu, PlanOf(cpu), {});
+  EXPECT_THAT(here, Not(HasSubstr("A800")));
+  EXPECT_THAT(here, Not(HasSubstr("CPUs only")));
 }
 
 TEST(PlanTest, ShardsFallOnRanks) {
