@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "cli/plan.h"
@@ -76,11 +77,8 @@ class Changes {
 
   void Machines() {
     const int now = input_.nodes();
-    std::vector<int> counts = {2 * now, 4 * now, 8 * now};
-    if (const auto least = LeastNodes(input_, false)) counts.push_back(*least);
-    std::ranges::sort(counts);
-    const auto again = std::ranges::unique(counts);
-    counts.erase(again.begin(), again.end());
+    std::set<int> counts = {2 * now, 4 * now, 8 * now};
+    if (const auto least = LeastNodes(input_, false)) counts.insert(*least);
     for (const int nodes : counts) {
       Add(std::to_string(nodes) + " nodes", Lever::kMachines, WithNodes(input_, nodes));
     }
