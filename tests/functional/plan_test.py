@@ -19,6 +19,7 @@ RANKS = 2
 TOLERANCE = 0.15
 FILE_TOLERANCE = 0.01
 TIME_FACTOR = 3
+TIMED_STEP = 0.2  # seconds by the plan: in shorter ones ranks mostly wait for each other
 PATIENCE = ["timeouts.heartbeat_expiry=20", "timeouts.stall=60"]  # on a busy machine
 FEW_PICTURES = ["eval.reference_images=100", "eval.samples=50"]  # so that the networks decide
 SMALL = FEW_PICTURES + ["model.head_width=64"]
@@ -104,7 +105,7 @@ def check_run(work, teacher, case, settings, phase, step):
     problems += compare(f"{what}, cache", planned["cache"], truth["cache"], FILE_TOLERANCE)
     if truth["checkpoint"]:
         problems += compare(f"{what}, checkpoint", planned["checkpoint"], truth["checkpoint"], FILE_TOLERANCE)
-    if truth["step"]:
+    if truth["step"] and planned["step"] >= TIMED_STEP:
         problems += compare_time(f"{what}, a step of gts", planned["step"], truth["step"])
     return document["memory"]["phase"], planned["memory"], truth["memory"], problems
 
