@@ -188,12 +188,12 @@ Needs NeedsOf(const std::optional<RunConfig>& config, int nodes) {
   const int ranks = !config ? 1 : config->ranks;
   needs.connections = nodes * (2 * ranks + 1);
   if (!config) return needs;
-  // On one machine the domains are beside each other.
-  const int local = std::max(1, config->domains / nodes);
-  const auto plan = PlanOnCpu(*config, nodes * local);
+  // Domains that are more than the machines are beside each other.
+  const int domains = std::max(nodes, config->domains);
+  const auto plan = PlanOnCpu(*config, domains, (domains + nodes - 1) / nodes);
   if (!plan) return needs;  // no usable teacher, or too many ranks: a run says so itself
   needs.checkpoint_bytes = plan->kept_bytes;
-  needs.snapshot_bytes = plan->memory.shared_bytes * local;
+  needs.snapshot_bytes = plan->memory.shared_bytes;
   return needs;
 }
 

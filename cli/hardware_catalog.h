@@ -15,7 +15,7 @@ struct Hardware {
   std::string name;
   std::string title;
   bool device = false;            // false: the CPU, in fp32: a rank is a process with its threads
-  std::int64_t memory_bytes = 0;  // of one device; CPU: of a node, 0 when it is not known
+  std::int64_t memory_bytes = 0;  // of one device; CPU: 0
   double matrix_flops = 0;        // matrix products: bf16 with fp32 sums; CPU: fp32, one thread
   double vector_flops = 0;        // all other arithmetic, fp32; CPU: one thread
   double memory_rate = 0;         // bytes a second; CPU: one thread

@@ -10,14 +10,8 @@
 namespace dd2 {
 namespace {
 
-constexpr std::int64_t kTensorKinds = 8;
-constexpr std::int64_t kFloat = 4;
-// Besides guided vectors, thresholds and tokens: keys, checksums, labels.
+// Of an entry of the score cache besides what ScoreBytes says: keys, checksums, labels.
 constexpr std::int64_t kEntryOverhead = 160;
-
-std::int64_t CacheEntryBytes(const ModelSizes& model) {
-  return model.tokens * (2 * model.width + 4 + 2) + kEntryOverhead;
-}
 
 std::string Plural(std::int64_t count, const std::string& noun) {
   return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
@@ -25,7 +19,7 @@ std::string Plural(std::int64_t count, const std::string& noun) {
 
 Status CheckCounts(const PlanInput& in) {
   const int shards = in.config.batch.shards;
-  const int ranks = in.nodes * in.ranks_per_node;
+  const int ranks = in.world_size();
   if (ranks > shards) {
     return Error(Code::kInvalidArgument,
                  Plural(ranks, "rank") + " for " + Plural(shards, "shard") +
@@ -33,9 +27,7 @@ Status CheckCounts(const PlanInput& in) {
                      "batch.shards higher (another result)");
   }
   for (const PhaseConfig& phase : in.config.phases) {
-    const bool trains = phase.kind == PhaseKind::kGts || phase.kind == PhaseKind::kRegress ||
-                        phase.kind == PhaseKind::kCsd || phase.kind == PhaseKind::kAlign;
-    if (trains && phase.batch % shards != 0) {
+    if (Trains(phase) && phase.batch % shards != 0) {
       return Error(Code::kInvalidArgument, "a batch of " + std::to_string(phase.batch) +
                                                " is not a multiple of " + Plural(shards, "shard") +
                                                " (batch.shards)");
@@ -44,77 +36,114 @@ Status CheckCounts(const PlanInput& in) {
   return {};
 }
 
-std::int64_t UsableBytes(const Hardware& hardware) {
-  return static_cast<std::int64_t>(static_cast<double>(hardware.memory_bytes) * kDeviceUsable);
+std::int64_t Usable(std::int64_t bytes) {
+  return static_cast<std::int64_t>(static_cast<double>(bytes) * kUsable);
 }
 
-// A number and a unit, with nothing else known to be wrong.
-std::string TooMuch(const std::string& who, std::int64_t needed, std::int64_t there) {
-  return "does not fit: " + who + " needs " + FormatBytes(needed) + ", " + FormatBytes(there) +
-         " can be used";
+bool Fits(const PlanInput& in, const MemoryPlan& memory) {
+  const Hardware& hardware = in.hardware;
+  return (!hardware.device || memory.device_bytes <= Usable(hardware.memory_bytes)) &&
+         (in.node_memory == 0 || memory.node_bytes <= Usable(in.node_memory));
+}
+
+// What is left, or else what is missing, of all that is known.
+std::string VerdictOn(const PlanInput& in, const MemoryPlan& memory, bool fits) {
+  std::string out;
+  const auto judge = [&](const std::string& who, std::int64_t needed, std::int64_t there,
+                         const std::string& whose) {
+    const std::int64_t usable = Usable(there);
+    if (!fits && needed <= usable) return;
+    out += (out.empty() ? "" : "; ") +
+           (fits ? FormatBytes(usable - needed) + " " + whose + " are left"
+                 : who + " needs " + FormatBytes(needed) + ", " + FormatBytes(usable) + " " +
+                       whose + " can be used") +
+           " (" + FormatBytes(there) + " less " + std::to_string(std::lround(100 * (1 - kUsable))) +
+           " %)";
+  };
+  if (in.hardware.device) {
+    judge("a device", memory.device_bytes, in.hardware.memory_bytes, "of each device");
+  }
+  if (in.node_memory > 0) {
+    judge("a node", memory.node_bytes, in.node_memory,
+          in.this_machine ? "of this machine's memory" : "of a node's memory");
+  }
+  if (!out.empty()) out = (fits ? "fits: " : "does not fit: ") + out;
+  if (in.node_memory == 0) {
+    out += (out.empty() ? "" : "; ") + ("a node needs " + FormatBytes(memory.node_bytes)) +
+           " of memory (--memory judges it)";
+  } else if (static_cast<double>(memory.shared_bytes) >
+             kUsualSharedMemory * static_cast<double>(in.node_memory)) {
+    out +=
+        "; /dev/shm has usually half of the memory: too little for the snapshots, without which "
+        "a run goes on (checkpoint.memory_every)";
+  }
+  return out;
 }
 
 void Judge(const PlanInput& in, RunPlan& plan) {
-  const Hardware& hardware = in.hardware;
-  const std::int64_t usable = UsableBytes(hardware);
-  const std::string machine = in.nodes == 1 ? "1 node" : std::to_string(in.nodes) + " nodes";
-  if (hardware.device) {
-    plan.fits = plan.memory.device_bytes <= usable;
-    plan.verdict = plan.fits ? "fits: " + FormatBytes(usable - plan.memory.device_bytes) +
-                                   " of each device are left; a node needs " +
-                                   FormatBytes(plan.memory.node_bytes) + " of memory"
-                             : TooMuch("a device", plan.memory.device_bytes, usable);
-    return;
-  }
-  if (hardware.memory_bytes == 0) {
-    plan.verdict = "a node needs " + FormatBytes(plan.memory.node_bytes) + " of memory";
-    return;
-  }
-  plan.fits = plan.memory.node_bytes <= usable;
-  plan.verdict = plan.fits ? "fits: " + FormatBytes(usable - plan.memory.node_bytes) +
-                                 " of a node's memory are left (" + machine + ")"
-                           : TooMuch("a node", plan.memory.node_bytes, usable);
+  plan.fits = Fits(in, plan.memory);
+  plan.verdict = VerdictOn(in, plan.memory, plan.fits);
+  if (in.domains == 1) return;
+  PlanInput fewer = in;
+  --fewer.domains;
+  fewer.domains_per_node = std::min(in.domains_per_node, fewer.domains);
+  const MemoryPlan memory = PlanMemory(fewer);
+  plan.after_loss = {.device_bytes = memory.device_bytes,
+                     .node_bytes = memory.node_bytes,
+                     .fits = Fits(fewer, memory)};
 }
 
 void PlanCheckpoints(const PlanInput& in, RunPlan& plan) {
   const CheckpointConfig& config = in.config.checkpoint;
   plan.checkpoint_bytes = CheckpointBytesOf(in);
   plan.kept_bytes = plan.checkpoint_bytes * (config.keep_last + config.keep_best + 1);
-  // The training stands still while a rank's slices are copied beside it.
-  const std::int64_t part = kTensorKinds * SliceElements(in) * kFloat;
+  const std::int64_t part = kTensorKinds * SliceElements(in) * kFloatBytes;
+  plan.checkpoint_copy_seconds = static_cast<double>(part) / (in.hardware.host_rate * kMemoryShare);
+  // The state changes after the next gradients only (CheckpointSaver::BeforeChange).
+  for (const PhaseTime& phase : plan.phases) {
+    double& least = plan.checkpoint_overlap_seconds;
+    if (phase.gradient_seconds == 0) continue;
+    least = least == 0 ? phase.gradient_seconds : std::min(least, phase.gradient_seconds);
+  }
   plan.checkpoint_stall_seconds =
-      static_cast<double>(part) / (in.hardware.host_rate * kMemoryShare);
+      std::max(0.0, plan.checkpoint_copy_seconds - plan.checkpoint_overlap_seconds);
+  plan.checkpoint_write_seconds = static_cast<double>(plan.checkpoint_bytes) / kDiskRate;
   const auto setting = ParseCheckpointInterval(config.interval);
   if (!setting) return;
   const IntervalEvidence evidence{.checkpoints = 1, .stall_seconds = plan.checkpoint_stall_seconds};
   plan.checkpoint_interval = CheckpointTimer(*setting).Seconds(evidence);
 }
 
-// Whether a change can be made at all; nothing when it cannot.
-std::optional<Alternative> Try(const std::string& change, const PlanInput& changed) {
-  auto plan = MakePlan(changed);
-  if (!plan) return std::nullopt;
-  return Alternative{change, *std::move(plan)};
+}  // namespace
+
+bool Trains(const PhaseConfig& phase) {
+  using enum PhaseKind;
+  return phase.kind == kGts || phase.kind == kRegress || phase.kind == kCsd || phase.kind == kAlign;
 }
 
-}  // namespace
+int GuidedPasses(const PlanInput& input) {
+  const double none = input.model.kind == ModelKind::kVar ? 0 : 1;
+  return input.config.teacher.cfg_scale == none ? 1 : 2;
+}
+
+std::int64_t ScoreBytes(const ModelSizes& model) {
+  return model.tokens * (2 * model.width + 4 + 2);
+}
 
 Result<RunPlan> MakePlan(const PlanInput& input) {
   DD2_TRY(CheckCounts(input));
   RunPlan plan;
-  const int world = input.nodes * input.ranks_per_node;
   plan.teacher_parameters = Sum(TeacherTensors(input.model));
   plan.network_parameters =
       Sum(NetworkBackboneTensors(input.model)) + Sum(HeadTensors(input.model, input.config.model));
-  plan.shards_of_rank = ShareOfShards(input.config.batch.shards, world).shards;
+  plan.shards_of_rank = ShareOfShards(input.config.batch.shards, input.world_size()).shards;
   for (const PhaseConfig& phase : input.config.phases) {
-    const bool samples = phase.kind == PhaseKind::kSample;
-    if (!samples && (phase.kind == PhaseKind::kGts || phase.kind == PhaseKind::kCsd)) {
+    if (Trains(phase)) {
       plan.sequences_of_shard =
           std::max<std::int64_t>(plan.sequences_of_shard, phase.batch / input.config.batch.shards);
     }
-    if (samples && input.config.cache.enabled) {
-      plan.cache_entry_bytes = CacheEntryBytes(input.model);
+    if (phase.kind == PhaseKind::kSample && input.config.cache.enabled) {
+      plan.cache_entry_bytes = ScoreBytes(input.model) + kEntryOverhead;
       plan.cache_bytes = phase.sequences * plan.cache_entry_bytes;
     }
   }
@@ -126,58 +155,15 @@ Result<RunPlan> MakePlan(const PlanInput& input) {
   return plan;
 }
 
-Result<RunPlan> PlanOnCpu(const RunConfig& config, int nodes) {
+Result<RunPlan> PlanOnCpu(const RunConfig& config, int domains, int domains_per_node) {
   PlanInput input;
   input.config = config;
-  input.nodes = nodes;
-  input.ranks_per_node = config.ranks;
+  input.domains = domains;
+  input.ranks = config.ranks;
+  input.domains_per_node = domains_per_node;
   DD2_TRY_ASSIGN(input.hardware, FindHardware("cpu"));
   DD2_TRY_ASSIGN(input.model, ReadModelSizes(config.teacher.path));
   return MakePlan(input);
-}
-
-std::vector<Alternative> AlternativesTo(const PlanInput& input, const RunPlan& plan) {
-  std::vector<Alternative> all;
-  const auto consider = [&](const std::string& change, const auto& make) {
-    PlanInput changed = input;
-    make(changed);
-    if (auto one = Try(change, changed)) all.push_back(*std::move(one));
-  };
-  const int shards = input.config.batch.shards;
-  for (const int factor : {2, 4}) {
-    consider("batch.shards: " + std::to_string(shards * factor) + " (smaller micro-batches)",
-             [&](PlanInput& in) { in.config.batch.shards = shards * factor; });
-  }
-  consider(
-      "batch.shards: " + std::to_string(shards / 2) + " (fewer gradients, larger micro-batches)",
-      [&](PlanInput& in) { in.config.batch.shards = std::max(1, shards / 2); });
-  for (const int factor : {2, 4, 8}) {
-    consider(std::to_string(input.nodes * factor) + " nodes",
-             [&](PlanInput& in) { in.nodes *= factor; });
-  }
-  if (!input.hardware.device || input.ranks_per_node * 2 <= kDevicesOfNode) {
-    consider(std::to_string(input.ranks_per_node * 2) + " ranks a node",
-             [](PlanInput& in) { in.ranks_per_node *= 2; });
-  }
-  if (input.hardware.device) {
-    for (const std::string& name : HardwareNames()) {
-      const auto other = FindHardware(name);
-      if (!other || !other->device || name == input.hardware.name) continue;
-      consider(other->title, [&](PlanInput& in) { in.hardware = *other; });
-    }
-  } else if (input.config.checkpoint.memory_every > 0) {
-    consider("checkpoint.memory_every: 0 (no snapshots in memory)",
-             [](PlanInput& in) { in.config.checkpoint.memory_every = 0; });
-  }
-  // What changes neither memory nor time says nothing.
-  std::erase_if(all, [&](const Alternative& one) {
-    return one.plan.memory.device_bytes == plan.memory.device_bytes &&
-           one.plan.memory.node_bytes == plan.memory.node_bytes && one.plan.fits == plan.fits &&
-           one.plan.seconds == plan.seconds;
-  });
-  std::ranges::stable_sort(
-      all, [](const Alternative& a, const Alternative& b) { return a.plan.fits && !b.plan.fits; });
-  return all;
 }
 
 }  // namespace dd2

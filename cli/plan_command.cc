@@ -1,6 +1,8 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 
@@ -16,9 +18,10 @@ struct PlanArguments {
   std::string config;
   std::vector<std::string> overrides;
   std::string hardware = "cpu";
-  std::string teacher;  // empty: the configuration's
-  int nodes = 0;        // 0: the configuration's domains, with devices 1
-  int ranks = 0;        // 0: the configuration's ranks, with devices 8
+  std::string teacher;   // empty: the configuration's
+  int nodes = 0;         // 0: this machine, with all domains of the configuration; devices: 1
+  int ranks = 0;         // 0: the configuration's ranks, with devices 8
+  double memory_gb = 0;  // of a node; 0: not known, cpu: that of this machine
   bool json = false;
 };
 
@@ -29,14 +32,17 @@ Result<PlanInput> InputOf(const PlanArguments& arguments) {
   DD2_TRY_ASSIGN(input.model, arguments.teacher.empty() ? ReadModelSizes(input.config.teacher.path)
                                                         : FindModel(arguments.teacher));
   const bool device = input.hardware.device;
-  if (!device) {
-    input.hardware.memory_bytes =
-        std::int64_t{sysconf(_SC_PHYS_PAGES)} * std::int64_t{sysconf(_SC_PAGESIZE)};
+  input.node_memory = std::llround(arguments.memory_gb * 1e9);
+  if (!device && input.node_memory == 0) {
+    input.this_machine = true;
+    input.node_memory = std::int64_t{sysconf(_SC_PHYS_PAGES)} * std::int64_t{sysconf(_SC_PAGESIZE)};
   }
-  input.nodes = arguments.nodes > 0 ? arguments.nodes : device ? 1 : input.config.domains;
-  input.ranks_per_node = arguments.ranks > 0 ? arguments.ranks
-                         : device            ? kDevicesOfNode
-                                             : input.config.ranks;
+  const bool here = !device && arguments.nodes == 0;
+  input.domains = here ? input.config.domains : std::max(1, arguments.nodes);
+  input.domains_per_node = here ? input.domains : 1;
+  input.ranks = arguments.ranks > 0 ? arguments.ranks
+                : device            ? kDevicesOfNode
+                                    : input.config.ranks;
   return input;
 }
 
@@ -66,14 +72,20 @@ void AddPlanCommand(CLI::App& app, int& exit_code) {
   command->add_option("--gpu", arguments->hardware, "What the ranks compute on (cpu)")
       ->type_name("NAME")
       ->check(CLI::IsMember(HardwareNames()));
-  command->add_option("--nodes", arguments->nodes, "Machines (cpu: domains, else 1)")
+  command
+      ->add_option("--nodes", arguments->nodes,
+                   "Machines, a domain on each (1; cpu: this one, with all domains)")
       ->type_name("N")
       ->check(CLI::Range(1, 4096));
   command
       ->add_option("--ranks-per-node", arguments->ranks,
-                   "Ranks, or devices, of each (cpu: ranks, else 8)")
+                   "Ranks, or devices, of each domain (cpu: ranks, else 8)")
       ->type_name("R")
       ->check(CLI::Range(1, 1024));
+  command
+      ->add_option("--memory", arguments->memory_gb, "Memory of a node (cpu: that of this machine)")
+      ->type_name("GB")
+      ->check(CLI::PositiveNumber);
   command
       ->add_option("--teacher", arguments->teacher,
                    "Instead of the configuration's: a folder, or one of the released ones by name")

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <initializer_list>
 
 #include "cli/format.h"
 #include "cli/plan.h"
@@ -11,11 +10,10 @@
 namespace dd2 {
 namespace {
 
-constexpr std::int64_t kFloat = 4;
 constexpr std::int64_t kMiB = std::int64_t{1} << 20;
-// A worker besides what is listed here: pages of programs and libraries, which the ranks of a node
-// share, and what the libraries and the allocator hold. Measured: what workers had at their peak,
-// less the other parts (functional.plan).
+// A worker besides what is listed here: pages of programs and libraries, which the ranks of a
+// domain share, and what the libraries and the allocator hold. Measured: what workers had at their
+// peak, less the other parts (functional.plan).
 constexpr std::int64_t kWorkerBytes = 190 * kMiB;
 constexpr std::int64_t kSharedPages = 100 * kMiB;  // of these
 // With a device, what its libraries usually take.
@@ -25,8 +23,7 @@ constexpr std::int64_t kDeviceLibraryBytes = 1536 * kMiB;
 constexpr std::int64_t kPartLineBytes = 119;
 constexpr std::int64_t kTensorLineBytes = 390;
 constexpr std::int64_t kStagingMargin = std::int64_t{64} << 10;
-constexpr std::int64_t kTensorKinds = 8;  // parameters, two moments, average; two networks
-constexpr std::int64_t kPlaces = 2;       // of snapshots in memory
+constexpr std::int64_t kPlaces = 2;  // of snapshots in memory
 constexpr std::int64_t kNoteBytes = kMiB;
 // Of the score cache: two buffers of values that are written, and blocks that were read.
 constexpr std::int64_t kCacheBufferBytes = 40 * kMiB;
@@ -39,15 +36,14 @@ constexpr std::int64_t kGridColumns = 10;
 
 double D(std::int64_t value) { return static_cast<double>(value); }
 
-bool IsAny(const PhaseConfig& phase, std::initializer_list<PhaseKind> kinds) {
-  return std::ranges::find(kinds, phase.kind) != kinds.end();
-}
-
 // Bytes of what passes allocate. Rows are tokens of a micro-batch.
 class Activations {
  public:
   Activations(const ModelSizes& model, const ModelConfig& head, const Hardware& hardware)
-      : m_(model), head_(head), element_(hardware.device ? 2 : kFloat), device_(hardware.device) {}
+      : m_(model),
+        head_(head),
+        element_(hardware.device ? 2 : D(kFloatBytes)),
+        device_(hardware.device) {}
 
   // What a backward pass through the backbone reads, and its own tensors.
   double Trained(double rows) const {
@@ -81,9 +77,9 @@ class Activations {
     const double codes = D(m_.codes);
     const bool filtered = (teacher.top_k > 0 && teacher.top_k < m_.codes) || teacher.top_p < 1;
     // Tempered, sorted with positions of 8 bytes, two sums of probabilities; a mask and the result.
-    return rows * codes * kFloat * (filtered ? 7 : 1);
+    return rows * codes * kFloatBytes * (filtered ? 7 : 1);
   }
-  // Keys and values of `sequences`, of one layer or of all.
+  // Keys and values of `sequences`.
   double Keys(double sequences, double layers) const {
     return element_ * sequences * D(m_.tokens) * 2 * D(m_.width) * layers;
   }
@@ -113,7 +109,13 @@ double EvaluationBytes(const PlanInput& in, std::int64_t samples) {
   const std::int64_t images =
       std::max(std::min(kEvalChunk, samples), kGridColumns * in.model.classes);
   const double rows = D(images * in.model.tokens);
-  return std::max(a.Plain(rows), a.HeadPlain(rows) + rows * D(in.model.width) * kFloat);
+  return std::max(a.Plain(rows), a.HeadPlain(rows) + rows * D(in.model.width) * kFloatBytes);
+}
+
+// Tokens that a pass of sampling computes of each sequence: one, or the largest scale.
+double WidestPass(const ModelSizes& m) {
+  const std::int64_t side = m.sides.empty() ? 1 : *std::ranges::max_element(m.sides);
+  return D(side * side);
 }
 
 // What a phase holds while it works and gives back afterwards; the largest of its parts.
@@ -123,7 +125,7 @@ double WorkingBytes(const PlanInput& in, const PhaseConfig& phase) {
   const Activations a(m, config.model, in.hardware);
   const double n = D(m.tokens);
   const double rows = D(phase.batch) / config.batch.shards * n;
-  const double passes = config.teacher.cfg_scale == (m.kind == ModelKind::kVar ? 0 : 1) ? 1 : 2;
+  const double passes = GuidedPasses(in);
   const double draws = phase.draws * rows, generator_draws = phase.generator_draws * rows;
   const double guidance = a.Trained(rows) + a.HeadTrained(draws);
   switch (phase.kind) {
@@ -131,16 +133,27 @@ double WorkingBytes(const PlanInput& in, const PhaseConfig& phase) {
       if (!m.measured) return 0;
       return a.Plain(D(std::min<std::int64_t>(kCheckImages, config.eval.reference_images)) * n);
     case PhaseKind::kSample: {
-      const double block = passes * phase.block;
-      const double drawing = a.Keys(block, D(m.layers)) + a.Keys(block, 1) + a.Plain(block);
-      const double thresholds =
-          phase.block * n * 2 * D(m.width) * kFloat + a.Logits(phase.block * n, config.teacher);
+      const double block = phase.block, widest = block * WidestPass(m);
+      // In raster order a step copies the keys of a layer, then its values (StepBlock).
+      const double keys = a.Keys(passes * block, D(m.layers) + (m.sides.empty() ? 0.5 : 0));
+      const double hidden = block * n * D(m.width) * kFloatBytes;
+      const double drawing =
+          keys + hidden + std::max(a.Plain(passes * widest), a.Logits(widest, config.teacher));
+      // As they were drawn, in fp16, and rounded.
+      const double thresholds = 2.5 * hidden + a.Logits(block * n, config.teacher);
       return std::max(drawing, thresholds);
     }
     case PhaseKind::kGts: {
       const double backbone = phase.trains == kTrainsHead ? a.Plain(rows) : a.Trained(rows);
-      const double logits = a.Logits(rows, TeacherConfig()) + rows * D(m.width) * kFloat;
-      return logits + std::max(backbone, a.Plain(rows)) + a.HeadTrained(draws);
+      const double logits = a.Logits(rows, TeacherConfig());
+      const double hidden = rows * D(m.width) * kFloatBytes;
+      // Stored vectors: as they were read, side by side in fp16, in fp32; logits before and after
+      // the temperature.
+      const double loading =
+          config.cache.enabled
+              ? 2 * hidden + 2 * logits
+              : std::max(a.Plain(passes * rows), hidden + a.Logits(rows, config.teacher));
+      return std::max(loading, logits + backbone + a.HeadTrained(draws));
     }
     case PhaseKind::kRegress: return a.Trained(rows) + a.HeadTrained(rows);
     case PhaseKind::kCsd: {
@@ -160,7 +173,7 @@ double WorkingBytes(const PlanInput& in, const PhaseConfig& phase) {
 // Sizes of the flat buffers, in elements.
 struct Flat {
   std::int64_t teacher = 0;
-  std::int64_t network = 0;         // padded to whole slices of the ranks of a node
+  std::int64_t network = 0;         // padded to whole slices of the ranks of a domain
   std::int64_t slice = 0;           // NetworkState::slice
   std::int64_t gradient_slice = 0;  // ExactUpdater::Buffers::slice
   std::int64_t gradient = 0;
@@ -181,11 +194,11 @@ TensorSizes NetworkTensors(const PlanInput& in) {
 
 Flat FlatOf(const PlanInput& in) {
   const TensorSizes tensors = NetworkTensors(in);
-  const std::int64_t world = std::int64_t{in.nodes} * in.ranks_per_node;
+  const std::int64_t world = in.world_size();
   Flat flat;
   flat.teacher = FlatElements(TeacherTensors(in.model));
-  flat.slice = ChunksOf(FlatElements(tensors), in.ranks_per_node);
-  flat.network = flat.slice * in.ranks_per_node;
+  flat.slice = ChunksOf(FlatElements(tensors), in.ranks);
+  flat.network = flat.slice * in.ranks;
   flat.gradient_slice = ChunksOf(flat.network, world);
   flat.gradient = flat.gradient_slice * world;
   flat.tensors = static_cast<std::int64_t>(tensors.size());
@@ -194,26 +207,26 @@ Flat FlatOf(const PlanInput& in) {
 
 // Made at the first update and kept: ExactUpdater::Buffers.
 void AddUpdateBuffers(const PlanInput& in, const Flat& flat, Place place, MemoryPlan& plan) {
-  const int world = in.nodes * in.ranks_per_node;
-  const ShardShare share = ShareOfShards(in.config.batch.shards, world);
+  const ShardShare share = ShareOfShards(in.config.batch.shards, in.world_size());
   plan.parts.push_back({"gradients of shards, " + std::to_string(share.shards) + " x " +
-                            FormatBytes(flat.gradient * kFloat),
-                        place, share.shards * flat.gradient * kFloat});
+                            FormatBytes(flat.gradient * kFloatBytes),
+                        place, share.shards * flat.gradient * kFloatBytes});
   const std::int64_t exchange =
       (share.sums + 1) * flat.gradient + (share.all_sums + 1) * flat.gradient_slice;
-  plan.parts.push_back({"exchange of gradients", place, exchange * kFloat});
+  plan.parts.push_back({"exchange of gradients", place, exchange * kFloatBytes});
 }
 
 void AddState(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
   const bool device = in.hardware.device;
   const Place place = device ? Place::kDevice : Place::kHost;
   plan.parts.push_back({"teacher, " + std::string(device ? "bf16" : "fp32"), place,
-                        flat.teacher * (device ? 2 : kFloat)});
-  plan.parts.push_back({"generator and guidance network, fp32", place, 2 * flat.network * kFloat});
+                        flat.teacher * (device ? 2 : kFloatBytes)});
+  plan.parts.push_back(
+      {"generator and guidance network, fp32", place, 2 * flat.network * kFloatBytes});
   if (device) {
     plan.parts.push_back({"their bf16 copies", place, 2 * flat.network * 2});
   }
-  plan.parts.push_back({"moments and averages, fp32", place, 6 * flat.slice * kFloat});
+  plan.parts.push_back({"moments and averages, fp32", place, 6 * flat.slice * kFloatBytes});
 }
 
 void AddHostParts(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
@@ -222,7 +235,7 @@ void AddHostParts(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
                         in.hardware.device ? kDeviceWorkerBytes : kWorkerBytes});
   plan.parts.push_back({"tokenizer", Place::kHost, in.model.tokenizer_bytes});
   if (in.model.measured) {
-    plan.parts.push_back({"test images", Place::kHost, kTestImages * kPixels * kFloat});
+    plan.parts.push_back({"test images", Place::kHost, kTestImages * kPixels * kFloatBytes});
   }
   std::int64_t sequences = 0;
   for (const PhaseConfig& phase : config.phases) {
@@ -234,7 +247,7 @@ void AddHostParts(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
     const std::int64_t written = sequences * (2 * in.model.tokens * in.model.width);
     plan.parts.push_back({"score cache", Place::kHost, std::min(kCacheBufferBytes, written)});
   }
-  const std::int64_t part = kTensorKinds * flat.slice * kFloat;
+  const std::int64_t part = kTensorKinds * flat.slice * kFloatBytes;
   plan.parts.push_back({"staging of checkpoints", Place::kHost,
                         part + kTensorKinds * flat.tensors * kPartLineBytes + kStagingMargin});
   if (config.checkpoint.memory_every > 0) {
@@ -251,24 +264,26 @@ void AddWork(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
   AddUpdateBuffers(in, flat, place, updates);
   std::int64_t of_updates = 0;
   for (const MemoryPart& part : updates.parts) of_updates += part.bytes;
-  // Of an update itself: new values of the slice, then a copy for every rank of the node; where
+  // Of an update itself: new values of the slice, then a copy for every rank of the domain; where
   // phases begin and networks are evaluated, a whole average and a network of it.
-  const std::int64_t of_update = (in.ranks_per_node > 1 ? flat.network : flat.slice) * kFloat;
+  const std::int64_t of_update = (in.ranks > 1 ? flat.network : flat.slice) * kFloatBytes;
   std::int64_t most = -1, working = 0;
   bool with_updates = false, trained = false;
   for (std::size_t i = 0; i < phases.size(); ++i) {
     using enum PhaseKind;
-    trained = trained || IsAny(phases[i], {kGts, kRegress, kCsd, kAlign});
+    trained = trained || Trains(phases[i]);
     auto bytes = static_cast<std::int64_t>(WorkingBytes(in, phases[i]));
     if (trained) bytes = std::max(bytes, of_update);
-    if (IsAny(phases[i], {kRegress, kCsd, kEval})) {
+    const PhaseKind kind = phases[i].kind;
+    if (kind == kRegress || kind == kCsd || kind == kEval) {
       const EvalConfig& eval = in.config.eval;
       const double evaluated =
-          EvaluationBytes(in, IsAny(phases[i], {kEval}) ? eval.samples : eval.curve_samples);
-      bytes = std::max(
-          bytes, flat.network * kFloat + std::max(of_update, static_cast<std::int64_t>(evaluated)));
+          EvaluationBytes(in, kind == kEval ? eval.samples : eval.curve_samples);
+      bytes = std::max(bytes, flat.network * kFloatBytes +
+                                  std::max(of_update, static_cast<std::int64_t>(evaluated)));
     }
     const std::int64_t total = bytes + (trained ? of_updates : 0);
+    plan.phases.push_back({names[i], total});
     if (total <= most) continue;
     most = total;
     working = bytes;
@@ -312,12 +327,13 @@ std::int64_t SliceElements(const PlanInput& input) { return FlatOf(input).slice;
 
 std::int64_t CheckpointBytesOf(const PlanInput& input) {
   const TensorSizes tensors = NetworkTensors(input);
-  return kTensorKinds *
-         (Sum(tensors) * kFloat + static_cast<std::int64_t>(tensors.size()) * kTensorLineBytes);
+  return kTensorKinds * (Sum(tensors) * kFloatBytes +
+                         static_cast<std::int64_t>(tensors.size()) * kTensorLineBytes);
 }
 
 MemoryPlan PlanMemory(const PlanInput& input) {
   const Flat flat = FlatOf(input);
+  const int on_node = input.ranks * input.domains_per_node;
   MemoryPlan plan;
   AddState(input, flat, plan);
   AddWork(input, flat, plan);
@@ -326,10 +342,14 @@ MemoryPlan PlanMemory(const PlanInput& input) {
   for (const MemoryPart& part : plan.parts) {
     if (part.place == Place::kDevice) plan.device_bytes += part.bytes;
     if (part.place != Place::kDevice) plan.rank_bytes += part.bytes;
-    if (part.place == Place::kShared) plan.shared_bytes += part.bytes * input.ranks_per_node;
+    if (part.place == Place::kShared) plan.shared_bytes += part.bytes * on_node;
   }
-  plan.node_bytes = plan.rank_bytes * input.ranks_per_node;
-  if (!input.hardware.device) plan.node_bytes -= kSharedPages * (input.ranks_per_node - 1);
+  // What a phase needs besides its work is the same everywhere.
+  const std::int64_t whole = input.hardware.device ? plan.device_bytes : plan.rank_bytes;
+  const std::int64_t most = std::ranges::max(plan.phases, {}, &PhaseMemory::bytes).bytes;
+  for (PhaseMemory& phase : plan.phases) phase.bytes += whole - most;
+  plan.node_bytes = plan.rank_bytes * on_node;
+  if (!input.hardware.device) plan.node_bytes -= kSharedPages * (on_node - 1);
   return plan;
 }
 

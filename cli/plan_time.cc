@@ -10,7 +10,6 @@
 namespace dd2 {
 namespace {
 
-constexpr double kFloat = 4;
 // Passes over the logits of a token: written, read by the filters' sort and sums, masked.
 constexpr double kFilteredPasses = 12;
 constexpr double kPlainPasses = 2;
@@ -42,7 +41,7 @@ class Roofline {
         cost_(CostOf(in.model, in.config.model)),
         // Threads of a CPU rank add up; a device is one.
         units_(in.hardware.device ? 1 : in.config.threads_per_rank),
-        element_(in.hardware.device ? 2 : kFloat),
+        element_(in.hardware.device ? 2 : D(kFloatBytes)),
         backbone_parameters_(D(Sum(NetworkBackboneTensors(in.model)))),
         head_parameters_(D(Sum(HeadTensors(in.model, in.config.model)))) {}
 
@@ -72,14 +71,14 @@ class Roofline {
   Work Vocabulary(double b) const {
     const ModelSizes& m = in_.model;
     return {cost_.vocabulary * b, 0,
-            D(m.codes * m.width) * element_ + b * D(m.tokens * m.codes) * kFloat};
+            D(m.codes * m.width) * element_ + b * D(m.tokens * m.codes) * kFloatBytes};
   }
   Work Filter(double b, bool sorts) const {
     const TeacherConfig& teacher = in_.config.teacher;
     const bool filtered =
         sorts && ((teacher.top_k > 0 && teacher.top_k < in_.model.codes) || teacher.top_p < 1);
     return {0, 0,
-            b * D(in_.model.tokens * in_.model.codes) * kFloat *
+            b * D(in_.model.tokens * in_.model.codes) * kFloatBytes *
                 (filtered ? kFilteredPasses : kPlainPasses)};
   }
   // The closed form of one draw of all tokens, and its product with the Jacobian.
@@ -87,27 +86,23 @@ class Roofline {
     const ModelSizes& m = in_.model;
     const double codes = b * draws * D(m.tokens * m.codes);
     const double flops = (jacobian ? 2 : 1) * (5 * D(m.channels) + kScoreFlops);
-    return {0, codes * flops, codes * kFloat * (jacobian ? 2 : 1)};
-  }
-  double Guided() const {
-    const bool none = in_.config.teacher.cfg_scale == (in_.model.kind == ModelKind::kVar ? 0 : 1);
-    return none ? 1 : 2;
+    return {0, codes * flops, codes * kFloatBytes * (jacobian ? 2 : 1)};
   }
   Work TeacherScores(double b, bool sorts) const {
-    Work work = Forward(Guided() * b);
+    Work work = Forward(GuidedPasses(in_) * b);
     work += Vocabulary(b);
     work += Filter(b, sorts);
     return work;
   }
 
   Work Sampling(const PhaseConfig& phase) const {
-    const double b = Guided() * phase.block;
+    const double b = GuidedPasses(in_) * phase.block;
     const double passes = D(SamplingPasses(in_.model));
     Work work = Forward(b);
     work.memory += (passes - 1) * backbone_parameters_ * element_ + KeysRead(b);
-    work += Vocabulary(phase.block) * Guided();
+    work += Vocabulary(phase.block) * 2;  // at the draw, and for the thresholds
     work.memory += (passes - 1) * D(in_.model.codes * in_.model.width) * element_;
-    work += Filter(2.0 * phase.block, true);  // at the draw, and for the thresholds
+    work += Filter(2.0 * phase.block, true);
     if (phase.ode_steps > 0) work += Score(phase.block, 2.0 * phase.ode_steps, false);
     return work;
   }
@@ -149,18 +144,19 @@ class Roofline {
   // network spread, and rounded for a device.
   double UpdateSeconds(std::int64_t shards) const {
     const double network = backbone_parameters_ + head_parameters_;
-    const double slice = network / in_.ranks_per_node;
-    return MemorySeconds(kFloat * (network * (4 * D(shards) + 4) + slice * 9) +
+    const double slice = network / in_.ranks;
+    return MemorySeconds(kFloatBytes * (network * (4 * D(shards) + 4) + slice * 9) +
                          (in_.hardware.device ? 6 * network : 0));
   }
   // The all-to-all of sums and the all-gather of the gradient among all ranks, then the slices of
-  // the parameters among those of a node.
+  // the parameters among those of a domain.
   double ExchangeSeconds(std::int64_t sums) const {
-    const double network = kFloat * (backbone_parameters_ + head_parameters_);
-    const double ranks = in_.ranks_per_node, world = ranks * in_.nodes;
+    const double network = kFloatBytes * (backbone_parameters_ + head_parameters_);
+    const double ranks = in_.ranks, world = in_.world_size();
+    const double on_node = std::min(world, ranks * in_.domains_per_node);
     const double among_all = (D(sums) + 1) * network;
-    const double far = among_all * (world - ranks) / world;
-    const double near = among_all * (ranks - 1) / world + network * (ranks - 1) / ranks;
+    const double far = among_all * (world - on_node) / world;
+    const double near = among_all * (on_node - 1) / world + network * (ranks - 1) / ranks;
     return far / (in_.hardware.network_rate * kNetworkShare) +
            near / (in_.hardware.node_rate * kNetworkShare);
   }
@@ -188,12 +184,9 @@ class Roofline {
   const double backbone_parameters_, head_parameters_;
 };
 
-std::int64_t EntryBytes(const ModelSizes& m) { return m.tokens * (2 * m.width + 4 + 2); }
-
 void AddTraining(const PlanInput& in, const Roofline& roofline, const PhaseConfig& phase,
                  PhaseTime& time) {
-  const int world = in.nodes * in.ranks_per_node;
-  const ShardShare share = ShareOfShards(in.config.batch.shards, world);
+  const ShardShare share = ShareOfShards(in.config.batch.shards, in.world_size());
   const double b = static_cast<double>(phase.batch) / in.config.batch.shards;
   const auto seconds = [&](const Work& work) { return D(share.shards) * roofline.Seconds(work); };
   const auto count = [&](const Work& work, double times) {
@@ -210,10 +203,12 @@ void AddTraining(const PlanInput& in, const Roofline& roofline, const PhaseConfi
       count(roofline.Generator(phase, b), 1);
       updates += phase.guidance_updates;
   }
+  time.gradient_seconds =
+      phase.kind == PhaseKind::kCsd ? seconds(roofline.Guidance(phase, b)) : time.compute_seconds;
   time.update_seconds = updates * roofline.UpdateSeconds(share.shards);
   time.exchange_seconds = updates * roofline.ExchangeSeconds(share.sums);
   if (phase.kind == PhaseKind::kGts && in.config.cache.enabled) {
-    time.cache_read_rate = phase.batch * D(EntryBytes(in.model)) / time.step_seconds();
+    time.cache_read_rate = phase.batch * D(ScoreBytes(in.model)) / time.step_seconds();
   }
 }
 
@@ -221,7 +216,7 @@ void AddTraining(const PlanInput& in, const Roofline& roofline, const PhaseConfi
 
 std::vector<PhaseTime> PlanTime(const PlanInput& input) {
   const Roofline roofline(input);
-  const std::int64_t world = std::int64_t{input.nodes} * input.ranks_per_node;
+  const std::int64_t world = input.world_size();
   const std::vector<std::string> names = PhaseNames(input.config.phases);
   std::vector<PhaseTime> times;
   for (std::size_t i = 0; i < names.size(); ++i) {

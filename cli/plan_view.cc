@@ -1,10 +1,13 @@
 // A plan as a table, and as a document.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <string_view>
 
 #include "cli/format.h"
 #include "cli/plan.h"
+#include "common/checkpoint_interval.h"
 
 namespace dd2 {
 namespace {
@@ -12,6 +15,15 @@ namespace {
 namespace json = boost::json;
 
 constexpr double kDay = 86400;
+
+// What the authors of DD2 report for whole schedules, on one node of 8 A800 (arXiv 2510.21003,
+// Tables 3 and 8); LlamaGen-L with the adaptation of its teacher.
+struct ReportedHours {
+  std::string_view teacher;
+  double hours;
+};
+constexpr ReportedHours kReportedHours[] = {
+    {"var-d16", 115.5}, {"var-d20", 174.4}, {"var-d24", 96.1}, {"llamagen-l", 52.6}};
 constexpr std::size_t kWhat = 40;
 
 const char* PlaceName(Place place) {
@@ -42,8 +54,10 @@ std::string Millions(std::int64_t count) {
 }
 
 std::string Where(const PlanInput& in) {
-  return std::to_string(in.nodes) + (in.nodes == 1 ? " node" : " nodes") + " with " +
-         std::to_string(in.ranks_per_node) +
+  const int nodes = in.nodes();
+  return std::to_string(nodes) + (nodes == 1 ? " node" : " nodes") + " with " +
+         (in.domains_per_node > 1 ? std::to_string(in.domains_per_node) + " domains of " : "") +
+         std::to_string(in.ranks) +
          (in.hardware.device
               ? " x " + in.hardware.title
               : " ranks of " + std::to_string(in.config.threads_per_rank) + " threads (CPU, fp32)");
@@ -51,13 +65,15 @@ std::string Where(const PlanInput& in) {
 
 std::string Head(const PlanInput& in, const RunPlan& plan) {
   const ModelSizes& m = in.model;
-  return in.config.name + " on " + Where(in) + "\n\nteacher    " + m.name + " (" +
-         ModelKindName(m.kind) + "): " + std::to_string(m.layers) + " layers, width " +
-         std::to_string(m.width) + ", " + std::to_string(m.tokens) + " tokens of " +
-         std::to_string(m.channels) + " channels, " + std::to_string(m.codes) + " codes, " +
-         Millions(plan.teacher_parameters) + " parameters\nnetworks   " +
-         Millions(plan.network_parameters) + " parameters each; head " +
-         std::to_string(in.config.model.head_depth) + " x " +
+  return in.config.name + " on " + Where(in) + "\n" +
+         (in.hardware.device ? "this dd2 trains on CPUs only: what devices would need and take\n"
+                             : "") +
+         "\nteacher    " + m.name + " (" + ModelKindName(m.kind) +
+         "): " + std::to_string(m.layers) + " layers, width " + std::to_string(m.width) + ", " +
+         std::to_string(m.tokens) + " tokens of " + std::to_string(m.channels) + " channels, " +
+         std::to_string(m.codes) + " codes, " + Millions(plan.teacher_parameters) +
+         " parameters\nnetworks   " + Millions(plan.network_parameters) +
+         " parameters each; head " + std::to_string(in.config.model.head_depth) + " x " +
          std::to_string(in.config.model.head_width) + "\nshards     " +
          std::to_string(in.config.batch.shards) + ", of a rank " +
          std::to_string(plan.shards_of_rank) + " of at most " +
@@ -78,11 +94,18 @@ std::string MemoryTable(const PlanInput& in, const MemoryPlan& memory) {
            FormatBytes(in.hardware.memory_bytes) + "\n";
   }
   out += sum("= a process", "memory", memory.rank_bytes) + "\n";
-  return out + sum("= a node", "memory", memory.node_bytes) + ", of these " +
-         FormatBytes(memory.shared_bytes) + " in /dev/shm\n";
+  out += sum("= a node", "memory", memory.node_bytes) + ", of these " +
+         FormatBytes(memory.shared_bytes) + " in /dev/shm" +
+         (memory.shared_bytes > 0 ? ", whose usual size is half of the memory\n" : "\n");
+  out += std::string("of a ") + (in.hardware.device ? "device" : "process") + " by phase:";
+  for (const PhaseMemory& phase : memory.phases) {
+    out +=
+        (&phase == memory.phases.data() ? " " : ", ") + phase.name + " " + FormatBytes(phase.bytes);
+  }
+  return out + "\n";
 }
 
-std::string TimeTable(const RunPlan& plan) {
+std::string TimeTable(const PlanInput& in, const RunPlan& plan) {
   std::string out = "\n" + PadRight("time", 14) + PadLeft("steps", 10) + PadLeft("a step", 12) +
                     PadLeft("compute", 12) + PadLeft("update", 12) + PadLeft("exchange", 12) +
                     PadLeft("in all", 14) + "\n";
@@ -94,16 +117,39 @@ std::string TimeTable(const RunPlan& plan) {
            ms(phase.step_seconds()) + ms(phase.compute_seconds) + ms(phase.update_seconds) +
            ms(phase.exchange_seconds) + PadLeft(Long(phase.seconds()), 14) + "\n";
   }
-  return out + "  " + PadRight("= all", 70) + PadLeft(Long(plan.seconds), 14) + "\n";
+  out += "  " + PadRight("= all, at least", 70) + PadLeft(Long(plan.seconds), 14) + "\n";
+  out += "a lower bound: what the hardware allows (a roofline), without what software adds\n";
+  const auto* reported = std::ranges::find(kReportedHours, in.model.name, &ReportedHours::teacher);
+  if (!in.hardware.device || reported == std::end(kReportedHours)) return out;
+  return out + "reported for " + in.model.name +
+         " with the paper's schedule: " + Fixed(reported->hours, 1) +
+         " hours on 8 A800 (arXiv 2510.21003)\n";
 }
 
-std::string StorageLines(const RunPlan& plan) {
+std::string IntervalText(const PlanInput& in, const RunPlan& plan) {
+  if (!plan.checkpoint_interval) return "off: none besides those that phases set";
+  const double seconds = *plan.checkpoint_interval;
+  const std::string every = "one every " + Long(seconds);
+  const auto setting = ParseCheckpointInterval(in.config.checkpoint.interval);
+  if (setting && setting->kind == CheckpointInterval::Kind::kFixed) {
+    return every + " (checkpoint.interval)";
+  }
+  if (seconds == kIntervalMinSeconds)
+    return every + ", the least that auto takes: they cost little";
+  if (seconds == kIntervalMaxSeconds) return every + ", the most that auto takes: they cost much";
+  return every + " (auto: at a failure in 8 hours, until failures are seen)";
+}
+
+std::string StorageLines(const PlanInput& in, const RunPlan& plan) {
+  const double stall = plan.checkpoint_stall_seconds;
   std::string out = "\ncheckpoint   " + FormatBytes(plan.checkpoint_bytes) + ", " +
-                    FormatBytes(plan.kept_bytes) + " with all that are kept; training stands " +
-                    Fixed(plan.checkpoint_stall_seconds, 2) + " s for it, ";
-  out += plan.checkpoint_interval
-             ? "one every " + Long(*plan.checkpoint_interval) + " at a failure in 8 hours\n"
-             : "none besides those that phases set\n";
+                    FormatBytes(plan.kept_bytes) + " with all that are kept; " +
+                    IntervalText(in, plan) + "\n             copied in " +
+                    Fixed(plan.checkpoint_copy_seconds, 2) + " s beside the next gradients (" +
+                    Fixed(plan.checkpoint_overlap_seconds, 2) + " s at least), training " +
+                    (stall > 0 ? "stands " + Fixed(stall, 2) + " s" : "does not stand") +
+                    " for it; written in " + Long(plan.checkpoint_write_seconds) + " at " +
+                    FormatBytes(std::llround(kDiskRate)) + "/s (dd2 doctor measures the folder)\n";
   if (plan.cache_bytes == 0) return out;
   out += "score cache  " + FormatBytes(plan.cache_bytes) + ", " +
          FormatBytes(plan.cache_entry_bytes) + " a sequence";
@@ -115,14 +161,29 @@ std::string StorageLines(const RunPlan& plan) {
 
 std::string AlternativeLines(const PlanInput& in, const std::vector<Alternative>& alternatives) {
   if (alternatives.empty()) return "";
-  std::string out = "\nwhat a change does\n";
+  const bool device = in.hardware.device;
+  std::string out = "\n" + PadRight("what a change does", 48) +
+                    (device ? PadLeft("a device", 10) : "") + PadLeft("a node", 10) +
+                    PadLeft("in all", 14) + "\n";
+  bool marked = false;
   for (const Alternative& one : alternatives) {
     const MemoryPlan& memory = one.plan.memory;
-    out += "  " + PadRight(one.change, 60) + PadRight(one.plan.fits ? "fits" : "does not fit", 14) +
-           PadLeft(FormatBytes(in.hardware.device ? memory.device_bytes : memory.node_bytes), 10) +
-           PadLeft(Long(one.plan.seconds), 14) + "\n";
+    const bool other = one.lever == Lever::kResult;
+    marked = marked || other;
+    out += "  " + PadRight(one.change + (other ? " *" : ""), 32) +
+           PadRight(one.plan.fits ? "fits" : "does not fit", 14) +
+           (device ? PadLeft(FormatBytes(memory.device_bytes), 10) : "") +
+           PadLeft(FormatBytes(memory.node_bytes), 10) + PadLeft(Long(one.plan.seconds), 14) + "\n";
   }
-  return out;
+  return out + (marked ? "  * changes the result of the run\n" : "");
+}
+
+std::string LossLine(const PlanInput& in, const RunPlan& plan) {
+  if (!plan.after_loss) return "";
+  return std::string("after the loss of a ") + (in.nodes() > 1 ? "node" : "domain") + ": " +
+         (in.hardware.device ? FormatBytes(plan.after_loss->device_bytes) + " a device, " : "") +
+         FormatBytes(plan.after_loss->node_bytes) + " a node, " +
+         (plan.after_loss->fits ? "fits\n" : "does not fit\n");
 }
 
 json::object MemoryObject(const MemoryPlan& memory) {
@@ -130,7 +191,12 @@ json::object MemoryObject(const MemoryPlan& memory) {
   for (const MemoryPart& part : memory.parts) {
     parts.push_back({{"what", part.what}, {"place", PlaceName(part.place)}, {"bytes", part.bytes}});
   }
+  json::array phases;
+  for (const PhaseMemory& phase : memory.phases) {
+    phases.push_back({{"name", phase.name}, {"bytes", phase.bytes}});
+  }
   return {{"phase", memory.phase},
+          {"phases", std::move(phases)},
           {"parts", std::move(parts)},
           {"device_bytes", memory.device_bytes},
           {"rank_bytes", memory.rank_bytes},
@@ -169,7 +235,6 @@ std::vector<std::string> AssumptionsOf(const PlanInput& in) {
         "devices: this dd2 trains on CPUs; a device is taken to hold what a worker holds now, with "
         "activations and passes in bf16, state, gradients and score in fp32, blocks run again in "
         "the backward pass");
-    lines.push_back(percent(kDeviceUsable) + " of a device's memory can be used");
   }
   if (in.model.kind == ModelKind::kLlamaGen) {
     lines.push_back("LlamaGen's teacher already takes codes through an MLP (method 4.3)");
@@ -179,9 +244,11 @@ std::vector<std::string> AssumptionsOf(const PlanInput& in) {
 
 std::string FormatPlan(const PlanInput& in, const RunPlan& plan,
                        const std::vector<Alternative>& alternatives) {
-  std::string out = Head(in, plan) + MemoryTable(in, plan.memory) + TimeTable(plan) +
-                    StorageLines(plan) + "\n" + plan.verdict + "\n" +
-                    AlternativeLines(in, alternatives) + "\nassumed\n";
+  const std::string advice = AdviceOn(in, plan, alternatives);
+  std::string out = Head(in, plan) + MemoryTable(in, plan.memory) + TimeTable(in, plan) +
+                    StorageLines(in, plan) + "\n" + plan.verdict + "\n" + LossLine(in, plan) +
+                    (advice.empty() ? "" : advice + "\n") + AlternativeLines(in, alternatives) +
+                    "\nassumed\n";
   for (const std::string& line : AssumptionsOf(in)) out += "  * " + line + "\n";
   return out;
 }
@@ -191,8 +258,9 @@ json::object PlanDocument(const PlanInput& in, const RunPlan& plan,
   json::object out{
       {"name", in.config.name},
       {"hardware", in.hardware.name},
-      {"nodes", in.nodes},
-      {"ranks_per_node", in.ranks_per_node},
+      {"nodes", in.nodes()},
+      {"domains", in.domains},
+      {"ranks_per_domain", in.ranks},
       {"model",
        {{"name", in.model.name},
         {"kind", ModelKindName(in.model.kind)},
@@ -214,15 +282,25 @@ json::object PlanDocument(const PlanInput& in, const RunPlan& plan,
       {"checkpoint",
        {{"bytes", plan.checkpoint_bytes},
         {"kept_bytes", plan.kept_bytes},
-        {"stall_seconds", plan.checkpoint_stall_seconds}}},
+        {"copy_seconds", plan.checkpoint_copy_seconds},
+        {"stall_seconds", plan.checkpoint_stall_seconds},
+        {"write_seconds", plan.checkpoint_write_seconds}}},
       {"cache", {{"bytes", plan.cache_bytes}, {"entry_bytes", plan.cache_entry_bytes}}},
+      {"node_memory", in.node_memory},
       {"fits", plan.fits},
-      {"verdict", plan.verdict}};
+      {"verdict", plan.verdict},
+      {"advice", AdviceOn(in, plan, alternatives)}};
+  if (plan.after_loss) {
+    out["after_loss"] = {{"device_bytes", plan.after_loss->device_bytes},
+                         {"node_bytes", plan.after_loss->node_bytes},
+                         {"fits", plan.after_loss->fits}};
+  }
   json::value& interval = out["checkpoint"].as_object()["interval_seconds"];
   if (plan.checkpoint_interval) interval = *plan.checkpoint_interval;
   json::array& changes = out["alternatives"].emplace_array();
   for (const Alternative& one : alternatives) {
     changes.push_back({{"change", one.change},
+                       {"changes_result", one.lever == Lever::kResult},
                        {"fits", one.plan.fits},
                        {"device_bytes", one.plan.memory.device_bytes},
                        {"node_bytes", one.plan.memory.node_bytes},

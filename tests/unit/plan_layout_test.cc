@@ -70,7 +70,7 @@ TEST(PlanLayoutTest, SlicesAreThoseOfTheRanks) {
   PlanInput input = InputOf(teacher);
   const ParamLayout network = Network::Layout(SpecFor(input.config.model, *teacher.teacher));
   for (const int ranks : {1, 2, 3, 4}) {
-    input.ranks_per_node = ranks;
+    input.ranks = ranks;
     EXPECT_EQ(SliceElements(input), MakeNetworkState(network, 0, ranks, false).slice) << ranks;
   }
 }

@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 ModelSizes BuiltIn(const std::string& name) {
   const auto model = BuiltInModel(name);
@@ -126,15 +128,15 @@ TEST(ModelSizesTest, OfImports) {
   EXPECT_EQ(llamagen->channels, 8);
 }
 
-PlanInput Input(const std::string& teacher, const std::string& hardware, int nodes) {
+PlanInput Input(const std::string& teacher, const std::string& hardware, int domains) {
   PlanInput input;
   const auto config = LoadRunConfig(fs::path(DD2_SOURCE_DIR) / "configs" / (teacher + ".yaml"));
   EXPECT_TRUE(config) << config.error().message();
   if (config) input.config = *config;
   input.model = BuiltIn(teacher);
   input.hardware = *FindHardware(hardware);
-  input.nodes = nodes;
-  input.ranks_per_node = kDevicesOfNode;
+  input.domains = domains;
+  input.ranks = kDevicesOfNode;
   return input;
 }
 
@@ -177,6 +179,24 @@ TEST(PlanTest, PartsAreTheWholeAndFollowTheRanks) {
   EXPECT_GT(eight.seconds, plan.seconds / 8);
 }
 
+TEST(PlanTest, DomainsOnOneMachineAddUp) {
+  PlanInput input = Input("llamagen-b", "cpu", 3);
+  input.ranks = 2;
+  const MemoryPlan apart = PlanOf(input).memory;
+  input.domains_per_node = 3;
+  EXPECT_EQ(input.nodes(), 1);
+  const MemoryPlan beside = PlanOf(input).memory;
+  EXPECT_EQ(beside.shared_bytes, 3 * apart.shared_bytes);
+  EXPECT_EQ(beside.rank_bytes, apart.rank_bytes);
+  // The pages that ranks share are counted once on each machine.
+  EXPECT_GT(beside.node_bytes, 5 * apart.rank_bytes);
+  EXPECT_LT(beside.node_bytes, 3 * apart.node_bytes);
+  // What does not lie evenly: the machine that has more of them.
+  input.domains_per_node = 2;
+  EXPECT_EQ(input.nodes(), 2);
+  EXPECT_EQ(PlanOf(input).memory.shared_bytes, 2 * apart.shared_bytes);
+}
+
 TEST(PlanTest, HeadAloneCostsLessThanAllParameters) {
   const RunPlan plan = PlanOf(Input("var-d20", "h100", 1));
   ASSERT_EQ(plan.phases.size(), 6U);
@@ -211,12 +231,99 @@ TEST(PlanTest, WhatDoesNotFitIsSaidWithWhatHelps) {
   EXPECT_EQ(document.at("alternatives").as_array().size(), alternatives.size());
 }
 
+std::int64_t WorkingBytesOf(const PlanInput& input) {
+  return PartOf(PlanOf(input).memory, "activations");
+}
+
+TEST(PlanTest, SamplingScaleByScaleHoldsTheLargestScale) {
+  PlanInput input = Input("var-d16", "cpu", 1);
+  std::erase_if(input.config.phases,
+                [](const PhaseConfig& phase) { return phase.kind != PhaseKind::kSample; });
+  ASSERT_EQ(input.config.phases.size(), 1U);
+  const auto block = static_cast<double>(input.config.phases[0].block);
+  // Two passes (guidance) over 16 x 16 tokens, each with at least query, key, value and MLP.
+  const double rows = 2 * block * 256, width = 1024;
+  const double keys = 2 * block * 680 * 2 * 16 * width * 4;
+  EXPECT_GT(static_cast<double>(WorkingBytesOf(input)), keys + rows * 8 * width * 4);
+  // In raster order a pass has a token of each; what is read again in the end decides here.
+  const std::int64_t of_scales = WorkingBytesOf(input);
+  input.model.sides.clear();
+  EXPECT_LT(static_cast<double>(WorkingBytesOf(input)),
+            static_cast<double>(of_scales) - rows * 7 * width * 4);
+}
+
+TEST(PlanTest, GtsWithoutCacheHoldsAPassOfTheTeacher) {
+  PlanInput input = Input("var-d16", "h200", 1);
+  std::erase_if(input.config.phases, [](const PhaseConfig& phase) {
+    return phase.kind != PhaseKind::kGts || phase.trains != kTrainsHead;
+  });
+  input.config.phases.at(0).batch = 64 * 32;
+  input.config.phases.at(0).draws = 1;
+  input.config.model = {.head_width = 64, .head_depth = 1, .time_features = 64};
+  const std::int64_t cached = WorkingBytesOf(input);
+  input.config.cache.enabled = false;
+  // The filters' sort over the logits of 32 sequences alone is more than what a cached step holds.
+  const auto logits = static_cast<std::int64_t>(32) * 680 * 4096 * 4;
+  EXPECT_GE(WorkingBytesOf(input), 7 * logits);
+  EXPECT_LT(cached, 7 * logits);
+}
+
+const Alternative* Find(const std::vector<Alternative>& alternatives, const std::string& change) {
+  const auto found = std::ranges::find(alternatives, change, &Alternative::change);
+  return found == alternatives.end() ? nullptr : &*found;
+}
+
+TEST(PlanTest, TheLeastThatFitsIsAdvised) {
+  const auto advice = [](const PlanInput& input) {
+    const RunPlan plan = PlanOf(input);
+    return AdviceOn(input, plan, AlternativesTo(input, plan));
+  };
+  EXPECT_EQ(advice(Input("var-d30", "h200", 1)),
+            "take 2 nodes (3 to go on after the loss of one), or batch.shards: 32 (another "
+            "result): the least that fits");
+  EXPECT_EQ(advice(Input("var-d30", "h200", 2)), "take 3 nodes to go on after the loss of one");
+  EXPECT_EQ(advice(Input("var-d30", "h200", 3)), "");
+  // Of settings those that keep the result come first.
+  PlanInput input = Input("llamagen-b", "cpu", 1);
+  const MemoryPlan memory = PlanOf(input).memory;
+  input.node_memory =
+      static_cast<std::int64_t>(static_cast<double>(memory.node_bytes - 1) / kUsable);
+  EXPECT_THAT(advice(input), HasSubstr("or 4 ranks a node: the least that fits"));
+  input.node_memory = 1;
+  EXPECT_THAT(advice(input), HasSubstr("neither more nodes nor"));
+}
+
+TEST(PlanTest, AlternativesSayWhatChangesTheResult) {
+  PlanInput input = Input("var-d16", "a100-40g", 1);
+  RunPlan plan = PlanOf(input);
+  std::vector<Alternative> alternatives = AlternativesTo(input, plan);
+  ASSERT_NE(Find(alternatives, "batch.shards: 128"), nullptr);
+  EXPECT_EQ(Find(alternatives, "batch.shards: 128")->lever, Lever::kResult);
+  ASSERT_NE(Find(alternatives, "checkpoint.memory_every: 0"), nullptr);
+  EXPECT_EQ(Find(alternatives, "checkpoint.memory_every: 0")->lever, Lever::kSetting);
+  EXPECT_THAT(FormatPlan(input, plan, alternatives), HasSubstr("batch.shards: 128 *  "));
+  // Where drawing sequences needs most, its block helps; a batch of one shard has no half.
+  input.config.batch.shards = 1;
+  input.ranks = 1;
+  for (PhaseConfig& phase : input.config.phases) {
+    phase.batch = 1;
+    if (phase.kind == PhaseKind::kSample) phase.block = 1024;
+  }
+  plan = PlanOf(input);
+  EXPECT_EQ(plan.memory.phase, "sample");
+  alternatives = AlternativesTo(input, plan);
+  EXPECT_EQ(Find(alternatives, "batch.shards: 0"), nullptr);
+  const Alternative* half = Find(alternatives, "block: 512 in sample");
+  ASSERT_NE(half, nullptr);
+  EXPECT_LT(half->plan.memory.device_bytes, plan.memory.device_bytes);
+}
+
 TEST(PlanTest, ImpossibleCountsAreRefused) {
   PlanInput input = Input("var-d16", "h200", 16);
   auto plan = MakePlan(input);
   ASSERT_FALSE(plan);
   EXPECT_THAT(plan.error().message(), HasSubstr("128 ranks for 64 shards"));
-  input.nodes = 1;
+  input.domains = 1;
   input.config.batch.shards = 1024;
   plan = MakePlan(input);
   ASSERT_FALSE(plan);
@@ -225,9 +332,9 @@ TEST(PlanTest, ImpossibleCountsAreRefused) {
 
 TEST(PlanTest, NodesOfCpusAreJudgedByTheirMemory) {
   PlanInput input = Input("llamagen-b", "cpu", 1);
-  input.ranks_per_node = 4;
+  input.ranks = 4;
   EXPECT_THAT(PlanOf(input).verdict, HasSubstr("a node needs"));
-  input.hardware.memory_bytes = std::int64_t{4} << 30;
+  input.node_memory = std::int64_t{4} << 30;
   const RunPlan plan = PlanOf(input);
   EXPECT_FALSE(plan.fits);
   bool without_snapshots = false;
@@ -239,15 +346,101 @@ TEST(PlanTest, NodesOfCpusAreJudgedByTheirMemory) {
   EXPECT_TRUE(without_snapshots);
 }
 
+TEST(PlanTest, TheVerdictSaysWhoseMemoryItIs) {
+  PlanInput input = Input("llamagen-b", "cpu", 1);
+  input.node_memory = std::int64_t{64'000'000'000};
+  EXPECT_THAT(PlanOf(input).verdict,
+              HasSubstr("of a node's memory can be used (64.0 GB less 8 %)"));
+  input.this_machine = true;
+  EXPECT_THAT(PlanOf(input).verdict, HasSubstr("of this machine's memory"));
+  // Devices that have enough do not help a node that has not.
+  input = Input("var-d16", "h200", 1);
+  EXPECT_TRUE(PlanOf(input).fits);
+  input.node_memory = PlanOf(input).memory.node_bytes;
+  const RunPlan plan = PlanOf(input);
+  EXPECT_FALSE(plan.fits);
+  EXPECT_THAT(plan.verdict, HasSubstr("does not fit: a node needs"));
+  input.node_memory = 2 * plan.memory.shared_bytes - 1;
+  EXPECT_THAT(PlanOf(input).verdict, HasSubstr("too little for the snapshots"));
+}
+
+TEST(PlanTest, WhatIsLeftOfANodeTooFewIsPlanned) {
+  EXPECT_FALSE(PlanOf(Input("var-d30", "h200", 1)).after_loss);
+  const PlanInput input = Input("var-d30", "h200", 2);
+  const RunPlan plan = PlanOf(input);
+  EXPECT_TRUE(plan.fits);
+  ASSERT_TRUE(plan.after_loss);
+  EXPECT_FALSE(plan.after_loss->fits);
+  EXPECT_EQ(plan.after_loss->device_bytes, PlanOf(Input("var-d30", "h200", 1)).memory.device_bytes);
+  EXPECT_THAT(FormatPlan(input, plan, {}),
+              HasSubstr("after the loss of a node: 142.1 GB a device"));
+  EXPECT_TRUE(PlanOf(Input("var-d30", "h200", 3)).after_loss->fits);
+}
+
 TEST(PlanTest, TheIntervalIsThatOfTheCoordinator) {
   PlanInput input = Input("var-d30", "h200", 1);
+  const auto text = [&] { return FormatPlan(input, PlanOf(input), {}); };
   EXPECT_EQ(PlanOf(input).checkpoint_interval, 300);  // the least: such saves cost little
+  EXPECT_THAT(text(), HasSubstr("one every 5.0 min, the least that auto takes"));
   input.hardware.host_rate = 1e7;
   const RunPlan slow = PlanOf(input);
   ASSERT_TRUE(slow.checkpoint_interval);
   EXPECT_EQ(*slow.checkpoint_interval, 3600) << slow.checkpoint_stall_seconds;
+  EXPECT_THAT(text(), HasSubstr("one every 60.0 min, the most that auto takes"));
+  input.hardware.host_rate = 3e8;
+  EXPECT_THAT(text(), HasSubstr("at a failure in 8 hours"));
+  input.config.checkpoint.interval = "300";
+  EXPECT_THAT(text(), HasSubstr("one every 5.0 min (checkpoint.interval)"));
   input.config.checkpoint.interval = "off";
   EXPECT_FALSE(PlanOf(input).checkpoint_interval);
+  EXPECT_THAT(text(), HasSubstr("none besides those that phases set"));
+}
+
+TEST(PlanTest, ACopyStopsTrainingWhereTheNextGradientsAreShorter) {
+  PlanInput input = Input("var-d30", "h200", 1);
+  const RunPlan fast = PlanOf(input);
+  EXPECT_GT(fast.checkpoint_copy_seconds, 0);
+  EXPECT_EQ(fast.checkpoint_stall_seconds, 0);
+  EXPECT_THAT(FormatPlan(input, fast, {}), HasSubstr("training does not stand for it"));
+  // csd's state changes after the gradients of the first of its guidance updates.
+  const PhaseTime& csd = fast.phases.back();
+  ASSERT_EQ(csd.name, "csd");
+  EXPECT_LT(csd.gradient_seconds, 0.5 * csd.compute_seconds);
+  input.hardware.host_rate /= 100;
+  const RunPlan slow = PlanOf(input);
+  EXPECT_NEAR(slow.checkpoint_copy_seconds, 100 * fast.checkpoint_copy_seconds, 1e-6);
+  EXPECT_NEAR(slow.checkpoint_stall_seconds,
+              slow.checkpoint_copy_seconds - slow.phases[1].gradient_seconds, 1e-6);
+  EXPECT_EQ(slow.phases[1].name, "gts");
+}
+
+TEST(PlanTest, EveryPhaseHasItsMemory) {
+  const PlanInput input = Input("var-d16", "h200", 1);
+  const MemoryPlan memory = PlanOf(input).memory;
+  ASSERT_EQ(memory.phases.size(), input.config.phases.size());
+  std::int64_t most = 0;
+  for (const PhaseMemory& phase : memory.phases) {
+    EXPECT_GT(phase.bytes, 0) << phase.name;
+    most = std::max(most, phase.bytes);
+    if (phase.name == memory.phase) {
+      EXPECT_EQ(phase.bytes, memory.device_bytes);
+    }
+  }
+  EXPECT_EQ(most, memory.device_bytes);
+  // Gradients are there from the first update on.
+  EXPECT_LT(memory.phases[0].bytes, memory.device_bytes - PartOf(memory, "gradients"));
+}
+
+TEST(PlanTest, TimeIsCalledALowerBound) {
+  const PlanInput input = Input("var-d16", "a100-80g", 1);
+  const std::string text = FormatPlan(input, PlanOf(input), {});
+  EXPECT_THAT(text, HasSubstr("a lower bound"));
+  EXPECT_THAT(text, HasSubstr("115.5 hours on 8 A800"));
+  EXPECT_THAT(text, HasSubstr("this dd2 trains on CPUs only"));
+  const PlanInput cpu = Input("var-d16", "cpu", 1);
+  const std::string here = FormatPlan(cpu, PlanOf(cpu), {});
+  EXPECT_THAT(here, Not(HasSubstr("A800")));
+  EXPECT_THAT(here, Not(HasSubstr("CPUs only")));
 }
 
 TEST(PlanTest, ShardsFallOnRanks) {
