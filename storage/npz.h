@@ -13,6 +13,7 @@
 #include "common/file.h"
 #include "common/result.h"
 #include "storage/safetensors.h"
+#include "storage/zip_directory.h"
 
 namespace dd2 {
 
@@ -73,20 +74,11 @@ class NpzFile {
 
  private:
   friend class NpyReader;
-  struct Member {
-    std::uint64_t header = 0;  // where its local header is; of a .npy: 0
-    std::uint64_t stored_bytes = 0;
-    std::uint64_t bytes = 0;
-    std::uint32_t checksum = 0;  // CRC-32 of the bytes
-    bool deflated = false;
-    bool bare = false;  // a .npy file: no local header, no checksum
-  };
   class Descriptor;
-  Status ReadDirectory();
-  Status AddMember(std::string_view& rest);  // takes one record of the directory
 
   std::shared_ptr<const Descriptor> file_;
-  std::map<std::string, Member> members_;
+  std::map<std::string, ZipEntry> members_;
+  bool bare_ = false;  // a .npy file, which has no checksum
 };
 
 // An array to write: `bytes` are its elements in C order and must stay alive until the write

@@ -18,6 +18,7 @@ inline constexpr std::uint64_t kEnd64Bytes = 56;
 inline constexpr std::uint16_t kWideFields = 1;      // kind of the extra field with 64-bit sizes
 inline constexpr std::uint16_t kWide = 0xFFFF;       // the true value is in a 64-bit record
 inline constexpr std::uint32_t kWider = 0xFFFFFFFF;  // the same
+inline constexpr std::uint16_t kEncrypted = 1;       // bit of the flags
 inline constexpr std::uint16_t kStored = 0;
 inline constexpr std::uint16_t kDeflated = 8;
 inline constexpr std::uint16_t kVersion64 = 45;  // needed to read 64-bit sizes
