@@ -132,6 +132,27 @@ TEST_F(ExportTest, ShapesThatDoNotFitAreRefused) {
   }
 }
 
+TEST_F(ExportTest, TheKindOfBackboneIsChecked) {
+  const auto path = Export();
+  std::stringstream text;
+  text << std::ifstream(path / "generator.json").rdbuf();
+  const std::string kind = "\"kind\":\"raster\",";
+  const auto put = [&](const std::string& other) {
+    std::string changed = text.str();
+    ASSERT_NE(changed.find(kind), std::string::npos);
+    changed.replace(changed.find(kind), kind.size(), other);
+    std::ofstream(path / "generator.json") << changed;
+  };
+  for (const char* other : {"\"kind\":\"var\",", "\"kind\":\"mamba\","}) {
+    put(other);
+    const Error error = LoadError(path);
+    EXPECT_EQ(error.code(), Code::kInvalidArgument);
+    EXPECT_THAT(error.message(), HasSubstr("/network/backbone/kind"));
+  }
+  put("");  // as the first exports were
+  EXPECT_TRUE(LoadExport(path));
+}
+
 TEST_F(ExportTest, SampleCommandDraws) {
   const std::string model = Export().string();
   const auto grid = (folder_ / "grid.png").string();
