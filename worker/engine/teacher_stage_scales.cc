@@ -16,11 +16,10 @@ constexpr double kRestartShare = 0.8;            // of the steps: then the codes
 
 }  // namespace
 
-ScalesStage::ScalesStage(const TeacherTrainConfig& config, const LabelledImages& train)
-    : TokenizerStage(config, train) {
+void ScalesStage::InitCodebook() {
   // Codes serve all scales, of which only the first sees the latents themselves.
   const at::Tensor codebook = Current().raw_codebook();
-  const RngKey key{config.seed, kPhase, RngUse::kCodebookRestart, 0, kInitSample};
+  const RngKey key{config_.seed, kPhase, RngUse::kCodebookRestart, 0, kInitSample};
   FillNormal(key, {codebook.data_ptr<float>(), static_cast<std::size_t>(codebook.numel())});
   codebook.mul_(kFirstDeviation);
 }
