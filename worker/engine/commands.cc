@@ -37,7 +37,7 @@ constexpr const char* kEvalUsage =
     "[--json]\n"
     "       dd2 eval --teacher DIR [--cfg-scale W] [--samples N] [--seed S] [--dataset DIR] "
     "[--json]\n"
-    "       dd2 eval --images PATH --reference FILE.npz --inception FILE.safetensors [--no-cache] "
+    "       dd2 eval --images PATH --reference FILE.npz --inception FILE [--no-cache] "
     "[--json]\n"
     "  --model PATH    an exported model: folder, or one of its files\n"
     "  --teacher DIR   the teacher's folder, when it is not where the run had it;\n"
@@ -51,7 +51,7 @@ constexpr const char* kEvalUsage =
     "  --images PATH   .npz or .npy with arr_0 [N, H, W, 3] uint8, or a folder of PNGs\n"
     "  --reference F   .npz with arr_0 (images), with mu, sigma, mu_s, sigma_s, or with all of "
     "them\n"
-    "  --inception F   FID's Inception (pt_inception-2015-12-05) as safetensors\n"
+    "  --inception F   FID's Inception: pt_inception-2015-12-05 as .pth or .safetensors\n"
     "  --no-cache      neither use nor keep features in the cache folder\n";
 constexpr const char* kExportUsage =
     "usage: dd2 export RUN [--out DIR] [--checkpoint ID]\n"
