@@ -13,27 +13,16 @@ namespace {
 
 namespace json = boost::json;
 
-Result<json::object> GetObject(HttpClient& client, const std::string& path) {
-  DD2_TRY_ASSIGN(const HttpResponse response, client.Get(path));
-  boost::system::error_code code;
-  json::value value = json::parse(response.body, code);
-  if (response.status != 200 || code || !value.is_object()) {
-    return Error(Code::kInternal, "GET " + path + " answered " + std::to_string(response.status) +
-                                      ": " + response.body.substr(0, 500));
-  }
-  return std::move(value.get_object());
-}
-
 Result<json::object> AskCoordinator(const std::filesystem::path& folder) {
   DD2_TRY_ASSIGN(HttpClient client, HttpClient::ForRun(folder));
-  DD2_TRY_ASSIGN(json::object document, GetObject(client, "/api/v1/run"));
-  DD2_TRY_ASSIGN(const json::object phases, GetObject(client, "/api/v1/phases"));
-  DD2_TRY_ASSIGN(const json::object checkpoints, GetObject(client, "/api/v1/checkpoints"));
+  DD2_TRY_ASSIGN(json::object document, client.GetObject("/api/v1/run"));
+  DD2_TRY_ASSIGN(const json::object phases, client.GetObject("/api/v1/phases"));
+  DD2_TRY_ASSIGN(const json::object checkpoints, client.GetObject("/api/v1/checkpoints"));
   if (const json::value* list = phases.if_contains("phases")) document["phases"] = *list;
   if (const json::value* list = checkpoints.if_contains("checkpoints")) {
     document["checkpoints"] = *list;
   }
-  DD2_TRY_ASSIGN(const json::object members, GetObject(client, "/api/v1/members"));
+  DD2_TRY_ASSIGN(const json::object members, client.GetObject("/api/v1/members"));
   if (const json::value* list = members.if_contains("domains")) document["domains"] = *list;
   document["live"] = true;
   return document;

@@ -255,6 +255,18 @@ Result<HttpClient> HttpClient::ForRun(const fs::path& run_folder) {
 
 Result<HttpResponse> HttpClient::Get(std::string_view path) { return Send("GET", path); }
 
+Result<json::object> HttpClient::GetObject(std::string_view path) {
+  DD2_TRY_ASSIGN(const HttpResponse response, Get(path));
+  if (response.status >= 300) return ErrorOf(response);
+  error_code error;
+  json::value document = json::parse(response.body, error);
+  if (error || !document.is_object()) {
+    return Error(Code::kCorruption, "the coordinator's answer to GET " + std::string(path) +
+                                        " is no JSON object: " + response.body.substr(0, 200));
+  }
+  return std::move(document.get_object());
+}
+
 Result<HttpResponse> HttpClient::Post(std::string_view path) { return Send("POST", path); }
 
 Result<HttpResponse> HttpClient::Send(std::string_view method, std::string_view path) {
@@ -311,6 +323,11 @@ Status HttpClient::StreamEvents(const std::function<void(const StreamedEvent&)>&
   }
   if (refusal.status != 200) return ErrorOf(refusal);
   return {};
+}
+
+Result<json::object> AskRun(const fs::path& run_folder, std::string_view path) {
+  DD2_TRY_ASSIGN(HttpClient client, HttpClient::ForRun(run_folder));
+  return client.GetObject(path);
 }
 
 }  // namespace dd2

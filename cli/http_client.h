@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "common/json.h"
 #include "common/result.h"
 #include "common/timeouts.h"
 
@@ -57,6 +58,8 @@ class HttpClient {
   // kDeadlineExceeded: no answer in time (a Post may have had its effect).
   Result<HttpResponse> Get(std::string_view path);
   Result<HttpResponse> Post(std::string_view path);
+  // The object that Get is answered with; otherwise also ErrorOf, and kCorruption: something else.
+  Result<boost::json::object> GetObject(std::string_view path);
 
   // Calls `on_event` for each event of the run behind the one with id `after` (0: from the oldest
   // one kept), as they happen. Returns success when `stop` says so (asked at least every 250 ms) or
@@ -74,5 +77,8 @@ class HttpClient {
   HttpTarget target_;
   std::chrono::milliseconds deadline_;
 };
+
+// GetObject from the coordinator that works on `run_folder`; errors of HttpClient::ForRun too.
+Result<boost::json::object> AskRun(const std::filesystem::path& run_folder, std::string_view path);
 
 }  // namespace dd2

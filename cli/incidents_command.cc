@@ -22,23 +22,12 @@ struct IncidentsArguments {
 // The file has those that are over, of all lives of the run; a live coordinator knows the others.
 Result<json::array> Gather(const std::filesystem::path& run) {
   DD2_TRY_ASSIGN(json::array incidents, ReadIncidents(run));
-  auto client = HttpClient::ForRun(run);
-  if (!client) {
-    if (client.error().code() != Code::kUnavailable) return client.error();
-    return incidents;
+  const auto document = AskRun(run, "/api/v1/incidents");
+  if (!document) {
+    if (document.error().code() == Code::kUnavailable) return incidents;
+    return document.error();
   }
-  const auto response = client->Get("/api/v1/incidents");
-  if (!response) {
-    if (response.error().code() == Code::kUnavailable) return incidents;  // it has just died
-    return response.error();
-  }
-  if (response->status >= 300) return ErrorOf(*response);
-  boost::system::error_code failure;
-  const json::value document = json::parse(response->body, failure);
-  if (failure || !document.is_object()) {
-    return Error(Code::kCorruption, "the coordinator's answer is no JSON object");
-  }
-  AddLiveIncidents(document.get_object(), incidents);
+  AddLiveIncidents(*document, incidents);
   return incidents;
 }
 

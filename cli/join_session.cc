@@ -39,18 +39,6 @@ void Say(const std::string& line) {
   std::fflush(stdout);
 }
 
-Result<boost::json::object> Ask(const std::filesystem::path& run, std::string_view path) {
-  DD2_TRY_ASSIGN(HttpClient client, HttpClient::ForRun(run));
-  DD2_TRY_ASSIGN(const HttpResponse response, client.Get(path));
-  if (response.status >= 300) return ErrorOf(response);
-  boost::system::error_code failure;
-  boost::json::value document = boost::json::parse(response.body, failure);
-  if (failure || !document.is_object()) {
-    return Error(Code::kCorruption, "the coordinator's answer is no JSON object");
-  }
-  return std::move(document.get_object());
-}
-
 // The objects of `document`'s list `key`.
 std::vector<boost::json::object> ObjectsOf(const boost::json::object& document,
                                            std::string_view key) {
@@ -65,14 +53,14 @@ std::vector<boost::json::object> ObjectsOf(const boost::json::object& document,
 
 // It has somebody who goes on with it now.
 bool IsAtWork(const std::filesystem::path& run) {
-  const auto document = Ask(run, "/api/v1/run");
+  const auto document = AskRun(run, "/api/v1/run");
   const std::string state = document ? FindText(*document, "state").value_or("") : "";
   return state == "running" || state == "paused" || state == "recovering" || state == "waiting";
 }
 
 // The newest committed checkpoint; empty: none.
 Result<std::string> NewestCheckpoint(const std::filesystem::path& run) {
-  DD2_TRY_ASSIGN(const boost::json::object document, Ask(run, "/api/v1/checkpoints"));
+  DD2_TRY_ASSIGN(const boost::json::object document, AskRun(run, "/api/v1/checkpoints"));
   std::string newest;
   for (const boost::json::object& one : ObjectsOf(document, "checkpoints")) {
     if (FindText(one, "state") == "committed") newest = FindText(one, "id").value_or(newest);
@@ -83,7 +71,7 @@ Result<std::string> NewestCheckpoint(const std::filesystem::path& run) {
 }  // namespace
 
 Result<std::string> JoinSession::AskState() const {
-  DD2_TRY_ASSIGN(const boost::json::object document, Ask(options_.run, "/api/v1/members"));
+  DD2_TRY_ASSIGN(const boost::json::object document, AskRun(options_.run, "/api/v1/members"));
   for (const boost::json::object& domain : ObjectsOf(document, "domains")) {
     if (FindText(domain, "name") == options_.domain) return FindText(domain, "state").value_or("");
   }

@@ -46,13 +46,8 @@ struct RankPlace {
 };
 
 Result<std::vector<RankPlace>> LiveRanks(const fs::path& run) {
-  DD2_TRY_ASSIGN(HttpClient client, HttpClient::ForRun(run));
-  DD2_TRY_ASSIGN(const HttpResponse response, client.Get("/api/v1/members"));
-  if (response.status >= 300) return ErrorOf(response);
-  boost::system::error_code failure;
-  const json::value document = json::parse(response.body, failure);
-  const json::value* members =
-      failure || !document.is_object() ? nullptr : document.get_object().if_contains("members");
+  DD2_TRY_ASSIGN(const json::object document, AskRun(run, "/api/v1/members"));
+  const json::value* members = document.if_contains("members");
   std::vector<RankPlace> ranks;
   if (members == nullptr || !members->is_array()) return ranks;
   for (const json::value& value : members->get_array()) {

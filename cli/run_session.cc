@@ -127,14 +127,8 @@ void RunSession::AskToStop() {
 }
 
 bool RunSession::OthersWork() const {
-  auto client = HttpClient::ForRun(run_.folder);
-  if (!client) return false;
-  const auto answer = client->Get("/api/v1/members");
-  if (!answer || answer->status >= 300) return false;
-  boost::system::error_code failure;
-  const boost::json::value document = boost::json::parse(answer->body, failure);
-  const boost::json::value* domains =
-      failure || !document.is_object() ? nullptr : document.get_object().if_contains("domains");
+  const auto document = AskRun(run_.folder, "/api/v1/members");
+  const boost::json::value* domains = document ? document->if_contains("domains") : nullptr;
   return domains != nullptr && domains->is_array() && !domains->get_array().empty();
 }
 

@@ -67,7 +67,7 @@ void AddWorkerCommands(CLI::App& app, int& exit_code) {
                  "Tokens of given images by an imported tokenizer");
   AddTeacherTools(*teacher, exit_code);
   AddPassThrough(app, exit_code, "sample", "sample",
-                 "Draw images with an exported generator (PNG grid or safetensors)");
+                 "Draw images with an exported generator (PNG grid, npz or safetensors)");
   AddPassThrough(app, exit_code, "eval", "eval",
                  "FD, FDr and class accuracy of an exported generator; FID of any images");
   AddPassThrough(app, exit_code, "export", "export",

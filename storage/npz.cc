@@ -6,7 +6,6 @@
 #include <zlib.h>
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cerrno>
 #include <cstring>
@@ -16,8 +15,9 @@
 #include <utility>
 
 #include "common/check.h"
+#include "storage/mapped_file.h"
 #include "storage/npy_header.h"
-#include "storage/zip_records.h"
+#include "storage/zip_directory.h"
 
 namespace dd2 {
 namespace {
@@ -26,9 +26,6 @@ static_assert(std::endian::native == std::endian::little, "zip and our arrays ar
 
 constexpr std::string_view kSuffix = ".npy";
 constexpr std::uint64_t kMaxHeaderText = 1 << 16;
-constexpr std::uint64_t kMaxDirectoryBytes = std::uint64_t{16} << 20;
-constexpr std::uint64_t kMaxMembers = 1 << 16;
-constexpr std::uint64_t kMaxRatio = 1032;  // deflate cannot do better: 258 bytes in 2 bits
 constexpr std::size_t kInputBytes = std::size_t{1} << 18;
 constexpr std::size_t kSkipBytes = std::size_t{1} << 20;
 
@@ -40,54 +37,9 @@ Number Load(std::string_view bytes, std::uint64_t at) {
   return number;
 }
 
-// Where the directory of an archive is, from the record at its end.
-struct DirectoryPlace {
-  std::uint64_t members = 0;
-  std::uint64_t bytes = 0;
-  std::uint64_t offset = 0;
-};
-
-// `tail`: the last bytes of a file of `size` bytes. The record at the end; nothing when there is
-// none. `end` becomes its position in `tail`.
-std::optional<DirectoryPlace> FindEnd(std::string_view tail, std::uint64_t* end) {
-  if (tail.size() < zip::kEndBytes) return std::nullopt;
-  for (std::uint64_t at = tail.size() - zip::kEndBytes + 1; at-- > 0;) {
-    // A comment of any bytes may follow, so its length has to fit too.
-    if (Load<std::uint32_t>(tail, at) != zip::kEndSignature ||
-        at + zip::kEndBytes + Load<std::uint16_t>(tail, at + 20) != tail.size()) {
-      continue;
-    }
-    *end = at;
-    return DirectoryPlace{.members = Load<std::uint16_t>(tail, at + 10),
-                          .bytes = Load<std::uint32_t>(tail, at + 12),
-                          .offset = Load<std::uint32_t>(tail, at + 16)};
-  }
-  return std::nullopt;
-}
-
-// Replaces what did not fit into 32 bits by the fields of the 64-bit record, which hold those in
-// this order. False: they are not there.
-bool WidenFields(std::string_view extra, std::span<std::uint64_t* const> fields) {
-  while (extra.size() >= 4) {
-    const auto kind = Load<std::uint16_t>(extra, 0);
-    const std::uint64_t length = Load<std::uint16_t>(extra, 2);
-    if (length > extra.size() - 4) return false;
-    std::string_view values = extra.substr(4, length);
-    extra.remove_prefix(4 + length);
-    if (kind != zip::kWideFields) continue;
-    for (std::uint64_t* field : fields) {
-      if (*field != zip::kWider) continue;
-      if (values.size() < 8) return false;
-      *field = Load<std::uint64_t>(values, 0);
-      values.remove_prefix(8);
-    }
-  }
-  return true;
-}
-
 }  // namespace
 
-// An open file of known size.
+// An open file.
 class NpzFile::Descriptor {
  public:
   static Result<std::shared_ptr<const Descriptor>> Open(const std::filesystem::path& path) {
@@ -97,20 +49,18 @@ class NpzFile::Descriptor {
       return Error(reason == ENOENT ? Code::kNotFound : Code::kUnavailable,
                    "cannot open " + path.string() + ": " + std::generic_category().message(reason));
     }
-    auto file = std::make_shared<Descriptor>(number, path);
+    auto file = std::make_shared<const Descriptor>(number, path);
     struct stat info {};
     if (::fstat(number, &info) != 0 || !S_ISREG(info.st_mode)) {
       return Error(Code::kInvalidArgument, path.string() + " is no file");
     }
-    file->size_ = static_cast<std::uint64_t>(info.st_size);
-    return std::shared_ptr<const Descriptor>(std::move(file));
+    return file;
   }
   Descriptor(int number, std::filesystem::path path) : number_(number), path_(std::move(path)) {}
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
   ~Descriptor() { ::close(number_); }
 
-  std::uint64_t size() const { return size_; }
   const std::filesystem::path& path() const { return path_; }
 
   Status ReadAt(std::uint64_t offset, std::span<std::byte> out) const {
@@ -127,19 +77,6 @@ class NpzFile::Descriptor {
     }
     return {};
   }
-  // `count` bytes from `offset`, which must lie inside the file.
-  Result<std::string> Text(std::uint64_t offset, std::uint64_t count) const {
-    if (offset > size_ || count > size_ - offset) return Damaged("a record is outside the file");
-    std::string text(count, '\0');
-    DD2_TRY(ReadAt(offset, std::as_writable_bytes(std::span(text))));
-    return text;
-  }
-  template <std::size_t kBytes>
-  Result<std::array<char, kBytes>> Record(std::uint64_t offset) const {
-    std::array<char, kBytes> record{};
-    DD2_TRY(ReadAt(std::min(offset, size_), std::as_writable_bytes(std::span(record))));
-    return record;
-  }
   Error Damaged(const std::string& what) const {
     return {Code::kCorruption,
             path_.string() + " is cut off, damaged or no NumPy file: " + what + "; make it again"};
@@ -148,39 +85,38 @@ class NpzFile::Descriptor {
  private:
   int number_;
   std::filesystem::path path_;
-  std::uint64_t size_ = 0;
 };
 
 // The bytes of a member, inflated where they must be.
 class NpyReader::Source {
  public:
-  Source(std::shared_ptr<const NpzFile::Descriptor> file, NpzFile::Member member,
-         std::uint64_t begin)
-      : file_(std::move(file)), member_(member), begin_(begin) {}
+  // `summed`: the entry's checksum is one.
+  Source(std::shared_ptr<const NpzFile::Descriptor> file, const ZipEntry& entry, bool summed)
+      : file_(std::move(file)), entry_(entry), summing_(summed) {}
   Source(const Source&) = delete;
   Source& operator=(const Source&) = delete;
   ~Source() {
     if (inflating_) inflateEnd(&stream_);
   }
 
-  std::uint64_t left() const { return member_.bytes - position_; }
+  std::uint64_t left() const { return entry_.bytes - position_; }
   const NpzFile::Descriptor& file() const { return *file_; }
 
   Status Read(std::span<std::byte> out) {
     if (out.size() > left()) return file_->Damaged("an array is shorter than its header says");
-    if (member_.deflated) {
+    if (deflated()) {
       DD2_TRY(Inflate(out));
     } else {
-      DD2_TRY(file_->ReadAt(begin_ + position_, out));
+      DD2_TRY(file_->ReadAt(entry_.begin + position_, out));
     }
     position_ += out.size();
-    if (whole_ && !out.empty()) {  // a null pointer would begin the sum again
+    if (summing_ && !out.empty()) {  // a null pointer would begin the sum again
       checksum_ = static_cast<std::uint32_t>(
           crc32_z(checksum_, reinterpret_cast<const Bytef*>(out.data()), out.size()));
     }
     if (left() > 0) return {};
-    if (member_.deflated) DD2_TRY(ExpectEnd());
-    if (whole_ && !member_.bare && checksum_ != member_.checksum) {
+    if (deflated()) DD2_TRY(ExpectEnd());
+    if (summing_ && checksum_ != entry_.crc32) {
       return file_->Damaged("the checksum of an array is wrong");
     }
     return {};
@@ -189,8 +125,8 @@ class NpyReader::Source {
   Status Skip(std::uint64_t count) {
     if (count > left()) return file_->Damaged("an array is shorter than its header says");
     if (count == 0) return {};
-    if (!member_.deflated) {
-      whole_ = false;
+    if (!deflated()) {
+      summing_ = false;
       position_ += count;
       return {};
     }
@@ -204,6 +140,8 @@ class NpyReader::Source {
   }
 
  private:
+  bool deflated() const { return entry_.method == ZipMethod::kDeflated; }
+
   Status Inflate(std::span<std::byte> out) {
     if (!inflating_) {
       // Negative: the bare stream, as zip has it.
@@ -211,7 +149,7 @@ class NpyReader::Source {
         return Error(Code::kResourceExhausted, "no memory to inflate " + file_->path().string());
       }
       inflating_ = true;
-      input_.resize(std::min<std::uint64_t>(member_.stored_bytes, kInputBytes));
+      input_.resize(std::min<std::uint64_t>(entry_.stored, kInputBytes));
     }
     while (!out.empty()) {
       DD2_TRY(Refill());
@@ -231,10 +169,10 @@ class NpyReader::Source {
 
   Status Refill() {
     if (stream_.avail_in > 0) return {};
-    const std::uint64_t rest = member_.stored_bytes - taken_;
+    const std::uint64_t rest = entry_.stored - taken_;
     const auto part = std::span(input_).first(std::min<std::uint64_t>(rest, input_.size()));
     if (part.empty()) return file_->Damaged("deflated data ends too early");
-    DD2_TRY(file_->ReadAt(begin_ + taken_, part));
+    DD2_TRY(file_->ReadAt(entry_.begin + taken_, part));
     taken_ += part.size();
     stream_.next_in = reinterpret_cast<Bytef*>(part.data());
     stream_.avail_in = static_cast<uInt>(part.size());
@@ -248,7 +186,7 @@ class NpyReader::Source {
     while (result == Z_OK) {
       stream_.next_out = &more;
       stream_.avail_out = 1;
-      if (taken_ < member_.stored_bytes) DD2_TRY(Refill());
+      if (taken_ < entry_.stored) DD2_TRY(Refill());
       result = inflate(&stream_, Z_NO_FLUSH);
       if (stream_.avail_out == 0) break;
     }
@@ -257,11 +195,10 @@ class NpyReader::Source {
   }
 
   std::shared_ptr<const NpzFile::Descriptor> file_;
-  NpzFile::Member member_;
-  std::uint64_t begin_ = 0;     // of the data in the file
+  ZipEntry entry_;
   std::uint64_t position_ = 0;  // bytes given
   std::uint64_t taken_ = 0;     // stored bytes read
-  bool whole_ = true;           // nothing was skipped
+  bool summing_ = true;         // there is a checksum, and nothing was skipped
   std::uint32_t checksum_ = 0;
   bool inflating_ = false;
   z_stream stream_{};
@@ -331,84 +268,28 @@ Status NpyReader::Skip(std::uint64_t count) { return source_->Skip(count); }
 Result<NpzFile> NpzFile::Open(const std::filesystem::path& path) {
   NpzFile file;
   DD2_TRY_ASSIGN(file.file_, Descriptor::Open(path));
-  const std::uint64_t size = file.file_->size();
-  DD2_TRY_ASSIGN(const std::string head,
-                 file.file_->Text(0, std::min<std::uint64_t>(size, kNpyMagic.size())));
-  if (head == kNpyMagic) {
-    file.members_["arr_0"] = {.stored_bytes = size, .bytes = size, .bare = true};
+  // For the directory alone: a file that is cut while its arrays are read is an error, not SIGBUS.
+  DD2_TRY_ASSIGN(const MappedFile mapped, MappedFile::Open(path));
+  const std::span<const std::byte> bytes = mapped.bytes();
+  if (std::ranges::equal(bytes.first(std::min(bytes.size(), kNpyMagic.size())),
+                         std::as_bytes(std::span(kNpyMagic)))) {
+    file.members_["arr_0"] = {.stored = bytes.size(), .bytes = bytes.size()};
+    file.bare_ = true;
     return file;
   }
-  DD2_TRY(file.ReadDirectory());
-  return file;
-}
-
-Status NpzFile::ReadDirectory() {
-  const std::uint64_t size = file_->size();
-  const std::uint64_t tail_bytes = std::min(size, zip::kEndBytes + zip::kWide);
-  DD2_TRY_ASSIGN(const std::string tail, file_->Text(size - tail_bytes, tail_bytes));
-  std::uint64_t end = 0;
-  std::optional<DirectoryPlace> place = FindEnd(tail, &end);
-  if (!place) return file_->Damaged("it has no directory at its end");
-  if (end >= zip::kLocatorBytes &&
-      Load<std::uint32_t>(tail, end - zip::kLocatorBytes) == zip::kLocatorSignature) {
-    const auto offset = Load<std::uint64_t>(tail, end - zip::kLocatorBytes + 8);
-    DD2_TRY_ASSIGN(const auto record, file_->Record<zip::kEnd64Bytes>(offset));
-    const std::string_view wide(record.data(), record.size());
-    if (Load<std::uint32_t>(wide, 0) != zip::kEnd64Signature) {
-      return file_->Damaged("the 64-bit record at its end is wrong");
+  const auto entries = ReadZipDirectory(bytes);
+  if (!entries) return file.file_->Damaged(entries.error().message());
+  for (const auto& [name, entry] : *entries) {
+    if (!name.ends_with(kSuffix)) continue;
+    if (entry.method == ZipMethod::kOther) {
+      return Error(Code::kInvalidArgument,
+                   path.string() + ": '" + name +
+                       "' is encrypted or compressed in a way that is not read: save it with "
+                       "numpy.savez or numpy.savez_compressed");
     }
-    place = {.members = Load<std::uint64_t>(wide, 32),
-             .bytes = Load<std::uint64_t>(wide, 40),
-             .offset = Load<std::uint64_t>(wide, 48)};
+    file.members_.emplace(name.substr(0, name.size() - kSuffix.size()), entry);
   }
-  if (place->bytes > kMaxDirectoryBytes || place->members > kMaxMembers) {
-    return file_->Damaged("its directory is too large");
-  }
-  DD2_TRY_ASSIGN(const std::string directory, file_->Text(place->offset, place->bytes));
-  std::string_view rest = directory;
-  for (std::uint64_t i = 0; i < place->members; ++i) DD2_TRY(AddMember(rest));
-  return {};
-}
-
-Status NpzFile::AddMember(std::string_view& rest) {
-  if (rest.size() < zip::kCentralBytes || Load<std::uint32_t>(rest, 0) != zip::kCentralSignature) {
-    return file_->Damaged("its directory is not readable");
-  }
-  const std::uint64_t name_bytes = Load<std::uint16_t>(rest, 28);
-  const std::uint64_t extra_bytes = Load<std::uint16_t>(rest, 30);
-  const std::uint64_t all =
-      zip::kCentralBytes + name_bytes + extra_bytes + Load<std::uint16_t>(rest, 32);
-  if (all > rest.size()) return file_->Damaged("its directory is not readable");
-  std::string name(rest.substr(zip::kCentralBytes, name_bytes));
-  const auto flags = Load<std::uint16_t>(rest, 8);
-  const auto method = Load<std::uint16_t>(rest, 10);
-  Member member{.header = Load<std::uint32_t>(rest, 42),
-                .stored_bytes = Load<std::uint32_t>(rest, 20),
-                .bytes = Load<std::uint32_t>(rest, 24),
-                .checksum = Load<std::uint32_t>(rest, 16),
-                .deflated = method == zip::kDeflated};
-  std::uint64_t* const fields[] = {&member.bytes, &member.stored_bytes, &member.header};
-  if (!WidenFields(rest.substr(zip::kCentralBytes + name_bytes, extra_bytes), fields)) {
-    return file_->Damaged("the 64-bit sizes of '" + name + "' are not readable");
-  }
-  rest.remove_prefix(all);
-  if (!name.ends_with(kSuffix)) return {};
-  if ((flags & 1U) != 0 || (method != zip::kStored && method != zip::kDeflated)) {
-    return Error(Code::kInvalidArgument,
-                 file_->path().string() + ": '" + name +
-                     "' is encrypted or compressed in a way that is not read: save it with "
-                     "numpy.savez or numpy.savez_compressed");
-  }
-  const bool possible = member.deflated ? member.bytes / kMaxRatio <= member.stored_bytes
-                                        : member.bytes == member.stored_bytes;
-  if (!possible || member.stored_bytes > file_->size() || member.header > file_->size()) {
-    return file_->Damaged("the sizes of '" + name + "' are impossible");
-  }
-  name.resize(name.size() - kSuffix.size());
-  if (!members_.emplace(name, member).second) {
-    return file_->Damaged("array '" + name + "' is there twice");
-  }
-  return {};
+  return file;
 }
 
 std::vector<std::string> NpzFile::names() const {
@@ -422,21 +303,7 @@ Result<NpyReader> NpzFile::Array(const std::string& name) const {
   if (found == members_.end()) {
     return Error(Code::kNotFound, file_->path().string() + " has no array '" + name + "'");
   }
-  const Member& member = found->second;
-  std::uint64_t begin = 0;
-  if (!member.bare) {
-    DD2_TRY_ASSIGN(const auto record, file_->Record<zip::kLocalBytes>(member.header));
-    const std::string_view local(record.data(), record.size());
-    if (Load<std::uint32_t>(local, 0) != zip::kLocalSignature) {
-      return file_->Damaged("no member where the directory says");
-    }
-    begin = member.header + zip::kLocalBytes + Load<std::uint16_t>(local, 26) +
-            Load<std::uint16_t>(local, 28);
-    if (begin > file_->size() || member.stored_bytes > file_->size() - begin) {
-      return file_->Damaged("a member ends outside the file");
-    }
-  }
-  NpyReader reader(std::make_unique<NpyReader::Source>(file_, member, begin));
+  NpyReader reader(std::make_unique<NpyReader::Source>(file_, found->second, !bare_));
   if (const Status read = reader.ReadHeader(); !read) {
     return read.error().Wrap("array '" + name + "'");
   }

@@ -13,6 +13,7 @@
 #include "common/file.h"
 #include "common/result.h"
 #include "storage/safetensors.h"
+#include "storage/zip_directory.h"
 
 namespace dd2 {
 
@@ -73,20 +74,57 @@ class NpzFile {
 
  private:
   friend class NpyReader;
-  struct Member {
-    std::uint64_t header = 0;  // where its local header is; of a .npy: 0
-    std::uint64_t stored_bytes = 0;
-    std::uint64_t bytes = 0;
-    std::uint32_t checksum = 0;  // CRC-32 of the bytes
-    bool deflated = false;
-    bool bare = false;  // a .npy file: no local header, no checksum
-  };
   class Descriptor;
-  Status ReadDirectory();
-  Status AddMember(std::string_view& rest);  // takes one record of the directory
 
   std::shared_ptr<const Descriptor> file_;
-  std::map<std::string, Member> members_;
+  std::map<std::string, ZipEntry> members_;
+  bool bare_ = false;  // a .npy file, which has no checksum
+};
+
+// Writes an archive of stored members that numpy.load reads, array by array, as the elements come:
+// nothing of them stays in memory. The file has its name from Finish on; a crash before leaves one
+// with another name. After an error there is nothing to do but to let go of the writer, which
+// removes what it wrote. Equal arrays give equal files. Not thread-safe.
+class NpzWriter {
+ public:
+  // kUnavailable, kResourceExhausted: the disk, as in all that follows.
+  static Result<std::unique_ptr<NpzWriter>> Create(FileSystem& files,
+                                                   const std::filesystem::path& path);
+  NpzWriter(const NpzWriter&) = delete;
+  NpzWriter& operator=(const NpzWriter&) = delete;
+  ~NpzWriter();
+
+  // The array that Append's elements belong to from now on. kInvalidArgument: an impossible shape,
+  // a type that NumPy does not have, or the array before lacks elements.
+  Status Begin(const std::string& name, Dtype dtype, std::span<const std::int64_t> shape);
+  // The next elements, in C order. kInvalidArgument: more than the shape has.
+  Status Append(std::span<const std::byte> bytes);
+  // Writes the directory, syncs and renames. kInvalidArgument: the last array lacks elements.
+  Status Finish();
+
+ private:
+  // A member as its two records describe it.
+  struct Entry {
+    std::string name;
+    std::uint64_t bytes = 0;   // .npy header and elements
+    std::uint64_t offset = 0;  // of the local record
+    std::uint64_t checksum = 0;
+  };
+  NpzWriter(FileSystem& files, const std::filesystem::path& path);
+  Status Write(std::string_view record);
+  Status EndMember();
+  static void PutCommon(std::string& out, const Entry& entry, bool local);
+  static std::string LocalRecord(const Entry& entry);
+  static std::string CentralRecord(const Entry& entry);
+  std::string Ending() const;
+
+  FileSystem& files_;
+  std::filesystem::path path_;
+  std::filesystem::path temporary_;  // empty once it has its name
+  std::unique_ptr<WritableFile> file_;
+  std::vector<Entry> entries_;
+  std::uint64_t offset_ = 0;  // bytes written
+  std::uint64_t left_ = 0;    // of the elements of the array that was begun
 };
 
 // An array to write: `bytes` are its elements in C order and must stay alive until the write
@@ -97,8 +135,7 @@ struct ArrayToWrite {
   std::vector<std::int64_t> shape;
   std::span<const std::byte> bytes;
 };
-// Writes and syncs `path` as an archive of stored members that numpy.load reads (not atomically).
-// kInvalidArgument: a shape that does not fit its bytes, a type that NumPy does not have.
+// The same of arrays that are in memory.
 Status WriteNpz(FileSystem& files, const std::filesystem::path& path,
                 std::span<const ArrayToWrite> arrays);
 

@@ -1,3 +1,4 @@
+#include <unistd.h>
 #include <zlib.h>
 
 #include <string>
@@ -21,46 +22,42 @@ void Put64(std::string& out, std::uint64_t value) {
   for (int shift = 0; shift < 64; shift += 32) Put32(out, value >> shift & zip::kWider);
 }
 
-// A member as its two records describe it.
-struct Entry {
-  std::string name;
-  std::string header;        // of the .npy
-  std::uint64_t bytes = 0;   // header and elements
-  std::uint64_t offset = 0;  // of the local record
-  std::uint64_t checksum = 0;
-};
+std::span<const std::byte> Bytes(std::string_view text) { return std::as_bytes(std::span(text)); }
 
-// Version, flags, method, time, date, checksum and the sizes, which are in the extra field.
-void PutCommon(std::string& out, const Entry& entry, std::uint64_t extra_bytes) {
+}  // namespace
+
+// Version, flags, method, time, date, checksum and the sizes, which are in the extra field; in the
+// local record they are zero, as nobody knows them yet.
+void NpzWriter::PutCommon(std::string& out, const Entry& entry, bool local) {
   Put16(out, zip::kVersion64);
-  Put16(out, 0);
+  Put16(out, zip::kDescriptor);
   Put16(out, zip::kStored);
   Put16(out, 0);
   Put16(out, kFirstDay);
-  Put32(out, entry.checksum);
+  Put32(out, local ? 0 : entry.checksum);
   Put32(out, zip::kWider);
   Put32(out, zip::kWider);
   Put16(out, entry.name.size());
-  Put16(out, extra_bytes);
+  Put16(out, local ? 20 : 28);
 }
 
-std::string LocalRecord(const Entry& entry) {
+std::string NpzWriter::LocalRecord(const Entry& entry) {
   std::string out;
   Put32(out, zip::kLocalSignature);
-  PutCommon(out, entry, 20);
+  PutCommon(out, entry, /*local=*/true);
   out += entry.name;
   Put16(out, zip::kWideFields);
   Put16(out, 16);
-  Put64(out, entry.bytes);
-  Put64(out, entry.bytes);
+  Put64(out, 0);
+  Put64(out, 0);
   return out;
 }
 
-std::string CentralRecord(const Entry& entry) {
+std::string NpzWriter::CentralRecord(const Entry& entry) {
   std::string out;
   Put32(out, zip::kCentralSignature);
   Put16(out, zip::kVersion64);  // made by
-  PutCommon(out, entry, 28);
+  PutCommon(out, entry, /*local=*/false);
   Put16(out, 0);  // comment
   Put16(out, 0);  // disk
   Put16(out, 0);  // attributes
@@ -75,10 +72,10 @@ std::string CentralRecord(const Entry& entry) {
   return out;
 }
 
-// The directory, which begins at `offset`, and the records at the end of the file.
-std::string Ending(const std::vector<Entry>& entries, std::uint64_t offset) {
+// The directory, and the records at the end of the file.
+std::string NpzWriter::Ending() const {
   std::string out;
-  for (const Entry& entry : entries) out += CentralRecord(entry);
+  for (const Entry& entry : entries_) out += CentralRecord(entry);
   const std::uint64_t bytes = out.size();
   Put32(out, zip::kEnd64Signature);
   Put64(out, zip::kEnd64Bytes - 12);  // of what follows
@@ -86,13 +83,13 @@ std::string Ending(const std::vector<Entry>& entries, std::uint64_t offset) {
   Put16(out, zip::kVersion64);
   Put32(out, 0);  // this disk, the directory's disk
   Put32(out, 0);
-  Put64(out, entries.size());
-  Put64(out, entries.size());
+  Put64(out, entries_.size());
+  Put64(out, entries_.size());
   Put64(out, bytes);
-  Put64(out, offset);
+  Put64(out, offset_);
   Put32(out, zip::kLocatorSignature);
   Put32(out, 0);
-  Put64(out, offset + bytes);
+  Put64(out, offset_ + bytes);
   Put32(out, 1);  // disks
   Put32(out, zip::kEndSignature);
   Put32(out, 0);  // disks
@@ -104,46 +101,88 @@ std::string Ending(const std::vector<Entry>& entries, std::uint64_t offset) {
   return out;
 }
 
-Result<Entry> Describe(const ArrayToWrite& array, std::uint64_t offset) {
-  const auto header = FormatNpyHeader(array.dtype, array.shape);
-  if (!header || NpyBytes(array.shape, array.dtype) != array.bytes.size()) {
-    return Error(Code::kInvalidArgument, "array '" + array.name + "' of shape " +
-                                             NpyShapeText(array.shape) +
-                                             " does not fit its bytes, or NumPy's types");
-  }
-  Entry entry{.name = array.name + ".npy",
-              .header = *header,
-              .bytes = header->size() + array.bytes.size(),
-              .offset = offset};
-  // Not a null pointer: zlib would begin again.
-  entry.checksum = crc32_z(0, reinterpret_cast<const Bytef*>(header->data()), header->size());
-  if (!array.bytes.empty()) {
-    entry.checksum = crc32_z(entry.checksum, reinterpret_cast<const Bytef*>(array.bytes.data()),
-                             array.bytes.size());
-  }
-  return entry;
+NpzWriter::NpzWriter(FileSystem& files, const std::filesystem::path& path)
+    : files_(files), path_(path), temporary_(path) {
+  temporary_ += ".tmp." + std::to_string(::getpid());
 }
 
-std::span<const std::byte> Bytes(const std::string& text) { return std::as_bytes(std::span(text)); }
+Result<std::unique_ptr<NpzWriter>> NpzWriter::Create(FileSystem& files,
+                                                     const std::filesystem::path& path) {
+  std::unique_ptr<NpzWriter> writer(new NpzWriter(files, path));
+  DD2_TRY_ASSIGN(writer->file_, files.Create(writer->temporary_));
+  return writer;
+}
 
-}  // namespace
+NpzWriter::~NpzWriter() {
+  if (!temporary_.empty()) static_cast<void>(files_.Remove(temporary_));
+}
+
+Status NpzWriter::Write(std::string_view record) {
+  offset_ += record.size();
+  return file_->Append(Bytes(record));
+}
+
+Status NpzWriter::Begin(const std::string& name, Dtype dtype, std::span<const std::int64_t> shape) {
+  DD2_TRY(EndMember());
+  const auto header = FormatNpyHeader(dtype, shape);
+  const auto bytes = NpyBytes(shape, dtype);
+  if (!header || !bytes) {
+    return Error(Code::kInvalidArgument, "array '" + name + "' of shape " + NpyShapeText(shape) +
+                                             " is impossible, or of a type that NumPy lacks");
+  }
+  entries_.push_back({.name = name + ".npy", .offset = offset_});
+  DD2_TRY(Write(LocalRecord(entries_.back())));
+  left_ = header->size() + *bytes;
+  return Append(Bytes(*header));
+}
+
+Status NpzWriter::Append(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return {};  // a null pointer would begin the sum again
+  if (bytes.size() > left_) {
+    return Error(Code::kInvalidArgument, path_.string() + ": more elements than the shape has");
+  }
+  Entry& entry = entries_.back();
+  entry.checksum =
+      crc32_z(entry.checksum, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size());
+  entry.bytes += bytes.size();
+  left_ -= bytes.size();
+  offset_ += bytes.size();
+  return file_->Append(bytes);
+}
+
+Status NpzWriter::EndMember() {
+  if (entries_.empty()) return {};
+  const Entry& entry = entries_.back();
+  if (left_ > 0) {
+    return Error(Code::kInvalidArgument, path_.string() + ": '" + entry.name + "' lacks " +
+                                             std::to_string(left_) + " bytes of its elements");
+  }
+  std::string descriptor;
+  Put32(descriptor, zip::kDescriptorSignature);
+  Put32(descriptor, entry.checksum);
+  Put64(descriptor, entry.bytes);
+  Put64(descriptor, entry.bytes);
+  return Write(descriptor);
+}
+
+Status NpzWriter::Finish() {
+  DD2_TRY(EndMember());
+  DD2_TRY(file_->Append(Bytes(Ending())));
+  DD2_TRY(file_->Sync());
+  DD2_TRY(file_->Close());
+  DD2_TRY(files_.Rename(temporary_, path_));
+  temporary_.clear();
+  return files_.SyncDirectory(path_.parent_path());
+}
 
 Status WriteNpz(FileSystem& files, const std::filesystem::path& path,
                 std::span<const ArrayToWrite> arrays) {
-  std::vector<Entry> entries;
-  std::uint64_t offset = 0;
-  DD2_TRY_ASSIGN(const std::unique_ptr<WritableFile> file, files.Create(path));
+  DD2_TRY_ASSIGN(const std::unique_ptr<NpzWriter> writer, NpzWriter::Create(files, path));
   for (const ArrayToWrite& array : arrays) {
-    DD2_TRY_ASSIGN(Entry entry, Describe(array, offset));
-    const std::string local = LocalRecord(entry) + entry.header;
-    DD2_TRY(file->Append(Bytes(local)));
-    DD2_TRY(file->Append(array.bytes));
-    offset += local.size() + array.bytes.size();
-    entries.push_back(std::move(entry));
+    DD2_TRY(writer->Begin(array.name, array.dtype, array.shape));
+    DD2_TRY(writer->Append(array.bytes));
   }
-  DD2_TRY(file->Append(Bytes(Ending(entries, offset))));
-  DD2_TRY(file->Sync());
-  return file->Close();
+  return writer->Finish();
 }
 
 }  // namespace dd2

@@ -54,6 +54,16 @@ Result<std::string> RootOf(const std::map<std::string, ZipEntry>& entries) {
   return root;
 }
 
+Status CheckStored(const std::map<std::string, ZipEntry>& entries) {
+  for (const auto& [name, entry] : entries) {
+    if (entry.method == ZipMethod::kStored) continue;
+    return Damaged("zip archive: " + name +
+                   " is compressed or encrypted, which torch.save never does; unpack the archive "
+                   "and use the file inside, or save it again with torch.save");
+  }
+  return {};
+}
+
 std::span<const std::byte> BytesOf(std::span<const std::byte> file, const ZipEntry& entry) {
   return file.subspan(entry.begin, entry.bytes);
 }
@@ -237,6 +247,7 @@ Result<TorchFile> TorchFile::Parse(std::span<const std::byte> bytes) {
   file.bytes_ = bytes;
   if (AsText(bytes).starts_with(kZipStart)) {
     DD2_TRY_ASSIGN(file.entries_, ReadZipDirectory(bytes));
+    DD2_TRY(CheckStored(file.entries_));
     DD2_TRY_ASSIGN(file.tensors_, ReadZip(bytes, file.entries_));
   } else {
     DD2_TRY_ASSIGN(file.tensors_, ReadStream(bytes));

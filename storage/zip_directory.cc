@@ -6,23 +6,13 @@
 #include <vector>
 
 #include "storage/byte_cursor.h"
+#include "storage/zip_records.h"
 
 namespace dd2 {
 namespace {
 
-// Signatures and sizes as in PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.16.
-constexpr std::uint32_t kLocalHeader = 0x04034b50;
-constexpr std::uint32_t kDirectoryHeader = 0x02014b50;
-constexpr std::uint32_t kEnd64 = 0x06064b50;
-constexpr std::uint32_t kLocator64 = 0x07064b50;
-constexpr std::uint32_t kEnd = 0x06054b50;
-constexpr std::size_t kEndBytes = 22;
-constexpr std::size_t kLocator64Bytes = 20;
-constexpr std::size_t kDirectoryHeaderBytes = 46;
 constexpr std::size_t kCommentMax = 0xffff;
-constexpr std::uint16_t kZip64Field = 1;
-constexpr std::uint32_t kSaturated32 = 0xffffffff;  // the value is in the zip64 field
-constexpr std::uint16_t kEncrypted = 1;
+constexpr std::uint64_t kMaxRatio = 1032;  // deflate cannot do better: 258 bytes in 2 bits
 
 Error Damaged(std::string what) { return {Code::kCorruption, "zip archive: " + std::move(what)}; }
 
@@ -35,13 +25,13 @@ struct Directory {
 // Where the last record begins: its comment must reach to the end of the archive.
 Result<std::size_t> FindEnd(std::span<const std::byte> archive) {
   for (std::size_t comment = 0; comment <= kCommentMax; ++comment) {
-    if (archive.size() < kEndBytes + comment) break;
-    const std::size_t at = archive.size() - kEndBytes - comment;
+    if (archive.size() < zip::kEndBytes + comment) break;
+    const std::size_t at = archive.size() - zip::kEndBytes - comment;
     std::uint32_t signature = 0;
     std::uint16_t length = 0;
     std::memcpy(&signature, &archive[at], sizeof(signature));
-    std::memcpy(&length, &archive[at + kEndBytes - sizeof(length)], sizeof(length));
-    if (signature == kEnd && length == comment) return at;
+    std::memcpy(&length, &archive[at + zip::kEndBytes - sizeof(length)], sizeof(length));
+    if (signature == zip::kEndSignature && length == comment) return at;
   }
   return Damaged("it has no directory at its end: cut off, or the download is not finished");
 }
@@ -53,16 +43,18 @@ Result<Directory> FindDirectory(std::span<const std::byte> archive) {
   DD2_TRY_ASSIGN(directory.entries, record.TakeInt<std::uint16_t>());
   DD2_TRY_ASSIGN(directory.bytes, record.TakeInt<std::uint32_t>());
   DD2_TRY_ASSIGN(directory.begin, record.TakeInt<std::uint32_t>());
-  if (end < kLocator64Bytes) return directory;
-  ByteCursor locator(archive, end - kLocator64Bytes);
+  if (end < zip::kLocatorBytes) return directory;
+  ByteCursor locator(archive, end - zip::kLocatorBytes);
   DD2_TRY_ASSIGN(const auto signature, locator.TakeInt<std::uint32_t>());
-  if (signature != kLocator64) return directory;
+  if (signature != zip::kLocatorSignature) return directory;
   DD2_TRY(locator.TakeInt<std::uint32_t>());
   DD2_TRY_ASSIGN(const auto at, locator.TakeInt<std::uint64_t>());
   if (at > archive.size()) return Damaged("its zip64 record is beyond its end");
   ByteCursor wide(archive, at);
   DD2_TRY_ASSIGN(const auto wide_signature, wide.TakeInt<std::uint32_t>());
-  if (wide_signature != kEnd64) return Damaged("its zip64 record is not where it should be");
+  if (wide_signature != zip::kEnd64Signature) {
+    return Damaged("its zip64 record is not where it should be");
+  }
   DD2_TRY(wide.Take(28));
   DD2_TRY_ASSIGN(directory.entries, wide.TakeInt<std::uint64_t>());
   DD2_TRY_ASSIGN(directory.bytes, wide.TakeInt<std::uint64_t>());
@@ -88,10 +80,10 @@ Status TakeWideValues(std::span<const std::byte> extra, Listed& listed) {
     DD2_TRY_ASSIGN(const auto kind, fields.TakeInt<std::uint16_t>());
     DD2_TRY_ASSIGN(const auto length, fields.TakeInt<std::uint16_t>());
     DD2_TRY_ASSIGN(const auto content, fields.Take(length));
-    if (kind != kZip64Field) continue;
+    if (kind != zip::kWideFields) continue;
     ByteCursor wide(content);
     for (std::uint64_t* value : {&listed.bytes, &listed.stored, &listed.header}) {
-      if (*value != kSaturated32) continue;
+      if (*value != zip::kWider) continue;
       DD2_TRY_ASSIGN(*value, wide.TakeInt<std::uint64_t>());
     }
     return {};
@@ -100,10 +92,10 @@ Status TakeWideValues(std::span<const std::byte> extra, Listed& listed) {
 }
 
 Result<Listed> TakeListed(ByteCursor& cursor) {
-  DD2_TRY_ASSIGN(const auto fixed, cursor.Take(kDirectoryHeaderBytes));
+  DD2_TRY_ASSIGN(const auto fixed, cursor.Take(zip::kCentralBytes));
   ByteCursor fields(fixed);
   DD2_TRY_ASSIGN(const auto signature, fields.TakeInt<std::uint32_t>());
-  if (signature != kDirectoryHeader) return Damaged("its directory is damaged");
+  if (signature != zip::kCentralSignature) return Damaged("its directory is damaged");
   DD2_TRY(fields.TakeInt<std::uint32_t>());  // versions
   Listed listed;
   DD2_TRY_ASSIGN(listed.flags, fields.TakeInt<std::uint16_t>());
@@ -124,17 +116,30 @@ Result<Listed> TakeListed(ByteCursor& cursor) {
   return listed;
 }
 
+ZipMethod MethodOf(const Listed& listed) {
+  if ((listed.flags & zip::kEncrypted) != 0) return ZipMethod::kOther;
+  if (listed.method == zip::kStored) return ZipMethod::kStored;
+  return listed.method == zip::kDeflated ? ZipMethod::kDeflated : ZipMethod::kOther;
+}
+
+bool SizesArePossible(const Listed& listed, ZipMethod method) {
+  switch (method) {
+    case ZipMethod::kStored: return listed.bytes == listed.stored;
+    case ZipMethod::kDeflated: return listed.bytes / kMaxRatio <= listed.stored;
+    case ZipMethod::kOther: return true;
+  }
+  return false;
+}
+
 Result<ZipEntry> Locate(std::span<const std::byte> before_directory, const Listed& listed) {
-  if (listed.method != 0 || (listed.flags & kEncrypted) != 0 || listed.stored != listed.bytes) {
-    return Error(Code::kCorruption,
-                 "zip archive: " + listed.name +
-                     " is compressed or encrypted, which torch.save never does; unpack the archive "
-                     "and use the file inside, or save it again with torch.save");
+  const ZipMethod method = MethodOf(listed);
+  if (!SizesArePossible(listed, method)) {
+    return Damaged("the sizes of " + listed.name + " are impossible");
   }
   if (listed.header > before_directory.size()) return Damaged(listed.name + " is beyond its end");
   ByteCursor header(before_directory, listed.header);
   DD2_TRY_ASSIGN(const auto signature, header.TakeInt<std::uint32_t>());
-  if (signature != kLocalHeader) return Damaged(listed.name + " has no header");
+  if (signature != zip::kLocalSignature) return Damaged(listed.name + " has no header");
   DD2_TRY(header.Take(22));
   DD2_TRY_ASSIGN(const auto name_bytes, header.TakeInt<std::uint16_t>());
   DD2_TRY_ASSIGN(const auto extra_bytes, header.TakeInt<std::uint16_t>());
@@ -142,13 +147,13 @@ Result<ZipEntry> Locate(std::span<const std::byte> before_directory, const Liste
   if (name != listed.name) return Damaged(listed.name + " has another name in its header");
   DD2_TRY(header.Take(extra_bytes));
   const std::uint64_t begin = header.at();
-  DD2_TRY(header.Take(listed.bytes));
-  return ZipEntry{begin, listed.bytes, listed.crc32};
+  DD2_TRY(header.Take(listed.stored));
+  return ZipEntry{begin, listed.stored, listed.bytes, listed.crc32, method};
 }
 
 Status CheckOverlap(const std::map<std::string, ZipEntry>& entries) {
   std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
-  for (const auto& [name, entry] : entries) ranges.emplace_back(entry.begin, entry.bytes);
+  for (const auto& [name, entry] : entries) ranges.emplace_back(entry.begin, entry.stored);
   std::sort(ranges.begin(), ranges.end());
   for (std::size_t i = 1; i < ranges.size(); ++i) {
     if (ranges[i].first < ranges[i - 1].first + ranges[i - 1].second) {

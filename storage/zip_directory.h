@@ -10,16 +10,24 @@
 
 namespace dd2 {
 
-// One file of a zip archive that is stored as it is.
+enum class ZipMethod : std::uint8_t {
+  kStored,    // as it is
+  kDeflated,  // a bare deflate stream (RFC 1951)
+  kOther,     // compressed in another way, or encrypted: nothing here reads that
+};
+
+// One file of a zip archive.
 struct ZipEntry {
-  std::uint64_t begin = 0;  // of its bytes, from the start of the archive
-  std::uint64_t bytes = 0;
-  std::uint32_t crc32 = 0;  // as the archive says; not checked
+  std::uint64_t begin = 0;   // of what is stored of it, from the start of the archive
+  std::uint64_t stored = 0;  // bytes in the archive
+  std::uint64_t bytes = 0;   // of the file itself: `stored` when it is stored as it is
+  std::uint32_t crc32 = 0;   // of the file itself, as the archive says; not checked
+  ZipMethod method = ZipMethod::kStored;
 };
 
 // Reads the directory of a zip archive, zip64 too; every entry lies inside `archive`, in front of
-// the directory, and none overlaps another. kCorruption: damaged, cut off, or with an entry that is
-// compressed or encrypted (torch.save never does that).
+// the directory, and none overlaps another. Which methods are accepted is up to the caller.
+// kCorruption: damaged, cut off, or of sizes that the method cannot give.
 Result<std::map<std::string, ZipEntry>> ReadZipDirectory(std::span<const std::byte> archive);
 
 }  // namespace dd2

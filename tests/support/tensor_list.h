@@ -1,44 +1,41 @@
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <fstream>
-#include <map>
 #include <sstream>
 #include <string>
+#include <vector>
 
-#include "worker/models/param_buffer.h"
+#include "storage/teacher_catalog.h"
 
 namespace dd2 {
 
-// Layouts against the lists of released files in golden/tensors.
-using Shapes = std::map<std::string, std::string>;  // name -> "160x3x3x3"
+// A tensor of a released file, as a list in golden/tensors has it: name, shape, type, "param" or
+// "buffer" (not loaded), a line each.
+struct ListedTensor {
+  StoredTensor tensor;
+  bool is_parameter = false;
+};
 
-inline Shapes ShapesOf(const ParamLayout& layout) {
-  Shapes shapes;
-  for (const ParamSpec& spec : layout.specs()) {
-    std::string& shape = shapes[spec.name];
-    for (const std::int64_t size : spec.shape) {
-      shape += (shape.empty() ? "" : "x") + std::to_string(size);
-    }
-  }
-  return shapes;
-}
-
-// The list of a released file: name, shape, dtype, "param" or "buffer". Buffers are not loaded.
-inline Shapes ReadTensorList(const std::string& path) {
-  std::ifstream file(path);
-  Shapes shapes;
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream words(line);
+// `name`: "var_d16". In the order of the list.
+inline std::vector<ListedTensor> ReadTensorList(const std::string& name) {
+  std::ifstream file(DD2_SOURCE_DIR "/tests/golden/tensors/" + name + ".tsv");
+  std::vector<ListedTensor> list;
+  std::string line;
+  std::getline(file, line);  // names of the columns
+  while (std::getline(file, line)) {
+    std::istringstream fields(line);
     std::string tensor, shape, dtype, kind;
-    if (words >> tensor >> shape >> dtype >> kind && kind == "param") shapes[tensor] = shape;
+    fields >> tensor >> shape >> dtype >> kind;
+    std::vector<std::int64_t> sizes;
+    std::istringstream numbers(shape);
+    for (std::string size; std::getline(numbers, size, 'x');) sizes.push_back(std::stoll(size));
+    list.push_back(
+        {{tensor, sizes, dtype == "int64" ? Dtype::kI64 : Dtype::kF32}, kind == "param"});
   }
-  return shapes;
-}
-
-inline std::int64_t ElementCount(const ParamLayout& layout) {
-  std::int64_t count = 0;
-  for (const ParamSpec& spec : layout.specs()) count += spec.numel;
-  return count;
+  EXPECT_GT(list.size(), 80U) << name;
+  return list;
 }
 
 }  // namespace dd2

@@ -143,8 +143,9 @@ TEST(EvalImages, SaysWhatIsWrongBeforeItComputes) {
                 "--images has 3 images");
   ExpectRefusal({"--images", enough, "--reference", few, "--inception", "w.safetensors"},
                 "--reference has 3 images");
-  ExpectRefusal({"--images", enough, "--reference", enough, "--inception", "w.pth"},
-                ".safetensors");
+  ExpectRefusal({"--images", enough, "--reference", enough, "--inception",
+                 kGolden / "torch_files/state_dict.pt"},
+                "not the FID network");
   // ADM's files have mu with 2048 entries; this one has 6.
   ExpectRefusal({"--images", enough, "--reference", kGolden / "npz/arrays.npz", "--inception",
                  "w.safetensors"},

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -12,10 +14,12 @@
 #include "common/file.h"
 #include "proto/control.pb.h"
 #include "storage/checkpoint_store.h"
+#include "storage/npz.h"
 #include "storage/safetensors.h"
 #include "tests/support/tiny_teacher.h"
 #include "worker/engine/commands.h"
 #include "worker/engine/evaluator.h"
+#include "worker/engine/image_set.h"
 #include "worker/engine/png.h"
 
 namespace dd2 {
@@ -132,6 +136,27 @@ TEST_F(ExportTest, ShapesThatDoNotFitAreRefused) {
   }
 }
 
+TEST_F(ExportTest, TheKindOfBackboneIsChecked) {
+  const auto path = Export();
+  std::stringstream text;
+  text << std::ifstream(path / "generator.json").rdbuf();
+  const std::string kind = "\"kind\":\"raster\",";
+  const auto put = [&](const std::string& other) {
+    std::string changed = text.str();
+    ASSERT_NE(changed.find(kind), std::string::npos);
+    changed.replace(changed.find(kind), kind.size(), other);
+    std::ofstream(path / "generator.json") << changed;
+  };
+  for (const char* other : {"\"kind\":\"var\",", "\"kind\":\"mamba\","}) {
+    put(other);
+    const Error error = LoadError(path);
+    EXPECT_EQ(error.code(), Code::kInvalidArgument);
+    EXPECT_THAT(error.message(), HasSubstr("/network/backbone/kind"));
+  }
+  put("");  // as the first exports were
+  EXPECT_TRUE(LoadExport(path));
+}
+
 TEST_F(ExportTest, SampleCommandDraws) {
   const std::string model = Export().string();
   const auto grid = (folder_ / "grid.png").string();
@@ -163,6 +188,35 @@ TEST_F(ExportTest, SampleCommandDraws) {
   EXPECT_NE(SafetensorsFile::Open(tensors)->FileHash(), first);
 }
 
+TEST_F(ExportTest, SampleArchiveHasTheImagesAsBytes) {
+  const std::string model = Export().string();
+  const std::string count = std::to_string(kEvalChunk + 1);  // more than are drawn at once
+  const auto archive = (folder_ / "x.npz").string();
+  const auto tensors = (folder_ / "x.safetensors").string();
+  for (const auto& out : {archive, tensors}) {
+    ASSERT_EQ(SampleCommand({"--model", model, "--classes", "3,5", "--count", count, "--out", out}),
+              kExitOk);
+  }
+  const auto images = ImageSet::Open(archive);
+  ASSERT_TRUE(images) << images.error().message();
+  const std::int64_t all = 2 * (kEvalChunk + 1);
+  ASSERT_EQ((*images)->count(), all);
+  const auto pixels = (*images)->Read(0, all);
+  ASSERT_TRUE(pixels);
+  const std::int64_t shape[] = {all, 1, 28, 28};
+  const auto values = SafetensorsFile::Open(tensors)->ReadF32("images", shape);
+  ASSERT_TRUE(values);
+  const at::Tensor grey = ((at::tensor(*values).view({all, 28, 28, 1}) + 1) * 127.5).round();
+  EXPECT_TRUE(pixels->to(at::kFloat).equal(grey.expand({all, 28, 28, 3})));
+  const std::int64_t labels_shape[] = {all};
+  const auto labels = NpzFile::Open(archive)->ReadAll("arr_1", labels_shape, 1 << 20);
+  ASSERT_TRUE(labels);
+  std::vector<std::int64_t> classes(static_cast<std::size_t>(all));
+  std::memcpy(classes.data(), labels->data(), labels->size());
+  EXPECT_EQ(std::ranges::count(classes, 3), kEvalChunk + 1);
+  EXPECT_EQ(classes.back(), 5);
+}
+
 TEST_F(ExportTest, CommandsRefuseBadInput) {
   const std::string model = Export().string();
   const std::string out = (folder_ / "x.png").string();
@@ -175,6 +229,7 @@ TEST_F(ExportTest, CommandsRefuseBadInput) {
   EXPECT_EQ(SampleCommand({"--model", model, "--out", out, "--count", "0"}), kExitUsage);
   EXPECT_EQ(SampleCommand({"--model", model, "--out", out, "--counts", "2"}), kExitUsage);
   EXPECT_EQ(SampleCommand({"--model", (folder_ / "no").string(), "--out", out}), kExitNotFound);
+  EXPECT_EQ(SampleCommand({"--model", model, "--out", out, "--count", "2000"}), kExitUsage);
   EXPECT_FALSE(std::filesystem::exists(out));
   EXPECT_EQ(EvalCommand({}), kExitUsage);
   EXPECT_EQ(EvalCommand({"--model", model, "--samples", "many"}), kExitUsage);

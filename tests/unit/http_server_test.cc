@@ -224,8 +224,11 @@ TEST_F(HttpServerTest, AnswersEveryEndpoint) {
   }
   EXPECT_THAT(run_.calls, ElementsAre("pause api", "resume api", "checkpoint api", "cancel api",
                                       "drain local-2 api"));
-  const auto run = Client().Get("/api/v1/run");
-  EXPECT_EQ(json::parse(run->body).at("run_id"), "r-1");
+  const auto run = Client().GetObject("/api/v1/run");
+  ASSERT_TRUE(run) << run.error().message();
+  EXPECT_EQ(run->at("run_id"), "r-1");
+  EXPECT_EQ(Client().GetObject("/nothing").error().code(), Code::kNotFound);
+  EXPECT_EQ(Client("wrong").GetObject("/api/v1/run").error().code(), Code::kFailedPrecondition);
   EXPECT_EQ(server_->url(), "http://127.0.0.1:" + std::to_string(server_->port()));
 }
 
@@ -521,6 +524,10 @@ TEST(HttpClient, SaysWhatWentWrong) {
     const auto half = HttpClient(broken.Target()).Get("/");
     ASSERT_FALSE(half);
     EXPECT_EQ(half.error().code(), Code::kUnavailable);
+  }
+  {
+    FakePeer list("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", true);
+    EXPECT_EQ(HttpClient(list.Target()).GetObject("/").error().code(), Code::kCorruption);
   }
   {
     FakePeer broken(stream, true);

@@ -2,12 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 
 #include "common/json.h"
+#include "storage/safetensors.h"
+#include "tests/support/zip_archive.h"
+#include "tests/unit/storage_testing.h"
 
 namespace dd2 {
 namespace {
@@ -111,12 +115,96 @@ TEST(Inception, LayoutIsThatOfThePort) {
             (std::vector<std::int64_t>{384, 384, 3, 1}));
 }
 
-TEST(Inception, SaysWhatToDoWithOtherFiles) {
-  const Result<Inception> pickled = Inception::Load("/nowhere/inception.pth");
-  ASSERT_FALSE(pickled);
-  EXPECT_EQ(pickled.error().code(), Code::kInvalidArgument);
-  EXPECT_NE(pickled.error().message().find("import"), std::string::npos);
-  EXPECT_EQ(Inception::Load("/nowhere/inception.safetensors").error().code(), Code::kNotFound);
+// A file of torch.save with tensors that are views of one storage: number j begins at element j.
+class TorchFileMaker {
+ public:
+  void Add(const std::string& name, std::vector<std::int64_t> shape) {
+    pickle_ += Text(name) + "ctorch._utils\n_rebuild_tensor_v2\n((" + Text("storage") +
+               "ctorch\nFloatStorage\n" + Text("0") + Text("cpu") + Int(kElements) + "tQ" +
+               Int(tensors_++);
+    std::vector<std::int64_t> strides(shape.size(), 1);
+    for (std::size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
+    pickle_ += Tuple(shape) + Tuple(strides) + "\x89" + "ccollections\nOrderedDict\n)RtR";
+  }
+  static std::vector<float> Storage() {
+    std::vector<float> values(kElements);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values[i] = 1.0F + static_cast<float>(i % 8191) / 8192.0F;
+    }
+    return values;
+  }
+  // A checksum of 0 is none.
+  std::string File(std::uint32_t checksum = 0) const {
+    const std::vector<float> values = Storage();
+    const std::string data(reinterpret_cast<const char*>(values.data()),
+                           values.size() * sizeof(float));
+    return ZipArchive({{.name = "inception/data.pkl", .content = pickle_ + "u.", .crc32 = 0},
+                       {.name = "inception/data/0", .content = data, .crc32 = checksum}});
+  }
+
+ private:
+  static constexpr std::int64_t kElements = Inception::kClasses * Inception::kPool + 1000;
+  static std::string Int(std::int64_t value) {
+    return "J" + ZipWord(static_cast<std::size_t>(value));
+  }
+  static std::string Text(const std::string& text) { return "X" + ZipWord(text.size()) + text; }
+  static std::string Tuple(const std::vector<std::int64_t>& values) {
+    std::string tuple = "(";
+    for (const std::int64_t value : values) tuple += Int(value);
+    return tuple + "t";
+  }
+  std::string pickle_ = "\x80\x02}(";
+  std::int64_t tensors_ = 0;
+};
+
+TEST(Inception, ReadsThePublishedFile) {
+  const TemporaryFolder folder;
+  ParamBuffer params(Inception::Layout(), /*requires_grad=*/false);
+  const std::vector<float> storage = TorchFileMaker::Storage();
+  TorchFileMaker file;
+  std::vector<TensorToWrite> tensors;
+  for (const ParamSpec& spec : params.layout().specs()) {
+    float* values = params.flat().data_ptr<float>() + spec.offset;
+    std::copy_n(storage.begin() + std::ssize(tensors), spec.numel, values);
+    file.Add(spec.name, spec.shape);
+    tensors.push_back({spec.name, spec.shape, {values, static_cast<std::size_t>(spec.numel)}});
+  }
+  // What the network does not use.
+  file.Add("fc.bias", {Inception::kClasses});
+  file.Add("Conv2d_1a_3x3.bn.num_batches_tracked", {});
+  WriteAll(folder.path() / "inception.pth", file.File());
+  ASSERT_TRUE(
+      WriteSafetensors(RealFileSystem(), folder.path() / "inception.safetensors", tensors, {}));
+  const Inception expected(params);
+  for (const char* name : {"inception.pth", "inception.safetensors"}) {
+    const Result<Inception> read = Inception::Load(folder.path() / name);
+    ASSERT_TRUE(read) << read.error().message();
+    EXPECT_EQ(read->digest(), expected.digest()) << name;
+    EXPECT_TRUE(read->last_weight().equal(expected.last_weight()));
+  }
+  WriteAll(folder.path() / "inception.pth", file.File(/*checksum=*/1));
+  EXPECT_EQ(Inception::Load(folder.path() / "inception.pth").error().code(), Code::kCorruption);
+}
+
+TEST(Inception, SaysWhatIsWrongWithOtherFiles) {
+  const TemporaryFolder folder;
+  for (const char* name : {"/nowhere/inception.pth", "/nowhere/inception.safetensors"}) {
+    EXPECT_EQ(Inception::Load(name).error().code(), Code::kNotFound);
+  }
+  const auto expect = [&](const Result<Inception>& network, Code code, const char* reason) {
+    ASSERT_FALSE(network);
+    EXPECT_EQ(network.error().code(), code);
+    EXPECT_NE(network.error().message().find(reason), std::string::npos)
+        << network.error().message();
+  };
+  expect(Inception::Load(DD2_SOURCE_DIR "/tests/golden/torch_files/state_dict.pt"),
+         Code::kInvalidArgument, "not the FID network");
+  TorchFileMaker other;
+  other.Add("Conv2d_1a_3x3.conv.weight", {32, 3, 5, 5});
+  WriteAll(folder.path() / "other.pth", other.File());
+  expect(Inception::Load(folder.path() / "other.pth"), Code::kInvalidArgument, "another shape");
+  WriteAll(folder.path() / "text.pth", "weights");
+  expect(Inception::Load(folder.path() / "text.pth"), Code::kCorruption, "torch.save");
 }
 
 }  // namespace

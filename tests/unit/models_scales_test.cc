@@ -7,6 +7,7 @@
 
 #include "tests/support/tiny_teacher.h"
 #include "worker/models/teacher.h"
+#include "worker/models/vqgan.h"
 
 namespace dd2 {
 namespace {
@@ -117,8 +118,9 @@ TEST_F(ScalesTest, EncodingIsDecodedAgain) {
   const at::Tensor decoded = bundle_.tokenizer->Decode(CodesOf(ids));
   EXPECT_EQ(decoded.sizes(), images.sizes());
   // What is decoded is the sum over the scales, nearer to the latents than that of other codes.
-  const at::Tensor latents = SmallTokenizer::AsMap(
-      static_cast<const SmallTokenizer&>(*bundle_.tokenizer).EncodeLatents(images));
+  const at::Tensor latents =
+      RowsToMap(static_cast<const SmallTokenizer&>(*bundle_.tokenizer).EncodeLatents(images),
+                SmallTokenizer::kSide, SmallTokenizer::kSide);
   const auto distance = [&](const at::Tensor& tokens) {
     const at::Tensor features = bundle_.tokenizer->path()->Features(CodesOf(tokens));
     return (features - latents).square().mean().item<double>();

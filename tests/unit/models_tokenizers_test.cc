@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/support/tensor_list.h"
+#include "tests/support/layout_shapes.h"
 #include "worker/models/llamagen_tokenizer.h"
 #include "worker/models/networks.h"
 #include "worker/models/var_tokenizer.h"
@@ -59,13 +59,13 @@ class LlamaGenTokenizerTest : public OneThreadTest {};
 
 TEST_F(VarTokenizerTest, HasTheTensorsOfTheReleasedFile) {
   const ParamLayout layout = VarTokenizer::Layout({});
-  EXPECT_EQ(ShapesOf(layout), ReadTensorList(DD2_GOLDEN_DIR "/tensors/vae_ch160v4096z32.tsv"));
+  EXPECT_EQ(ShapesOf(layout), ListedShapes("vae_ch160v4096z32"));
   EXPECT_EQ(ElementCount(layout), 108948355);
 }
 
 TEST_F(LlamaGenTokenizerTest, HasTheTensorsOfTheReleasedFile) {
   const ParamLayout layout = LlamaGenTokenizer::Layout({});
-  EXPECT_EQ(ShapesOf(layout), ReadTensorList(DD2_GOLDEN_DIR "/tensors/llamagen_vq_ds16.tsv"));
+  EXPECT_EQ(ShapesOf(layout), ListedShapes("llamagen_vq_ds16"));
   EXPECT_EQ(ElementCount(layout), 71883403);
 }
 

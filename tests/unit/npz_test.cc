@@ -188,6 +188,42 @@ TEST(Npz, ReadsWhatItWrote) {
   const ArrayToWrite wrong[] = {
       {.name = "mu", .dtype = Dtype::kF64, .shape = {4}, .bytes = std::as_bytes(std::span(mu))}};
   EXPECT_EQ(WriteNpz(RealFileSystem(), path, wrong).error().code(), Code::kInvalidArgument);
+  EXPECT_TRUE(ReadArrays(path));  // what was there before still is
+}
+
+TEST(Npz, WritesInPieces) {
+  const TemporaryFolder folder;
+  const std::vector<double> values = {0.5, -3, 1e300, 7};
+  const auto bytes = std::as_bytes(std::span(values));
+  const ArrayToWrite arrays[] = {
+      {.name = "x", .dtype = Dtype::kF64, .shape = {2, 2}, .bytes = bytes},
+      {.name = "y", .dtype = Dtype::kF64, .shape = {4}, .bytes = bytes}};
+  ASSERT_TRUE(WriteNpz(RealFileSystem(), folder.path() / "whole.npz", arrays));
+  auto writer = NpzWriter::Create(RealFileSystem(), folder.path() / "pieces.npz");
+  ASSERT_TRUE(writer);
+  for (const ArrayToWrite& array : arrays) {
+    ASSERT_TRUE((*writer)->Begin(array.name, array.dtype, array.shape));
+    ASSERT_TRUE((*writer)->Append(bytes.first(5)));
+    ASSERT_TRUE((*writer)->Append(bytes.subspan(5)));
+    EXPECT_EQ((*writer)->Append(bytes.first(1)).error().code(), Code::kInvalidArgument);
+  }
+  EXPECT_FALSE(fs::exists(folder.path() / "pieces.npz"));
+  ASSERT_TRUE((*writer)->Finish());
+  EXPECT_EQ(ReadAll(folder.path() / "pieces.npz"), ReadAll(folder.path() / "whole.npz"));
+}
+
+TEST(Npz, AnUnfinishedFileLeavesNothing) {
+  const TemporaryFolder folder;
+  {
+    auto writer = NpzWriter::Create(RealFileSystem(), folder.path() / "half.npz");
+    ASSERT_TRUE(writer);
+    const std::int64_t shape[] = {3};
+    ASSERT_TRUE((*writer)->Begin("x", Dtype::kU8, shape));
+    EXPECT_EQ((*writer)->Begin("y", Dtype::kU8, shape).error().code(), Code::kInvalidArgument);
+    EXPECT_EQ((*writer)->Finish().error().code(), Code::kInvalidArgument);
+    EXPECT_FALSE(fs::is_empty(folder.path()));
+  }
+  EXPECT_TRUE(fs::is_empty(folder.path()));
 }
 
 }  // namespace

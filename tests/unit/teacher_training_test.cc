@@ -91,6 +91,26 @@ class TeacherTrainingTest : public ::testing::Test {
     return TrainTeacher(config, options);
   }
 
+  struct Learned {
+    TeacherBundle bundle;
+    boost::json::value card;
+    double Measured(const char* key) const {
+      return card.at("measured").at(key).to_number<double>();
+    }
+  };
+  // With as many steps as the bars take.
+  static Result<Learned> Learn(TeacherTrainConfig config) {
+    config.threads = 2;
+    config.tokenizer.steps = 250;
+    config.tokenizer.learning_rate = 3e-3;
+    config.teacher.steps = 60;
+    config.teacher.learning_rate = 3e-3;
+    DD2_TRY(Train(config));
+    DD2_TRY_ASSIGN(TeacherBundle bundle, LoadTeacherBundle(config.output));
+    boost::json::value card = boost::json::parse(bundle.card_json);
+    return Learned{std::move(bundle), std::move(card)};
+  }
+
   std::string Bytes(const std::string& output, const char* file) const {
     const auto content = RealFileSystem().Read(root_ / output / file);
     EXPECT_TRUE(content) << content.error().message();
@@ -173,50 +193,28 @@ TEST_F(TeacherTrainingTest, MoreSmoothersThanScalesAreRefusedBeforeTraining) {
 
 TEST_F(TeacherTrainingTest, LearnsBarsByScales) {
   TeacherTrainConfig config = Config("learned");
-  config.threads = 2;
   config.tokenizer.scales = "1,3,7";
   config.tokenizer.phis = 2;
-  config.tokenizer.steps = 250;
-  config.tokenizer.learning_rate = 3e-3;
-  config.teacher.steps = 60;
-  config.teacher.learning_rate = 3e-3;
-  const Status status = Train(config);
-  ASSERT_TRUE(status) << status.error().message();
-  const auto bundle = LoadTeacherBundle(root_ / "learned");
-  ASSERT_TRUE(bundle) << bundle.error().message();
-  EXPECT_EQ(bundle->teacher->backbone().spec().tokens, 1 + 9 + 49);
-  const auto card = boost::json::parse(bundle->card_json);
-  const auto measured = [&](const char* key) {
-    return card.at("measured").at(key).to_number<double>();
-  };
-  EXPECT_LT(measured("tokenizer_test_mse"), 0.05);
-  EXPECT_LT(measured("teacher_test_nats_per_token"), 2.0);  // a uniform guess: 2.77
+  const auto learned = Learn(config);
+  ASSERT_TRUE(learned) << learned.error().message();
+  EXPECT_EQ(learned->bundle.teacher->backbone().spec().tokens, 1 + 9 + 49);
+  EXPECT_LT(learned->Measured("tokenizer_test_mse"), 0.05);
+  EXPECT_LT(learned->Measured("teacher_test_nats_per_token"), 2.0);  // a uniform guess: 2.77
 }
 
 TEST_F(TeacherTrainingTest, LearnsBars) {
   TeacherTrainConfig config = Config("learned");
-  config.threads = 2;
   config.classifier.epochs = 4;
-  config.tokenizer.steps = 250;
-  config.tokenizer.learning_rate = 3e-3;
-  config.teacher.steps = 60;
-  config.teacher.learning_rate = 3e-3;
-  const Status status = Train(config);
-  ASSERT_TRUE(status) << status.error().message();
-  const auto bundle = LoadTeacherBundle(root_ / "learned");
-  ASSERT_TRUE(bundle) << bundle.error().message();
-  const auto card = boost::json::parse(bundle->card_json);
-  const auto measured = [&](const char* key) {
-    return card.at("measured").at(key).to_number<double>();
-  };
+  const auto learned = Learn(config);
+  ASSERT_TRUE(learned) << learned.error().message();
   // Chance is 0.1; the variance of the pixels 0.14; a uniform guess ln 16 = 2.77 nats.
-  EXPECT_GT(measured("classifier_test_accuracy"), 0.9);
-  EXPECT_LT(measured("tokenizer_test_mse"), 0.05);
-  EXPECT_LT(measured("teacher_test_nats_per_token"), 1.5);
-  EXPECT_GE(measured("codes_used"), 4);
-  EXPECT_EQ(card.at("settings").at("seed").as_int64(), 3);
-  EXPECT_THAT(std::string(card.at("command").as_string()), HasSubstr("dd2 teacher train"));
-  EXPECT_EQ(bundle->tokenizer->codebook().sizes(), (std::vector<std::int64_t>{16, 4}));
+  EXPECT_GT(learned->Measured("classifier_test_accuracy"), 0.9);
+  EXPECT_LT(learned->Measured("tokenizer_test_mse"), 0.05);
+  EXPECT_LT(learned->Measured("teacher_test_nats_per_token"), 1.5);
+  EXPECT_GE(learned->Measured("codes_used"), 4);
+  EXPECT_EQ(learned->card.at("settings").at("seed").as_int64(), 3);
+  EXPECT_THAT(std::string(learned->card.at("command").as_string()), HasSubstr("dd2 teacher train"));
+  EXPECT_EQ(learned->bundle.tokenizer->codebook().sizes(), (std::vector<std::int64_t>{16, 4}));
 }
 
 TEST_F(TeacherTrainingTest, StateOfOtherSettingsIsRefused) {

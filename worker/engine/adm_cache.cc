@@ -1,7 +1,5 @@
 #include "worker/engine/adm_cache.h"
 
-#include <unistd.h>
-
 #include <cstdlib>
 #include <span>
 #include <string>
@@ -87,13 +85,7 @@ Status StoreAdmSet(const std::filesystem::path& folder, const Digest128& key, co
       ToWrite("pool", set.pool)};
   FileSystem& files = RealFileSystem();
   DD2_TRY(files.MakeDirectories(folder));
-  const std::filesystem::path path = PathOf(folder, key);
-  std::filesystem::path temporary = path;
-  temporary += ".tmp." + std::to_string(::getpid());
-  Status written = WriteNpz(files, temporary, arrays);
-  if (written) written = files.Rename(temporary, path);
-  if (!written) static_cast<void>(files.Remove(temporary));
-  return written;
+  return WriteNpz(files, PathOf(folder, key), arrays);
 }
 
 }  // namespace dd2

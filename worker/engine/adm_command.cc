@@ -11,7 +11,6 @@
 
 #include "common/json.h"
 #include "storage/npz.h"
-#include "storage/safetensors.h"
 #include "worker/engine/adm_cache.h"
 #include "worker/engine/adm_metrics.h"
 #include "worker/engine/image_set.h"
@@ -60,18 +59,6 @@ class Progress {
   Clock::time_point shown_ = begun_;
 };
 
-struct Network {
-  Inception inception;
-  Digest128 digest;
-};
-
-Result<Network> LoadNetwork(const std::filesystem::path& path) {
-  DD2_TRY_ASSIGN(Inception inception, Inception::Load(path));
-  DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
-  DD2_TRY_ASSIGN(const Digest128 digest, file.FileHash());
-  return Network{.inception = std::move(inception), .digest = digest};
-}
-
 Result<AdmSet> ComputeSet(const std::string& what, ImageSet& images, const Inception& inception) {
   Progress progress(what, images.count());
   const AdmSource source = [&](std::int64_t begin, std::int64_t end) -> Result<AdmFeatures> {
@@ -91,18 +78,18 @@ Result<AdmSet> ComputeSet(const std::string& what, ImageSet& images, const Incep
 }
 
 // The set from the cache, or computed and kept there.
-Result<AdmSet> SetOf(const std::string& what, ImageSet& images, const Network& network,
+Result<AdmSet> SetOf(const std::string& what, ImageSet& images, const Inception& inception,
                      bool use_cache) {
-  if (!use_cache) return ComputeSet(what, images, network.inception);
+  if (!use_cache) return ComputeSet(what, images, inception);
   DD2_TRY_ASSIGN(const Digest128 digest, images.Digest());
-  const Digest128 key = AdmCacheKey(digest, network.digest);
+  const Digest128 key = AdmCacheKey(digest, inception.digest());
   const std::filesystem::path folder = AdmCacheFolder();
   Result<AdmSet> kept = LoadAdmSet(folder, key, images.count());
   if (kept) return kept;
   if (kept.error().code() != Code::kNotFound) {
     std::fprintf(stderr, "%s: computed again, %s\n", what.c_str(), kept.error().message().c_str());
   }
-  DD2_TRY_ASSIGN(AdmSet set, ComputeSet(what, images, network.inception));
+  DD2_TRY_ASSIGN(AdmSet set, ComputeSet(what, images, inception));
   if (const Status stored = StoreAdmSet(folder, key, set); !stored) {
     std::fprintf(stderr, "%s: not kept in %s: %s\n", what.c_str(), folder.c_str(),
                  stored.error().message().c_str());
@@ -139,9 +126,9 @@ Result<Reference> OpenReference(const std::filesystem::path& path) {
   return reference;
 }
 
-Status Complete(Reference& reference, const Network& network, bool use_cache) {
+Status Complete(Reference& reference, const Inception& inception, bool use_cache) {
   if (reference.images == nullptr) return {};
-  DD2_TRY_ASSIGN(const AdmSet set, SetOf("reference", *reference.images, network, use_cache));
+  DD2_TRY_ASSIGN(const AdmSet set, SetOf("reference", *reference.images, inception, use_cache));
   reference.pool = set.pool;
   if (!reference.pool_stats) reference.pool_stats = set.pool_stats;
   if (!reference.spatial_stats) reference.spatial_stats = set.spatial_stats;
@@ -236,8 +223,8 @@ Status EvalImages(const std::vector<std::string>& arguments) {
   }
   if (!options.Has("--inception")) {
     return Usage(
-        "--inception FILE.safetensors is missing: the weights pt_inception-2015-12-05 of FID's "
-        "network");
+        "--inception FILE is missing: the weights pt_inception-2015-12-05 of FID's network, "
+        "as .pth or .safetensors");
   }
   const bool use_cache = !options.Has("--no-cache");
   // What is wrong with any input is said before the hours of computing.
@@ -246,16 +233,16 @@ Status EvalImages(const std::vector<std::string>& arguments) {
   DD2_TRY(CheckCount("--images", *images));
   DD2_TRY_ASSIGN(Reference reference, OpenReference(options.Text("--reference", "")));
   if (reference.images != nullptr) DD2_TRY(CheckCount("--reference", *reference.images));
-  DD2_TRY_ASSIGN(const Network network, LoadNetwork(options.Text("--inception", "")));
+  DD2_TRY_ASSIGN(const Inception inception, Inception::Load(options.Text("--inception", "")));
   if (images->count() < kUnbiasedEnough) {
     std::fprintf(stderr,
                  "warning: FID of %lld images is biased upwards; compare %s only with figures of "
                  "equally many\n",
                  static_cast<long long>(images->count()), FidLabel(images->count()).c_str());
   }
-  DD2_TRY(Complete(reference, network, use_cache));
-  DD2_TRY_ASSIGN(const AdmSet samples, SetOf("samples", *images, network, use_cache));
-  DD2_TRY_ASSIGN(const Figures figures, Compare(samples, reference, network.inception));
+  DD2_TRY(Complete(reference, inception, use_cache));
+  DD2_TRY_ASSIGN(const AdmSet samples, SetOf("samples", *images, inception, use_cache));
+  DD2_TRY_ASSIGN(const Figures figures, Compare(samples, reference, inception));
   Print(figures, options.Has("--json"));
   return {};
 }

@@ -37,7 +37,7 @@ constexpr const char* kEvalUsage =
     "[--json]\n"
     "       dd2 eval --teacher DIR [--cfg-scale W] [--samples N] [--seed S] [--dataset DIR] "
     "[--json]\n"
-    "       dd2 eval --images PATH --reference FILE.npz --inception FILE.safetensors [--no-cache] "
+    "       dd2 eval --images PATH --reference FILE.npz --inception FILE [--no-cache] "
     "[--json]\n"
     "  --model PATH    an exported model: folder, or one of its files\n"
     "  --teacher DIR   the teacher's folder, when it is not where the run had it;\n"
@@ -51,7 +51,7 @@ constexpr const char* kEvalUsage =
     "  --images PATH   .npz or .npy with arr_0 [N, H, W, 3] uint8, or a folder of PNGs\n"
     "  --reference F   .npz with arr_0 (images), with mu, sigma, mu_s, sigma_s, or with all of "
     "them\n"
-    "  --inception F   FID's Inception (pt_inception-2015-12-05) as safetensors\n"
+    "  --inception F   FID's Inception: pt_inception-2015-12-05 as .pth or .safetensors\n"
     "  --no-cache      neither use nor keep features in the cache folder\n";
 constexpr const char* kExportUsage =
     "usage: dd2 export RUN [--out DIR] [--checkpoint ID]\n"
@@ -61,6 +61,7 @@ constexpr const char* kExportUsage =
 
 constexpr std::int64_t kMostCount = 10000;
 constexpr std::int64_t kMostSamples = 1000000;
+constexpr std::int64_t kMostGridSide = 32768;   // pixels
 constexpr std::int64_t kClassStride = 1 << 20;  // noise positions of a class in `sample`
 
 int Fail(const Error& error) {
@@ -99,11 +100,11 @@ struct Drawn {
   at::Tensor codes, images, labels;  // [N, n, C], [N, channels, H, H], [N] int64
 };
 
-// Calls `take` with every chunk of images. Image i of a class depends on (seed, class, i) only, up
-// to the rounding of batch shapes.
+// Calls `take` with every chunk of images until one fails. Image i of a class depends on (seed,
+// class, i) only, up to the rounding of batch shapes.
 template <class Take>
-void DrawChunks(const ExportedModel& model, const std::vector<std::int64_t>& classes,
-                std::int64_t count, std::uint64_t seed, const Take& take) {
+Status DrawChunks(const ExportedModel& model, const std::vector<std::int64_t>& classes,
+                  std::int64_t count, std::uint64_t seed, const Take& take) {
   const at::NoGradGuard no_grad;
   for (const std::int64_t c : classes) {
     for (std::int64_t begin = 0; begin < count; begin += kEvalChunk) {
@@ -112,34 +113,22 @@ void DrawChunks(const ExportedModel& model, const std::vector<std::int64_t>& cla
                                          model.network->spec().backbone);
       const at::Tensor labels = at::full({end - begin}, c, at::kLong);
       const at::Tensor codes = model.network->Generate(noise, labels);
-      take(Drawn{codes, model.tokenizer->Decode(codes), labels});
+      DD2_TRY(take(Drawn{codes, model.tokenizer->Decode(codes), labels}));
     }
   }
+  return {};
 }
 
-Drawn Draw(const ExportedModel& model, const std::vector<std::int64_t>& classes, std::int64_t count,
-           std::uint64_t seed) {
-  std::vector<at::Tensor> codes, images, labels;
-  DrawChunks(model, classes, count, seed, [&](const Drawn& chunk) {
-    codes.push_back(chunk.codes);
-    images.push_back(chunk.images);
-    labels.push_back(chunk.labels);
-  });
-  // A convolution may leave the channels last in memory.
-  return {.codes = at::cat(codes).contiguous(),
-          .images = at::cat(images).contiguous(),
-          .labels = at::cat(labels)};
-}
-
-// What `dd2 eval --images` takes: arr_0 [N, H, W, 3] uint8, arr_1 [N] the labels. As bytes they
-// are a quarter of what they are as numbers, all that is kept of them.
+// What `dd2 eval --images` takes: arr_0 [N, H, W, 3] uint8, arr_1 [N] the labels. Images go to the
+// disk as they are drawn: 50,000 of 256 pixels are 9.8 GB.
 Status WriteSampleNpz(const std::filesystem::path& path, const ExportedModel& model,
                       const std::vector<std::int64_t>& classes, std::int64_t count,
                       std::uint64_t seed) {
-  std::vector<std::uint8_t> pixels;
+  const auto all = static_cast<std::int64_t>(classes.size()) * count;
+  DD2_TRY_ASSIGN(const std::unique_ptr<NpzWriter> writer,
+                 NpzWriter::Create(RealFileSystem(), path));
   std::vector<std::int64_t> labels;
-  std::int64_t side = 0;
-  DrawChunks(model, classes, count, seed, [&](const Drawn& chunk) {
+  DD2_TRY(DrawChunks(model, classes, count, seed, [&](const Drawn& chunk) -> Status {
     const at::Tensor bytes = ((chunk.images + 1) * 127.5)
                                  .round()
                                  .clamp(0, 255)
@@ -147,38 +136,43 @@ Status WriteSampleNpz(const std::filesystem::path& path, const ExportedModel& mo
                                  .permute({0, 2, 3, 1})
                                  .expand({-1, -1, -1, 3})
                                  .contiguous();
-    side = bytes.size(1);
-    const auto* first = bytes.const_data_ptr<std::uint8_t>();
-    pixels.insert(pixels.end(), first, first + bytes.numel());
+    if (labels.empty()) {
+      const std::int64_t shape[] = {all, bytes.size(1), bytes.size(2), 3};
+      DD2_TRY(writer->Begin("arr_0", Dtype::kU8, shape));
+    }
     const auto* label = chunk.labels.const_data_ptr<std::int64_t>();
     labels.insert(labels.end(), label, label + chunk.labels.numel());
-  });
-  const auto images = static_cast<std::int64_t>(labels.size());
-  const ArrayToWrite arrays[] = {
-      {"arr_0", Dtype::kU8, {images, side, side, 3}, std::as_bytes(std::span(pixels))},
-      {"arr_1", Dtype::kI64, {images}, std::as_bytes(std::span(labels))}};
-  FileSystem& files = RealFileSystem();
-  std::filesystem::path temporary = path;
-  temporary += ".tmp";
-  if (const Status written = WriteNpz(files, temporary, arrays); !written) {
-    static_cast<void>(files.Remove(temporary));
-    return written.error();
-  }
-  return files.Rename(temporary, path);
+    return writer->Append(std::as_bytes(
+        std::span(bytes.const_data_ptr<std::uint8_t>(), static_cast<std::size_t>(bytes.numel()))));
+  }));
+  DD2_TRY(writer->Begin("arr_1", Dtype::kI64, std::span(&all, 1)));
+  DD2_TRY(writer->Append(std::as_bytes(std::span(labels))));
+  return writer->Finish();
 }
 
 std::span<const float> Values(const at::Tensor& tensor) {
   return {tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
 }
 
-Status WriteTensors(const std::filesystem::path& path, const Drawn& drawn, std::uint64_t seed) {
-  const at::Tensor labels = drawn.labels.to(at::kFloat);
+Status WriteTensors(const std::filesystem::path& path, const ExportedModel& model,
+                    const std::vector<std::int64_t>& classes, std::int64_t count,
+                    std::uint64_t seed) {
+  std::vector<at::Tensor> codes, images, labels;
+  DD2_TRY(DrawChunks(model, classes, count, seed, [&](const Drawn& chunk) -> Status {
+    codes.push_back(chunk.codes);
+    images.push_back(chunk.images);
+    labels.push_back(chunk.labels.to(at::kFloat));
+    return {};
+  }));
+  std::vector<at::Tensor> whole;  // a convolution may leave the channels last in memory
   std::vector<TensorToWrite> tensors;
-  for (const auto& [name, tensor] :
-       {std::pair<const char*, const at::Tensor*>{"codes", &drawn.codes},
-        {"images", &drawn.images},
+  for (const auto& [name, chunks] :
+       {std::pair<const char*, const std::vector<at::Tensor>*>{"codes", &codes},
+        {"images", &images},
         {"labels", &labels}}) {
-    tensors.push_back({.name = name, .shape = tensor->sizes().vec(), .data = Values(*tensor)});
+    whole.push_back(at::cat(*chunks).contiguous());
+    tensors.push_back(
+        {.name = name, .shape = whole.back().sizes().vec(), .data = Values(whole.back())});
   }
   FileSystem& files = RealFileSystem();
   std::filesystem::path temporary = path;
@@ -192,22 +186,32 @@ Status WriteTensors(const std::filesystem::path& path, const Drawn& drawn, std::
   return files.Rename(temporary, path);
 }
 
+// Rows are classes.
+Status WriteGrid(const std::filesystem::path& path, const ExportedModel& model,
+                 const std::vector<std::int64_t>& classes, std::int64_t count, std::uint64_t seed) {
+  const auto rows = static_cast<std::int64_t>(classes.size());
+  std::vector<at::Tensor> images;
+  DD2_TRY(DrawChunks(model, classes, count, seed, [&](const Drawn& chunk) -> Status {
+    if (std::max(rows, count) * (chunk.images.size(-1) + 2) > kMostGridSide) {
+      return Usage("a .png grid of " + std::to_string(rows) + " classes x " +
+                   std::to_string(count) + " images is wider or higher than " +
+                   std::to_string(kMostGridSide) +
+                   " pixels: name fewer --classes, a smaller --count, or an .npz file");
+    }
+    images.push_back(chunk.images);
+    return {};
+  }));
+  const at::Tensor all = at::cat(images).contiguous();
+  return WritePng(path, ImageGrid(Values(all), static_cast<int>(rows), static_cast<int>(count),
+                                  static_cast<int>(all.size(1)), static_cast<int>(all.size(-1))));
+}
+
 Status WriteSamples(const std::filesystem::path& out, const ExportedModel& model,
                     const std::vector<std::int64_t>& classes, std::int64_t count,
                     std::uint64_t seed) {
   if (out.extension() == ".npz") return WriteSampleNpz(out, model, classes, count, seed);
-  if (out.extension() == ".safetensors") {
-    return WriteTensors(out, Draw(model, classes, count, seed), seed);
-  }
-  if (model.tokenizer->image_channels() != 1) {
-    return Usage(
-        "a .png grid is grey, and this model's images have colours: name a .npz or "
-        ".safetensors file");
-  }
-  const Drawn drawn = Draw(model, classes, count, seed);
-  return WriteGreyPng(out,
-                      ImageGrid(Values(drawn.images), static_cast<int>(classes.size()),
-                                static_cast<int>(count), static_cast<int>(drawn.images.size(-1))));
+  if (out.extension() == ".safetensors") return WriteTensors(out, model, classes, count, seed);
+  return WriteGrid(out, model, classes, count, seed);
 }
 
 Status Sample(const std::vector<std::string>& arguments) {

@@ -26,8 +26,9 @@ Status WriteGrid(const at::Tensor& images, std::int64_t columns,
   const at::Tensor flat = images.contiguous();
   const std::span<const float> values(flat.const_data_ptr<float>(),
                                       static_cast<std::size_t>(flat.numel()));
-  return WriteGreyPng(path, ImageGrid(values, static_cast<int>(flat.size(0) / columns),
-                                      static_cast<int>(columns), static_cast<int>(flat.size(-1))));
+  return WritePng(
+      path, ImageGrid(values, static_cast<int>(flat.size(0) / columns), static_cast<int>(columns),
+                      static_cast<int>(flat.size(1)), static_cast<int>(flat.size(-1))));
 }
 
 // Positions of the first kGridColumns members of every class in `labels` [N], class by class. Rows

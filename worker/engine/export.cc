@@ -120,6 +120,11 @@ class Fields {
     if (value != nullptr && value->is_string()) return std::string(value->get_string());
     return Complain(pointer + " must be a text"), std::string();
   }
+  // Where there is such a member (the first exports lack some).
+  void Expect(const std::string& pointer, const std::string& text) {
+    if (Find(pointer) == nullptr || Text(pointer) == text) return;
+    Complain(pointer + " is not '" + text + "', as the sizes beside it say");
+  }
   const std::string& problem() const { return problem_; }
 
  private:
@@ -151,6 +156,7 @@ NetworkSpec ReadSpec(Fields& fields) {
                .width = fields.Extent(head + "width"),
                .depth = fields.Extent(head + "depth"),
                .time_features = fields.Extent(head + "time_features")};
+  fields.Expect(backbone + "kind", BackboneKindName(spec.backbone.kind));
   return spec;
 }
 

@@ -83,7 +83,7 @@ class PngFolder final : public ImageSet {
     if (names.empty()) {
       return Error(Code::kInvalidArgument, "folder " + path.string() + " holds no .png files");
     }
-    DD2_TRY_ASSIGN(const RgbImage first, ReadRgbPng(path / names.front()));
+    DD2_TRY_ASSIGN(const Picture first, ReadRgbPng(path / names.front()));
     auto images = std::make_unique<PngFolder>(path, std::move(names));
     images->count_ = static_cast<std::int64_t>(images->names_.size());
     images->height_ = first.height;
@@ -98,7 +98,7 @@ class PngFolder final : public ImageSet {
     auto* target = images.data_ptr<std::uint8_t>();
     for (std::int64_t i = begin; i < end; ++i) {
       const std::filesystem::path file = path_ / names_[static_cast<std::size_t>(i)];
-      DD2_TRY_ASSIGN(const RgbImage image, ReadRgbPng(file));
+      DD2_TRY_ASSIGN(const Picture image, ReadRgbPng(file));
       if (image.height != height_ || image.width != width_) {
         return Error(Code::kInvalidArgument,
                      file.string() + " has " + std::to_string(image.width) + " x " +

@@ -4,6 +4,7 @@
 
 #include "common/rng.h"
 #include "worker/engine/teacher_stages.h"
+#include "worker/models/vqgan.h"
 
 namespace dd2 {
 namespace {
@@ -16,11 +17,10 @@ constexpr double kRestartShare = 0.8;            // of the steps: then the codes
 
 }  // namespace
 
-ScalesStage::ScalesStage(const TeacherTrainConfig& config, const LabelledImages& train)
-    : TokenizerStage(config, train) {
+void ScalesStage::InitCodebook() {
   // Codes serve all scales, of which only the first sees the latents themselves.
   const at::Tensor codebook = Current().raw_codebook();
-  const RngKey key{config.seed, kPhase, RngUse::kCodebookRestart, 0, kInitSample};
+  const RngKey key{config_.seed, kPhase, RngUse::kCodebookRestart, 0, kInitSample};
   FillNormal(key, {codebook.data_ptr<float>(), static_cast<std::size_t>(codebook.numel())});
   codebook.mul_(kFirstDeviation);
 }
@@ -32,7 +32,8 @@ double ScalesStage::ShardStep(int shard, std::int64_t step) {
   const VarQuantizer& quantizer = tokenizer.path()->quantizer();
   const VarScales& scales = quantizer.scales();
   const at::Tensor codebook = tokenizer.raw_codebook();
-  const at::Tensor latents = SmallTokenizer::AsMap(tokenizer.EncodeLatents(images));
+  const at::Tensor latents =
+      RowsToMap(tokenizer.EncodeLatents(images), SmallTokenizer::kSide, SmallTokenizer::kSide);
   at::Tensor rest = latents.detach(), sum = at::zeros_like(rest), distance;
   std::vector<at::Tensor> rows, choices;
   for (std::int64_t k = 0; k < scales.count(); ++k) {
@@ -55,7 +56,7 @@ double ScalesStage::ShardStep(int shard, std::int64_t step) {
   const at::Tensor through = latents + (sum - latents).detach();
   const at::Tensor input_noise = noise * (sum.detach().std() * settings().decoder_noise);
   const at::Tensor error =
-      (tokenizer.DecodeLatents(SmallTokenizer::AsRows(through) + input_noise) - images)
+      (tokenizer.DecodeLatents(MapToRows(through).contiguous() + input_noise) - images)
           .square()
           .mean();
   (error + distance / static_cast<double>(scales.count())).backward();

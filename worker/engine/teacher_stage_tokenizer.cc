@@ -33,7 +33,7 @@ TokenizerStage::TokenizerStage(const TeacherTrainConfig& config, const LabelledI
   for (int i = 0; i < config.shards; ++i) {
     models_.emplace_back(SpecOf(settings), params_.shard(i));
   }
-  InitCodebook();
+  counts_ = at::ones({settings.codes}, at::kFloat);
 }
 
 void TokenizerStage::InitCodebook() {
@@ -52,7 +52,6 @@ void TokenizerStage::InitCodebook() {
   const at::Tensor chosen = at::from_blob(rows.data(), {settings.codes}, at::kLong);
   const at::Tensor codebook = Current().raw_codebook();
   codebook.copy_(latents.index_select(0, chosen));
-  counts_ = at::ones({settings.codes}, at::kFloat);
   sums_ = codebook.clone();
 }
 
@@ -161,8 +160,14 @@ SmallTokenizer TokenizerStage::Finish(const at::Tensor& ids) const {
 
 std::unique_ptr<TokenizerStage> MakeTokenizerStage(const TeacherTrainConfig& config,
                                                    const LabelledImages& train) {
-  if (config.tokenizer.scales.empty()) return std::make_unique<TokenizerStage>(config, train);
-  return std::make_unique<ScalesStage>(config, train);
+  std::unique_ptr<TokenizerStage> stage;
+  if (config.tokenizer.scales.empty()) {
+    stage = std::make_unique<TokenizerStage>(config, train);
+  } else {
+    stage = std::make_unique<ScalesStage>(config, train);
+  }
+  stage->InitCodebook();
+  return stage;
 }
 
 }  // namespace dd2

@@ -44,7 +44,9 @@ class ClassifierStage : public TrainingStage {
 // Straight-through gradient; restarts of dead codes. In raster order an EMA codebook.
 class TokenizerStage : public TrainingStage {
  public:
+  // Call InitCodebook before the first step.
   TokenizerStage(const TeacherTrainConfig& config, const LabelledImages& train);
+  virtual void InitCodebook();
   std::string_view name() const override { return "tokenizer"; }
   std::int64_t steps() const override { return config_.tokenizer.steps; }
   std::int64_t batch() const override { return config_.tokenizer.batch; }
@@ -81,22 +83,20 @@ class TokenizerStage : public TrainingStage {
   at::Tensor sums_;                     // [V, C] EMA of the latents that chose a code
   std::vector<at::Tensor> latents_;     // per shard, of the current step: [rows, C]
   std::vector<at::Tensor> choices_;     // [rows]
-
- private:
-  void InitCodebook();
 };
 
 // Multi-scale residual codes (models.md 1.2): the mean over the scales of the distance between the
 // sum so far and the latent, both ways, trains codebook and phi.
 class ScalesStage : public TokenizerStage {
  public:
-  ScalesStage(const TeacherTrainConfig& config, const LabelledImages& train);
+  using TokenizerStage::TokenizerStage;
+  void InitCodebook() override;
   double ShardStep(int shard, std::int64_t step) override;
   void EndStep(std::int64_t step) override;
   std::vector<std::pair<std::string, at::Tensor>> ExtraState() override;
 };
 
-// The one that the settings ask for.
+// The one that the settings ask for, with its first codebook.
 std::unique_ptr<TokenizerStage> MakeTokenizerStage(const TeacherTrainConfig& config,
                                                    const LabelledImages& train);
 

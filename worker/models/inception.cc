@@ -1,10 +1,12 @@
 #include "worker/models/inception.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "common/check.h"
 #include "storage/safetensors.h"
+#include "storage/torch_file.h"
 
 namespace dd2 {
 namespace {
@@ -126,6 +128,54 @@ Taps TapsFor(std::int64_t in, std::int64_t out) {
   return taps;
 }
 
+std::span<std::byte> ValuesOf(const ParamBuffer& params, const ParamSpec& spec) {
+  return std::as_writable_bytes(std::span(params.flat().data_ptr<float>() + spec.offset,
+                                          static_cast<std::size_t>(spec.numel)));
+}
+
+// Every tensor of the layout by `read`, which is kNotFound where the file has none of that name.
+template <class Read>
+Result<ParamBuffer> ReadTensors(const std::filesystem::path& path, const Read& read) {
+  ParamBuffer params(Inception::Layout(), /*requires_grad=*/false);
+  for (const ParamSpec& spec : params.layout().specs()) {
+    const Result<std::vector<float>> values = read(spec);
+    if (!values) {
+      if (values.error().code() != Code::kNotFound) return values.error().Wrap(path.string());
+      return Error(Code::kInvalidArgument,
+                   "'" + path.string() + "' has no tensor '" + spec.name +
+                       "': it is not the FID network pt_inception-2015-12-05");
+    }
+    std::ranges::copy(std::as_bytes(std::span(*values)), ValuesOf(params, spec).begin());
+  }
+  return params;
+}
+
+Result<ParamBuffer> ReadSafetensors(const std::filesystem::path& path) {
+  DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
+  return ReadTensors(path,
+                     [&](const ParamSpec& spec) { return file.ReadF32(spec.name, spec.shape); });
+}
+
+Result<ParamBuffer> ReadTorchFile(const std::filesystem::path& path) {
+  DD2_TRY_ASSIGN(const TorchFile file, TorchFile::Open(path));
+  if (const Status whole = file.CheckSums([](std::uint64_t) {}); !whole) {
+    return whole.error().Wrap(path.string());
+  }
+  return ReadTensors(path, [&](const ParamSpec& spec) -> Result<std::vector<float>> {
+    const auto found = std::ranges::find_if(file.tensors(), [&](const TorchTensor& tensor) {
+      return tensor.group.empty() && tensor.name == spec.name;
+    });
+    if (found == file.tensors().end()) return Error(Code::kNotFound, spec.name);
+    if (found->shape != spec.shape) {
+      return Error(Code::kInvalidArgument,
+                   "tensor '" + spec.name + "' has another shape than in the FID network");
+    }
+    std::vector<float> values(static_cast<std::size_t>(spec.numel));
+    DD2_TRY(file.Read(*found, 0, values));
+    return values;
+  });
+}
+
 }  // namespace
 
 at::Tensor ResizeLikeTensorFlow1(const at::Tensor& images, std::int64_t side) {
@@ -152,6 +202,9 @@ ParamLayout Inception::Layout() {
 
 Inception::Inception(const ParamBuffer& params) : last_weight_(params["fc.weight"].clone()) {
   const at::NoGradGuard no_grad;
+  Hasher128 hasher;
+  for (const ParamSpec& spec : params.layout().specs()) hasher.Update(ValuesOf(params, spec));
+  digest_ = hasher.Finish();
   const ConvTable table;
   for (const ConvShape& shape : table.shapes()) {
     const auto get = [&](const char* part) { return params[shape.name + part].to(at::kDouble); };
@@ -168,27 +221,10 @@ Inception::Inception(const ParamBuffer& params) : last_weight_(params["fc.weight
 }
 
 Result<Inception> Inception::Load(const std::filesystem::path& path) {
-  if (path.extension() != ".safetensors") {
-    return Error(Code::kInvalidArgument,
-                 "'" + path.string() +
-                     "' is no .safetensors file. The PyTorch weights of the FID network "
-                     "(pt_inception-2015-12-05-6726825d.pth) are read after an import, or after "
-                     "safetensors.torch.save_file(torch.load(PTH), 'inception.safetensors')");
-  }
-  DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
-  const ParamLayout layout = Layout();
-  ParamBuffer params(layout, /*requires_grad=*/false);
-  for (const ParamSpec& spec : layout.specs()) {
-    const Result<std::vector<float>> values = file.ReadF32(spec.name, spec.shape);
-    if (!values) {
-      if (values.error().code() != Code::kNotFound) return values.error().Wrap(path.string());
-      return Error(Code::kInvalidArgument,
-                   "'" + path.string() + "' has no tensor '" + spec.name +
-                       "': it is not the FID network pt_inception-2015-12-05");
-    }
-    std::copy(values->begin(), values->end(), params.flat().data_ptr<float>() + spec.offset);
-  }
-  return Inception(params);
+  Result<ParamBuffer> params =
+      path.extension() == ".safetensors" ? ReadSafetensors(path) : ReadTorchFile(path);
+  if (!params) return params.error();
+  return Inception(*params);
 }
 
 at::Tensor Inception::Run(const std::string& name, at::Tensor x) const {

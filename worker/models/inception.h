@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "common/hash.h"
 #include "common/result.h"
 #include "worker/models/param_buffer.h"
 #include "worker/torch.h"
@@ -35,14 +36,17 @@ class Inception {
   static ParamLayout Layout();
   // Folds batch normalisation into the convolutions.
   explicit Inception(const ParamBuffer& params);
-  // Reads a safetensors file. kNotFound; kCorruption: damaged; kInvalidArgument: another network,
-  // or another kind of file (the message says how to make one).
+  // Reads a .safetensors file, or the .pth as it is published (torch_file.h: nothing in it is run).
+  // Tensors outside the layout (fc.bias, num_batches_tracked) are passed over. kNotFound;
+  // kCorruption: damaged, or neither kind of file; kInvalidArgument: another network.
   static Result<Inception> Load(const std::filesystem::path& path);
 
   // images [B, H, W, 3] uint8, any size. B matters for the last bits: use equal batches where bits
   // must be equal.
   InceptionFeatures Features(const at::Tensor& images) const;
   const at::Tensor& last_weight() const { return last_weight_; }  // [1008, 2048]
+  // Of all tensors of the layout: the same from either kind of file.
+  const Digest128& digest() const { return digest_; }
 
  private:
   struct Conv {
@@ -63,6 +67,7 @@ class Inception {
 
   std::map<std::string, Conv> convs_;
   at::Tensor last_weight_;
+  Digest128 digest_;
 };
 
 // [B, C, H, W] fp32 -> [B, C, side, side], as TensorFlow 1's ResizeBilinear without align_corners:

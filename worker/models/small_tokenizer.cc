@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/check.h"
+#include "worker/models/vqgan.h"
 
 namespace dd2 {
 namespace {
@@ -89,24 +90,16 @@ at::Tensor SmallTokenizer::EncodeLatents(const at::Tensor& images) const {
   h = Residual(params_, "encoder.residual1", h);
   h = Residual(params_, "encoder.residual2", h);
   h = Conv(params_, "encoder.out", at::relu(h), 1, 0);
-  return AsRows(h);
+  return MapToRows(h).contiguous();
 }
 
 at::Tensor SmallTokenizer::DecodeLatents(const at::Tensor& latents) const {
   DD2_CHECK(latents.dim() == 3 && latents.size(1) == kLatents && latents.size(2) == spec_.channels);
-  at::Tensor h = Conv(params_, "decoder.in", AsMap(latents).contiguous(), 1, 1);
+  at::Tensor h = Conv(params_, "decoder.in", RowsToMap(latents, kSide, kSide).contiguous(), 1, 1);
   h = Residual(params_, "decoder.residual1", h);
   h = Residual(params_, "decoder.residual2", h);
   h = at::relu(Double(params_, "decoder.up1", at::relu(h)));
   return Double(params_, "decoder.up2", h);
-}
-
-at::Tensor SmallTokenizer::AsMap(const at::Tensor& rows) {
-  return rows.view({rows.size(0), kSide, kSide, rows.size(2)}).permute({0, 3, 1, 2});
-}
-
-at::Tensor SmallTokenizer::AsRows(const at::Tensor& map) {
-  return map.permute({0, 2, 3, 1}).contiguous().view({map.size(0), kLatents, map.size(1)});
 }
 
 at::Tensor SmallTokenizer::Nearest(const at::Tensor& latents, const at::Tensor& codebook) {
@@ -118,14 +111,14 @@ at::Tensor SmallTokenizer::Nearest(const at::Tensor& latents, const at::Tensor& 
 at::Tensor SmallTokenizer::Encode(const at::Tensor& images) const {
   const at::NoGradGuard no_grad;
   const at::Tensor latents = EncodeLatents(images);
-  if (path_) return path_->quantizer().Encode(AsMap(latents));
+  if (path_) return path_->quantizer().Encode(RowsToMap(latents, kSide, kSide));
   return Nearest(latents.view({-1, spec_.channels}), raw_codebook())
       .view({images.size(0), kLatents});
 }
 
 at::Tensor SmallTokenizer::Decode(const at::Tensor& codes) const {
   const at::NoGradGuard no_grad;
-  if (path_) return DecodeLatents(AsRows(path_->Features(codes))).clamp_(-1.0, 1.0);
+  if (path_) return DecodeLatents(MapToRows(path_->Features(codes)).contiguous()).clamp_(-1.0, 1.0);
   const at::Tensor latents = codes.contiguous() * params_["std"] + params_["mean"];
   return DecodeLatents(latents).clamp_(-1.0, 1.0);
 }

@@ -22,9 +22,6 @@ class SmallTokenizer : public Tokenizer {
   // The raw halves, for training: images -> latents [B, 49, C] and back, both with autograd.
   at::Tensor EncodeLatents(const at::Tensor& images) const;
   at::Tensor DecodeLatents(const at::Tensor& latents) const;
-  // Latents as rows [B, 49, C], and as the map [B, C, 7, 7] that scales are made of.
-  static at::Tensor AsMap(const at::Tensor& rows);
-  static at::Tensor AsRows(const at::Tensor& map);
   // Nearest raw code of every row: latents [N, C], codebook [V, C] -> [N] int64.
   static at::Tensor Nearest(const at::Tensor& latents, const at::Tensor& codebook);
 };
