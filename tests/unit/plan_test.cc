@@ -124,6 +124,11 @@ TEST(ModelSizesTest, OfImports) {
   EXPECT_EQ(llamagen->kind, ModelKind::kLlamaGen);
   EXPECT_EQ(TeacherTensors(*llamagen), TeacherTensors(BuiltIn("llamagen-b")));
   EXPECT_EQ(llamagen->channels, 8);
+  gpt.code_channels = 8;
+  const auto adapted = Imported(gpt);
+  ASSERT_TRUE(adapted) << adapted.error().message();
+  // An MLP of 8 x 768 + 768 x 768 and two biases for a table of 16384 x 768.
+  EXPECT_EQ(Sum(TeacherTensors(*adapted)), 110'888'448 - 16384 * 768 + 776 * 768 + 2 * 768);
 }
 
 PlanInput Input(const std::string& teacher, const std::string& hardware, int nodes) {

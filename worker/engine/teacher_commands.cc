@@ -16,6 +16,7 @@
 #include "worker/engine/commands.h"
 #include "worker/engine/options.h"
 #include "worker/models/released_teacher.h"
+#include "worker/models/vqgan.h"
 
 namespace dd2 {
 namespace {
@@ -159,16 +160,19 @@ Status Decode(const Options& options) {
   const fs::path folder = options.positionals().front(), path = options.Text("--tokens", "");
   DD2_TRY_ASSIGN(const auto tokenizer, LoadReleasedTokenizer(folder));
   DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
-  DD2_TRY_ASSIGN(const at::Tensor tokens, ReadNumbers(file, path, "tokens", 2, tokenizer->codes()));
-  DD2_TRY(CheckLength(path, tokens, tokenizer->tokens()));
+  const TokenizerSpec& spec = tokenizer->spec();
+  DD2_TRY_ASSIGN(const at::Tensor tokens, ReadNumbers(file, path, "tokens", 2, spec.codes));
+  DD2_TRY(CheckLength(path, tokens, spec.tokens()));
+  const bool by_scales = tokenizer->path() != nullptr;
   std::vector<at::Tensor> latents, images;
   ForEachRow(tokens.size(0), "image", [&](std::int64_t b) {
-    const ReleasedTokenizer::Decoded row = tokenizer->Decode(tokens.narrow(0, b, 1));
-    latents.push_back(row.latent);
-    images.push_back(row.image);
+    const at::Tensor codes = CodesOf(tokenizer->codebook(), tokens.narrow(0, b, 1));
+    latents.push_back(by_scales ? tokenizer->path()->Features(codes)
+                                : RowsToMap(codes, spec.raster_side, spec.raster_side));
+    images.push_back(tokenizer->Decode(codes));
   });
   return WriteTensors(options.Text("--out", ""),
-                      {{tokenizer->latent_name(), Joined(latents)}, {"image", Joined(images)}});
+                      {{by_scales ? "f_hat" : "z_q", Joined(latents)}, {"image", Joined(images)}});
 }
 
 Status Encode(const Options& options) {

@@ -51,9 +51,6 @@ class LlamaGenGpt {
   // class and the tokens before i.
   at::Tensor Hidden(const at::Tensor& embedded, const at::Tensor& labels,
                     Activations activations = Activations::kKeep) const;
-  // u + s (c - u) of Hidden with and without class: Logits of it are the guided ones (method 7.3).
-  // One pass when s is 1.
-  at::Tensor GuidedHidden(const at::Tensor& embedded, const at::Tensor& labels, double s) const;
   at::Tensor Logits(const at::Tensor& hidden) const;  // [..., d] -> [..., V]
 
   // One token of sampling, without autograd: previous [B, d], the embedding of token position - 1
