@@ -34,8 +34,12 @@ CodeMlp::CodeMlp(const ParamBuffer& params, const std::string& prefix)
       out_weight_(params[prefix + "2.weight"]),
       out_bias_(params[prefix + "2.bias"]) {}
 
+at::Tensor CodeMlp::Inner(const at::Tensor& codes) const {
+  return at::silu(at::linear(codes, in_weight_, in_bias_));
+}
+
 at::Tensor CodeMlp::Forward(const at::Tensor& codes) const {
-  return at::linear(at::silu(at::linear(codes, in_weight_, in_bias_)), out_weight_, out_bias_);
+  return at::linear(Inner(codes), out_weight_, out_bias_);
 }
 
 void LlamaGenBackbone::Declare(const BackboneSpec& spec, const std::string& prefix,

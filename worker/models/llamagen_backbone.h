@@ -15,6 +15,7 @@ class CodeMlp {
   static void Declare(std::int64_t channels, std::int64_t width, const std::string& prefix,
                       ParamLayout& layout);
   CodeMlp(const ParamBuffer& params, const std::string& prefix);
+  at::Tensor Inner(const at::Tensor& codes) const;    // what enters the second layer
   at::Tensor Forward(const at::Tensor& codes) const;  // [..., C] -> [..., d]
 
  private:

@@ -22,7 +22,19 @@ namespace fs = std::filesystem;
 Result<ParamBuffer> LoadChecked(const fs::path& file, const ParamLayout& layout,
                                 const std::string& prefix, const TeacherNetwork& network) {
   DD2_TRY_ASSIGN(ParamBuffer params, LoadParams(file, layout, prefix));
-  if (NetworkDigest(network.sizes, params, prefix) == network.digest) return params;
+  Hasher128 hasher;
+  for (const TensorShape& tensor : LayoutOf(network.sizes)) {
+    hasher.UpdateField(tensor.name);
+    hasher.UpdateInt(tensor.shape.size());
+    for (const std::int64_t size : tensor.shape) {
+      hasher.UpdateInt(static_cast<std::uint64_t>(size));
+    }
+    if (!layout.Contains(prefix + tensor.name)) continue;
+    const ParamSpec& spec = layout.Find(prefix + tensor.name);
+    const float* values = params.flat().const_data_ptr<float>() + spec.offset;
+    hasher.Update(std::as_bytes(std::span(values, static_cast<std::size_t>(spec.numel))));
+  }
+  if (hasher.Finish() == network.digest) return params;
   return Error(Code::kCorruption, file.string() +
                                       " does not hold the weights that teacher.json "
                                       "names: import the teacher again");
@@ -219,23 +231,6 @@ Result<BackboneSpec> BackboneOf(const fs::path& folder, const TeacherSizes& size
 }
 
 }  // namespace
-
-Digest128 NetworkDigest(const TeacherSizes& sizes, const ParamBuffer& params,
-                        const std::string& prefix) {
-  Hasher128 hasher;
-  for (const TensorShape& tensor : LayoutOf(sizes)) {
-    hasher.UpdateField(tensor.name);
-    hasher.UpdateInt(tensor.shape.size());
-    for (const std::int64_t size : tensor.shape) {
-      hasher.UpdateInt(static_cast<std::uint64_t>(size));
-    }
-    if (!params.layout().Contains(prefix + tensor.name)) continue;
-    const ParamSpec& spec = params.layout().Find(prefix + tensor.name);
-    const float* values = params.flat().const_data_ptr<float>() + spec.offset;
-    hasher.Update(std::as_bytes(std::span(values, static_cast<std::size_t>(spec.numel))));
-  }
-  return hasher.Finish();
-}
 
 Result<std::unique_ptr<Teacher>> LoadReleasedTeacher(const fs::path& folder,
                                                      std::shared_ptr<const CodePath> path) {

@@ -49,8 +49,4 @@ Result<LlamaGenNetwork> LoadLlamaGen(const std::filesystem::path& folder);
 Result<std::unique_ptr<Teacher>> LoadReleasedTeacher(const std::filesystem::path& folder,
                                                      std::shared_ptr<const CodePath> path);
 
-// TeacherNetwork::digest of parameters whose names are those of the file behind `prefix`.
-Digest128 NetworkDigest(const TeacherSizes& sizes, const ParamBuffer& params,
-                        const std::string& prefix);
-
 }  // namespace dd2
