@@ -138,6 +138,7 @@ Result<ModelSizes> ReadImported(const fs::path& folder) {
   model.channels = teacher.is_var()    ? sizes.code_channels
                    : teacher.tokenizer ? teacher.tokenizer->sizes.code_channels
                                        : kLlamaGenChannels;
+  model.adapted = !teacher.is_var() && sizes.code_channels > 0;
   model.codes = sizes.vocabulary;
   model.classes = sizes.classes;
   model.ffn_hidden = sizes.ffn_hidden;
@@ -282,8 +283,9 @@ TensorSizes TeacherTensors(const ModelSizes& m) {
       Add(out, {2 * m.width * m.width, 2 * m.width, m.codes * m.width, m.codes});
       break;
     case ModelKind::kLlamaGen:
-      out = LlamaGenBackbone(m);
-      Add(out, {m.codes * m.width, m.codes * m.width});
+      out = m.adapted ? NetworkBackboneTensors(m) : LlamaGenBackbone(m);
+      if (!m.adapted) out.push_back(m.codes * m.width);
+      out.push_back(m.codes * m.width);
       break;
   }
   return out;

@@ -34,6 +34,7 @@ struct ModelSizes {
   std::vector<std::int64_t> sides;   // of VAR's scales; empty: raster order
   std::int64_t tokenizer_bytes = 0;  // with the evaluation network, where there is one
   bool measured = false;             // there is one: runs evaluate what they make
+  bool adapted = false;              // LlamaGen: an MLP stands for its table (method 4.3)
 };
 
 // Of the released files, in the order of their sizes (models.md 1.6, 2.2).

@@ -43,14 +43,14 @@ class Activations {
       : m_(model),
         head_(head),
         element_(hardware.device ? 2 : D(kFloatBytes)),
-        device_(hardware.device) {}
+        recompute_(hardware.device || (head.recompute && model.kind != ModelKind::kRaster)) {}
 
   // What a backward pass through the backbone reads, and its own tensors.
   double Trained(double rows) const {
     const double d = D(m_.width);
     const double ends = 5 * d + D(m_.channels);
     const double backward = 2 * d + D(m_.ffn_hidden);
-    if (!device_) {
+    if (!recompute_) {
       return element_ * rows * (D(m_.layers) * Block() + ends + backward);
     }
     return element_ * rows * (D(m_.layers) * d + 2 * Block() + ends + backward);
@@ -98,7 +98,7 @@ class Activations {
   const ModelSizes& m_;
   const ModelConfig& head_;
   const double element_;
-  const bool device_;  // where blocks are run again in the backward pass
+  const bool recompute_;  // blocks are run again in the backward pass
 };
 
 // While rank 0 makes pictures of the generator, of which it has a copy: `samples` to measure, in

@@ -223,11 +223,12 @@ Status CheckImportedTeacher(const RunConfig& config) {
   const fs::path folder = config.teacher.path;
   DD2_TRY_ASSIGN(const TeacherDescription teacher,
                  ReadTeacherDescription(RealFileSystem(), folder));
-  if (!teacher.is_var()) {
+  if (!teacher.is_var() && teacher.transformer && teacher.transformer->sizes.code_channels == 0) {
     return Error(Code::kInvalidArgument,
                  "teacher.path " + folder.string() +
-                     " is a LlamaGen: its input has to be made continuous before it can be "
-                     "distilled, which this version does not do");
+                     " is a LlamaGen that takes codes through a table: make its input continuous "
+                     "first (dd2 teacher adapt " +
+                     folder.string() + " --tokens FILE --out DIR)");
   }
   const auto measures = [](const PhaseConfig& phase) {
     return phase.kind == PhaseKind::kEval || phase.eval_every > 0;

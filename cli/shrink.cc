@@ -34,6 +34,7 @@ SmallTeacher SmallTeacherOf(const ModelSizes& model) {
   transformer.width = 64;
   transformer.ffn_hidden = 4 * transformer.width;
   transformer.classes = model.classes;
+  transformer.code_channels = model.channels;  // of a LlamaGen: adapted
   TeacherSizes& tokenizer = small.tokenizer;
   tokenizer.part = var ? TeacherPart::kVarTokenizer : TeacherPart::kLlamaGenTokenizer;
   tokenizer.vocabulary = model.codes;
@@ -45,7 +46,6 @@ SmallTeacher SmallTeacherOf(const ModelSizes& model) {
     transformer.grid = std::llround(std::sqrt(static_cast<double>(model.tokens)));
     return small;
   }
-  transformer.code_channels = model.channels;
   transformer.positions = model.tokens;
   transformer.scales = static_cast<std::int64_t>(model.sides.size());
   transformer.patch_numbers = model.sides;

@@ -59,6 +59,8 @@ void AddWorkerCommands(CLI::App& app, int& exit_code) {
   teacher->require_subcommand(1);
   AddPassThrough(*teacher, exit_code, "train", "teacher-train",
                  "Train tokenizer, teacher and evaluation network: CONFIG [--set KEY.PATH=VALUE]");
+  AddPassThrough(*teacher, exit_code, "adapt", "teacher-adapt",
+                 "Make the input of an imported LlamaGen continuous, so that it can be distilled");
   AddPassThrough(*teacher, exit_code, "logits", "teacher-logits",
                  "Logits of an imported teacher on given tokens");
   AddPassThrough(*teacher, exit_code, "decode", "teacher-decode",

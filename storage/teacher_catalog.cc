@@ -145,6 +145,7 @@ void ReadLlamaGenTransformer(const ByName& t, TeacherSizes& s) {
   s.width = SizeOf(t, {{"tok_embeddings.weight", 1}, {"norm.weight", 0}, {"output.weight", 1}});
   s.vocabulary = SizeOf(t, {{"tok_embeddings.weight", 0}, {"output.weight", 0}});
   s.classes = SizeOf(t, {{"cls_embedding.embedding_table.weight", 0}}) - 1;
+  if (!t.contains("tok_embeddings.weight")) s.code_channels = SizeOf(t, {{"input.0.weight", 1}});
   s.depth = CountBlocks(t, "layers.");
   s.ffn_hidden = SizeOf(t, {{"layers.0.feed_forward.w1.weight", 0},
                             {"layers.0.feed_forward.w3.weight", 0},
@@ -203,9 +204,13 @@ std::string NameOf(const TeacherSizes& s) {
     case TeacherPart::kVarTokenizer:
       return "VAR tokenizer ch" + text(s.channels) + " v" + text(s.vocabulary) + " z" +
              text(s.latent_channels);
-    case TeacherPart::kLlamaGenTransformer:
-      if (const KnownGpt* known = FindGpt(s)) return "LlamaGen " + std::string(known->name);
-      return "LlamaGen GPT of " + text(s.depth) + " layers, width " + text(s.width);
+    case TeacherPart::kLlamaGenTransformer: {
+      const KnownGpt* known = FindGpt(s);
+      const std::string name = known != nullptr
+                                   ? std::string(known->name)
+                                   : "GPT of " + text(s.depth) + " layers, width " + text(s.width);
+      return (s.code_channels > 0 ? "adapted LlamaGen " : "LlamaGen ") + name;
+    }
     case TeacherPart::kLlamaGenTokenizer:
       // Every resolution but the first halves the image.
       return "LlamaGen VQ-" +

@@ -47,6 +47,7 @@ json::object ToJson(const TeacherNetwork& network, std::string_view file) {
     out["cfg"] = "ramp";
     out["rope"] = nullptr;
   } else {
+    out["input"] = s.code_channels > 0 ? "mlp" : "table";
     out["grid"] = s.grid;
     out["cfg"] = "constant";
     out["rope"] = {{"kind", "2d"}, {"base", kRopeBase}};
@@ -115,7 +116,9 @@ constexpr std::size_t kLevelsMax = 16;
 
 // What the sizes are used for without another look: divisions, shifts, tables.
 Status CheckSizes(const TeacherSizes& s) {
-  const bool heads = s.heads == 0 || s.width % s.heads == 0;
+  // LlamaGen turns pairs of channels by row and by column.
+  const std::int64_t unit = s.part == TeacherPart::kLlamaGenTransformer ? 4 : 1;
+  const bool heads = s.heads == 0 || s.width % (unit * s.heads) == 0;
   bool grow = true;
   for (std::size_t k = 0; k < s.patch_numbers.size(); ++k) {
     grow = grow && s.patch_numbers[k] > (k == 0 ? 0 : s.patch_numbers[k - 1]) &&

@@ -141,11 +141,12 @@ Result<Chosen> ChooseAll(const std::vector<OpenedFile>& opened, const ImportRequ
 Status Complete(const fs::path& file, const ImportRequest& request, Candidate& transformer) {
   TeacherSizes& sizes = transformer.match.sizes;
   if (request.heads > 0) sizes.heads = request.heads;
-  if (sizes.heads == 0 || sizes.width % sizes.heads != 0) {
+  const std::int64_t unit = IsVar(sizes.part) ? 1 : 4;  // LlamaGen's rotations take four channels
+  if (sizes.heads == 0 || sizes.width % (unit * sizes.heads) != 0) {
     return Error(Code::kInvalidArgument,
                  "the number of heads of " + transformer.match.name +
                      " is not known from its tensors: give --heads, a divisor of " +
-                     std::to_string(sizes.width));
+                     std::to_string(sizes.width / unit));
   }
   if (IsVar(sizes.part)) {
     if (!sizes.patch_numbers.empty()) return {};

@@ -69,7 +69,12 @@ std::vector<TensorShape> LlamaGenTransformer(const TeacherSizes& s) {
   Layout layout;
   const std::int64_t width = s.width;
   layout.Add("cls_embedding.embedding_table.weight", {s.classes + 1, width});
-  layout.Add("tok_embeddings.weight", {s.vocabulary, width});
+  if (s.code_channels == 0) {
+    layout.Add("tok_embeddings.weight", {s.vocabulary, width});
+  } else {
+    layout.Linear("input.0", width, s.code_channels);
+    layout.Linear("input.2", width, width);
+  }
   for (std::int64_t i = 0; i < s.depth; ++i) {
     const std::string block = "layers." + to_string(i);
     layout.Add(block + ".attention.wqkv.weight", {3 * width, width});

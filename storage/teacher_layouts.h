@@ -20,8 +20,10 @@ enum class TeacherPart : std::uint8_t {
 // What tells one network of a family from another. Those that a part does not have are 0.
 struct TeacherSizes {
   TeacherPart part = TeacherPart::kVarTransformer;
-  std::int64_t vocabulary = 0;     // codes, V
-  std::int64_t code_channels = 0;  // of a code; 0 for LlamaGen's transformer, which sees numbers
+  std::int64_t vocabulary = 0;  // codes, V
+  // Of a code. A LlamaGen transformer as released has 0: it sees numbers, through a table. Adapted
+  // (`dd2 teacher adapt`) it sees codes, through an MLP.
+  std::int64_t code_channels = 0;
 
   // Transformers.
   std::int64_t depth = 0;  // blocks

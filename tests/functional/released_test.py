@@ -1,7 +1,7 @@
 """From files of torch.save to tokens, logits and images: `dd2 teacher import | encode | logits | decode` against PyTorch.
 
-Small models of the released layouts (released_models.py), random weights, images of 256 pixels. Then an imported VAR is
-distilled, two steps of each phase."""
+Small models of the released layouts (released_models.py), random weights, images of 256 pixels. Then an imported VAR and
+a LlamaGen that `dd2 teacher adapt` made continuous are distilled, two steps of each phase."""
 
 import importlib.util
 import json
@@ -63,7 +63,7 @@ def near(name, ours, expected):
 
 
 def check(work, name, tokenizer, transformer, files, latent, latent_name, cfg, options=()):
-    """`files`: tokenizer and transformer -> {file name: what torch.save is given}."""
+    """`files`: tokenizer and transformer -> {file name: what torch.save is given}. Returns the transformer."""
     print(name, flush=True)
     folder = work.path / name
     folder.mkdir()
@@ -90,22 +90,28 @@ def check(work, name, tokenizer, transformer, files, latent, latent_name, cfg, o
     decoded = read_tensors(folder / "decoded.st")
     near("image", decoded["image"], image)
     near(latent_name, decoded[latent_name], map_of_codes)
+    return scores
 
 
-def distil(work, teacher, tokenizer):
-    """Two steps of each phase: the same bits on one and two ranks, and an export that draws images."""
-    sets = [f"teacher.path={teacher}"]
-    runs = [work.run("tests/configs/released.yaml", f"released-{ranks}", ranks=ranks, seed=1, set=sets) for ranks in (2, 1)]
+def distil(work, teacher, shape, decode, more=()):
+    """Two steps of each phase: the same bits on one and two ranks, and an export that draws images. `shape` of a
+    sequence of codes."""
+    name, sets = teacher.parent.name, [f"teacher.path={teacher}", *more]
+    runs = [work.run("tests/configs/released.yaml", f"{name}-{ranks}", ranks=ranks, seed=1, set=sets) for ranks in (2, 1)]
     expect_same(runs[0].digest(), runs[1].digest())
     expect(runs[0].record() == runs[1].record(), "metrics.jsonl of 1 rank differs")
     print("  distilled on two ranks as on one", flush=True)
-    drawn = work.path / "drawn.safetensors"
+    drawn = work.path / f"{name}.safetensors"
     done = subprocess.run([str(binary()), "sample", "--model", str(runs[0].folder / "export"), "--classes", "3", "--count",
                            "2", "--out", str(drawn)], capture_output=True, text=True, check=False, timeout=300)
     expect(done.returncode == 0, "dd2 sample", done)
     tensors = read_tensors(drawn)
-    expect(tensors["codes"].shape == (2, 680, 32) and tensors["images"].shape == (2, 3, 256, 256), str(tensors.keys()))
-    near("images of the generator's codes", tensors["images"], tokenizer.decode(tokenizer.sums_of(tensors["codes"])[-1]))
+    expect(tensors["codes"].shape == (2, *shape) and tensors["images"].shape == (2, 3, 256, 256), str(tensors.keys()))
+    near("images of the generator's codes", tensors["images"], decode(tensors["codes"]))
+
+
+def refuse(work, teacher):
+    """A damaged teacher, and one without an evaluation network."""
     weights = teacher / "transformer.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -113,8 +119,36 @@ def distil(work, teacher, tokenizer):
                            "--out", str(work.path / "never.st")], capture_output=True, text=True, check=False, timeout=300)
     expect(done.returncode == 8 and "import the teacher again" in done.stderr, "a damaged teacher", done)
     weights.write_bytes(content)
+    sets = [f"teacher.path={teacher}"]
     refused = work.new_run("tests/configs/tiny.yaml", "refused", set=sets).start().finish(exit_code=2)
     expect("no evaluation network" in refused.tail(), refused.tail())
+
+
+def adapt(work, tokenizer, network):
+    """A LlamaGen that takes continuous codes: what its card says and what it computes, against PyTorch."""
+    folder = work.path / "llamagen"
+    teacher, adapted = folder / "teacher", folder / "adapted"
+    run = work.new_run("tests/configs/released.yaml", "table", set=[f"teacher.path={teacher}"]).start()
+    expect("dd2 teacher adapt" in run.finish(exit_code=2).tail(), "a table is distilled")
+    tokens, labels = torch.randint(0, tokenizer.CODES, (12, 256)), torch.randint(0, 10, (12,))
+    write_tensors(folder / "train.st", {"tokens": tokens, "labels": labels})
+    dd2("adapt", teacher, "--tokens", folder / "train.st", "--out", adapted, "--steps", 3, "--batch", 4,
+        "--held-out", 3, "--shards", 2)
+    weights = read_tensors(adapted / "transformer.safetensors")
+    inner = torch.nn.functional.silu(tokenizer.book() @ weights["input.0.weight"].T + weights["input.0.bias"])
+    rows = inner @ weights["input.2.weight"].T + weights["input.2.bias"]
+    ours = LlamaGen(tokenizer.CODES)
+    ours.w.update(weights, **{"tok_embeddings.weight": rows})
+    dd2("logits", adapted, "--tokens", folder / "tokens.st", "--out", folder / "adapted.st")
+    given = read_tensors(folder / "tokens.st")
+    near("adapted cond", read_tensors(folder / "adapted.st")["cond"], ours.logits(given["tokens"], given["labels"]))
+    measured = json.loads((adapted / "card.json").read_text())["measured"]
+    for name, one in (("nats_per_token_table", network), ("nats_per_token_adapted", ours)):
+        logits = one.logits(tokens[9:], labels[9:])
+        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[9:].flatten()).item()
+        print(f"  {name}: {measured[name]:.4f} nats", flush=True)
+        expect(abs(nats - measured[name]) < 1e-3, f"{name} is {nats}")
+    return adapted
 
 
 class OfVar:
@@ -141,8 +175,12 @@ with Workspace() as work, torch.no_grad():
     check(work, "var", var, lambda tokens: OfVar(var, tokens),
           lambda tokenizer, scores: {"vae.pth": dict(tokenizer.w), "var.pth": scores.network.state_dict()},
           lambda tokens: var.sums(tokens)[-1], "f_hat", 1.5)
-    distil(work, work.path / "var" / "teacher", var)
+    distil(work, work.path / "var" / "teacher", (680, 32), lambda codes: var.decode(var.sums_of(codes)[-1]))
+    refuse(work, work.path / "var" / "teacher")
     gen = LlamaGenTokenizer()
-    check(work, "llamagen", gen, lambda tokens: OfLlamaGen(gen, tokens),
-          lambda tokenizer, scores: {"vq.pt": {"model": dict(tokenizer.w)}, "c2i.pt": {"model": dict(scores.network.w)}},
-          gen.codes, "z_q", 2.0, ("--heads", 2))
+    scores = check(work, "llamagen", gen, lambda tokens: OfLlamaGen(gen, tokens),
+                   lambda tokenizer, scores: {"vq.pt": {"model": dict(tokenizer.w)},
+                                              "c2i.pt": {"model": dict(scores.network.w)}},
+                   gen.codes, "z_q", 2.0, ("--heads", 2))
+    distil(work, adapt(work, gen, scores.network), (256, 8),
+           lambda codes: gen.decode(codes.transpose(1, 2).reshape(len(codes), 8, 16, 16)), ["teacher.cfg_scale=2"])

@@ -55,6 +55,18 @@ inline TeacherBundle MakeTinyTeacher(std::uint64_t seed,
   return bundle;
 }
 
+// The same tokenizer with a LlamaGen that takes its codes.
+inline TeacherBundle MakeTinyLlamaGen(std::uint64_t seed) {
+  TeacherBundle bundle = MakeTinyTeacher(seed);
+  BackboneSpec spec = bundle.teacher->backbone().spec();
+  spec.kind = BackboneKind::kLlamaGen;
+  spec.ffn_hidden = 24;
+  ParamBuffer teacher(Teacher::Layout(spec, bundle.teacher->codes()), false);
+  InitUniformFanIn(teacher, "", seed, 2);
+  bundle.teacher = std::make_unique<Teacher>(spec, bundle.teacher->codes(), teacher);
+  return bundle;
+}
+
 inline NetworkSpec TinyNetworkSpec(const TeacherBundle& bundle) {
   NetworkSpec spec;
   spec.backbone = bundle.teacher->backbone().spec();

@@ -90,6 +90,19 @@ TEST_F(ExportTest, LoadsBackWhatItWrote) {
   EXPECT_FALSE(std::filesystem::exists(path / "generator.safetensors.tmp"));
 }
 
+TEST_F(ExportTest, LoadsBackALlamaGen) {
+  const TeacherBundle bundle = MakeTinyLlamaGen(5);
+  const NetworkSpec spec = TinyNetworkSpec(bundle);
+  const ParamBuffer params = MakeTinyGenerator(spec, 9);
+  ASSERT_TRUE(WriteExport(folder_ / "model", spec, params, config_, bundle));
+  const Result<ExportedModel> model = LoadExport(folder_ / "model");
+  ASSERT_TRUE(model) << model.error().message();
+  const at::Tensor noise = EvalNoise(1, 0, 5, spec.backbone);
+  const at::Tensor labels = StratifiedLabels(5, 10);
+  EXPECT_TRUE(GeneratorImages(*model->network, *model->tokenizer, noise, labels)
+                  .equal(GeneratorImages(Network(spec, params), *bundle.tokenizer, noise, labels)));
+}
+
 TEST_F(ExportTest, SaysWhatIsWrongWithAFile) {
   EXPECT_EQ(LoadError(folder_ / "nowhere").code(), Code::kNotFound);
   EXPECT_EQ(LoadError(folder_ / "teacher").code(), Code::kNotFound);

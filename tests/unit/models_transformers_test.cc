@@ -282,36 +282,6 @@ TEST(VarTransformer, GuidanceRampGrowsByScale) {
   EXPECT_EQ(GuidanceRamp(spec, 0).sum().item<float>(), 39);
 }
 
-// Guidance of what enters the output layer is guidance of the logits.
-TEST(VarTransformer, GuidesHeadInputs) {
-  const ParamBuffer params(Var::Layout(), false);
-  at::manual_seed(4);
-  params.flat().copy_(at::randn_like(params.flat()) * 0.2);
-  const Var kind(params);
-  const at::Tensor input = at::randn({2, 38, 5});
-  const at::Tensor labels = at::tensor({1, 5}, at::kLong), null = at::tensor({6, 6}, at::kLong);
-  const at::Tensor with = kind.Logits(kind.Hidden(input, labels), labels);
-  const at::Tensor without = kind.Logits(kind.Hidden(input, null), null);
-  const at::Tensor t = (GuidanceRamp(kind.network.spec(), 2) - 1).unsqueeze(1);
-  const at::Tensor guided = kind.network.Logits(kind.network.GuidedHeadInput(input, labels, 2));
-  EXPECT_LT(RelativeError(guided, (1 + t) * with - t * without), 1e-5);
-  EXPECT_TRUE(at::equal(kind.network.Logits(kind.network.GuidedHeadInput(input, labels, 0)), with));
-}
-
-TEST(LlamaGenGpt, GuidesHidden) {
-  const ParamBuffer params(LlamaGen::Layout(), false);
-  at::manual_seed(4);
-  params.flat().copy_(at::randn_like(params.flat()) * 0.2);
-  const LlamaGenGpt network = LlamaGen(params).network;
-  const at::Tensor input = network.Embed(at::randint(0, 11, {2, 9}, at::kLong));
-  const at::Tensor labels = at::tensor({1, 5}, at::kLong), null = at::tensor({6, 6}, at::kLong);
-  const at::Tensor with = network.Logits(network.Hidden(input, labels));
-  const at::Tensor without = network.Logits(network.Hidden(input, null));
-  const at::Tensor guided = network.Logits(network.GuidedHidden(input, labels, 3));
-  EXPECT_LT(RelativeError(guided, without + 3 * (with - without)), 1e-5);
-  EXPECT_TRUE(at::equal(network.Logits(network.GuidedHidden(input, labels, 1)), with));
-}
-
 // The class token attends to itself alone, and every later token gives it the score 0.
 TEST(LlamaGenGpt, TheClassTokensRotaryRowIsZero) {
   const at::Tensor table = LlamaGenGpt::RotaryTable(LlamaGen::Spec());

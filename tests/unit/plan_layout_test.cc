@@ -17,7 +17,12 @@ static_assert(kFlatChunk == kParamChunk);
 ModelSizes SizesOf(const TeacherBundle& teacher) {
   const BackboneSpec& spec = teacher.teacher->backbone().spec();
   ModelSizes model;
-  model.kind = spec.sides.empty() ? ModelKind::kRaster : ModelKind::kVar;
+  switch (spec.kind) {
+    case BackboneKind::kRaster: model.kind = ModelKind::kRaster; break;
+    case BackboneKind::kVar: model.kind = ModelKind::kVar; break;
+    case BackboneKind::kLlamaGen: model.kind = ModelKind::kLlamaGen; break;
+  }
+  model.adapted = model.kind == ModelKind::kLlamaGen;
   model.sides = spec.sides;
   model.layers = spec.layers;
   model.width = spec.width;
@@ -26,7 +31,7 @@ ModelSizes SizesOf(const TeacherBundle& teacher) {
   model.channels = spec.channels;
   model.classes = spec.classes;
   model.codes = teacher.teacher->codes();
-  model.ffn_hidden = 4 * spec.width;
+  model.ffn_hidden = model.adapted ? spec.ffn_hidden : 4 * spec.width;
   return model;
 }
 
@@ -63,6 +68,7 @@ void ExpectSameParameters(const TeacherBundle& bundle) {
 TEST(PlanLayoutTest, NetworksHaveTheSameParameters) {
   ExpectSameParameters(MakeTinyTeacher(1));
   ExpectSameParameters(MakeTinyTeacher(1, {1, 3, 7}));
+  ExpectSameParameters(MakeTinyLlamaGen(1));
 }
 
 TEST(PlanLayoutTest, SlicesAreThoseOfTheRanks) {

@@ -126,6 +126,11 @@ TEST(ModelSizesTest, OfImports) {
   EXPECT_EQ(llamagen->kind, ModelKind::kLlamaGen);
   EXPECT_EQ(TeacherTensors(*llamagen), TeacherTensors(BuiltIn("llamagen-b")));
   EXPECT_EQ(llamagen->channels, 8);
+  gpt.code_channels = 8;
+  const auto adapted = Imported(gpt);
+  ASSERT_TRUE(adapted) << adapted.error().message();
+  // An MLP of 8 x 768 + 768 x 768 and two biases for a table of 16384 x 768.
+  EXPECT_EQ(Sum(TeacherTensors(*adapted)), 110'888'448 - 16384 * 768 + 776 * 768 + 2 * 768);
 }
 
 PlanInput Input(const std::string& teacher, const std::string& hardware, int domains) {
@@ -266,6 +271,21 @@ TEST(PlanTest, GtsWithoutCacheHoldsAPassOfTheTeacher) {
   const auto logits = static_cast<std::int64_t>(32) * 680 * 4096 * 4;
   EXPECT_GE(WorkingBytesOf(input), 7 * logits);
   EXPECT_LT(cached, 7 * logits);
+}
+
+// Inputs of all blocks and one block, instead of all blocks.
+TEST(PlanTest, BlocksThatRunAgainHoldLess) {
+  PlanInput input = Input("var-d16", "cpu", 1);
+  std::erase_if(input.config.phases, [](const PhaseConfig& phase) {
+    return phase.kind != PhaseKind::kGts || phase.trains == kTrainsHead;
+  });
+  const std::int64_t kept = WorkingBytesOf(input);
+  input.config.model.recompute = true;
+  EXPECT_LT(3 * WorkingBytesOf(input), 2 * kept);
+  input.model.kind = ModelKind::kRaster;
+  const std::int64_t ours = WorkingBytesOf(input);
+  input.config.model.recompute = false;
+  EXPECT_EQ(WorkingBytesOf(input), ours) << "it runs none again";
 }
 
 const Alternative* Find(const std::vector<Alternative>& alternatives, const std::string& change) {

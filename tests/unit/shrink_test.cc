@@ -77,6 +77,7 @@ TEST(ShrinkTest, TheTeacherIsOfTheSameKind) {
   EXPECT_EQ(gpt.teacher->transformer.part, TeacherPart::kLlamaGenTransformer);
   EXPECT_EQ(gpt.teacher->transformer.grid, 16);
   EXPECT_EQ(gpt.teacher->tokenizer.code_channels, 8);
+  EXPECT_EQ(gpt.teacher->transformer.code_channels, 8) << "adapted, so that it can be distilled";
 }
 
 TEST(ShrinkTest, ATeacherThatNobodyKnows) {

@@ -155,6 +155,13 @@ TEST(TeacherCatalogTest, AnySizeIsRecognised) {
   EXPECT_TRUE(rotated->complete());
   EXPECT_EQ(rotated->sizes.heads, 4);
   EXPECT_EQ(rotated->sizes.grid, 4);
+
+  gpt.code_channels = 8;  // adapted: an MLP for the table
+  const auto adapted = MatchTeacher(Stored(gpt), {});
+  ASSERT_TRUE(adapted);
+  EXPECT_TRUE(adapted->complete());
+  EXPECT_EQ(adapted->name, "adapted LlamaGen GPT of 3 layers, width 128");
+  EXPECT_EQ(adapted->sizes.code_channels, 8);
 }
 
 TEST(TeacherCatalogTest, ScalesThatTheLevelsDoNotTell) {

@@ -201,13 +201,13 @@ Result<ParityReport> RunVarTransformerCase(const boost::json::object& object) {
   const auto forced = [&](const at::Tensor& labels) {
     return network.Logits(network.HeadInput(network.Hidden(rows, labels), labels));
   };
-  const at::Tensor logits = forced(prompt.labels);
-  const at::Tensor guided = network.Logits(network.GuidedHeadInput(rows, prompt.labels, 1.5));
+  const at::Tensor logits = forced(prompt.labels), null = forced(prompt.null);
+  const at::Tensor guided = null + GuidanceRamp(spec, 1.5).unsqueeze(1) * (logits - null);
   ParityReport report;
   report.against = "the outputs in the file";
   DD2_TRY(CompareRecord(object, "input_rows", rows, report));
   DD2_TRY(CompareRecord(object, "logits", logits, report));
-  DD2_TRY(CompareRecord(object, "null_logits", forced(prompt.null), report));
+  DD2_TRY(CompareRecord(object, "null_logits", null, report));
   DD2_TRY(CompareRecord(object, "cfg1p5_logits", guided, report));
   DD2_TRY(CompareArgmax(object, logits, report));
   CompareTensors("cached against forced", CachedLogits(network, rows, prompt.labels), logits,

@@ -16,6 +16,8 @@ int SampleCommand(const std::vector<std::string>& arguments);
 int EvalCommand(const std::vector<std::string>& arguments);
 // RUN [--out DIR] [--checkpoint ID]
 int ExportCommand(const std::vector<std::string>& arguments);
+// DIR [--tokens FILE] --out DIR [--steps N] ...
+int TeacherAdaptCommand(const std::vector<std::string>& arguments);
 // DIR --tokens FILE --out FILE [--cfg X]
 int TeacherLogitsCommand(const std::vector<std::string>& arguments);
 // DIR --tokens FILE --out FILE

@@ -60,6 +60,7 @@ json::object NetworkJson(const NetworkSpec& spec) {
                         {"tokens", b.tokens},
                         {"classes", b.classes}};
   if (!b.sides.empty()) backbone["sides"] = json::value_from(b.sides);
+  if (b.kind == BackboneKind::kLlamaGen) backbone["ffn_hidden"] = b.ffn_hidden;
   return {{"backbone", std::move(backbone)},
           {"head",
            {{"channels", h.channels},
@@ -73,7 +74,10 @@ json::object TokenizerJson(const Tokenizer& tokenizer) {
   const TokenizerSpec& spec = tokenizer.spec();
   json::object out{{"codes", spec.codes}, {"channels", spec.channels}};
   if (!tokenizer.travels()) out["of_teacher"] = TokenizerDigest(tokenizer).Hex();
-  if (spec.scales.sides.empty()) return out;
+  if (spec.scales.sides.empty()) {
+    out["raster_side"] = spec.raster_side;
+    return out;
+  }
   out["sides"] = json::value_from(spec.scales.sides);
   out["phi_of_scale"] = json::value_from(spec.scales.phi_of_scale);
   return out;
@@ -93,6 +97,9 @@ class Fields {
     if (value != nullptr && !failure && number >= 1 && number <= kMostExtent) return number;
     return Complain(pointer + " must be a whole number from 1 to " + std::to_string(kMostExtent)),
            1;
+  }
+  std::int64_t ExtentOr(const std::string& pointer, std::int64_t otherwise) {
+    return Find(pointer) == nullptr ? otherwise : Extent(pointer);
   }
   // Whole numbers from `least`; none where there is no such member.
   std::vector<std::int64_t> List(const std::string& pointer, std::int64_t least) {
@@ -149,7 +156,12 @@ NetworkSpec ReadSpec(Fields& fields) {
                    .tokens = fields.Extent(backbone + "tokens"),
                    .classes = fields.Extent(backbone + "classes")};
   spec.backbone.sides = fields.List(backbone + "sides", 1);
-  if (!spec.backbone.sides.empty()) spec.backbone.kind = BackboneKind::kVar;
+  spec.backbone.ffn_hidden = fields.ExtentOr(backbone + "ffn_hidden", 0);
+  if (!spec.backbone.sides.empty()) {
+    spec.backbone.kind = BackboneKind::kVar;
+  } else if (spec.backbone.ffn_hidden > 0) {
+    spec.backbone.kind = BackboneKind::kLlamaGen;
+  }
   const std::string head = "/network/head/";
   spec.head = {.channels = fields.Extent(head + "channels"),
                .condition = fields.Extent(head + "condition"),
@@ -166,6 +178,7 @@ TokenizerSpec ReadTokenizerSpec(Fields& fields) {
   spec.channels = fields.Extent("/tokenizer/channels");
   spec.scales = {.sides = fields.List("/tokenizer/sides", 1),
                  .phi_of_scale = fields.List("/tokenizer/phi_of_scale", 0)};
+  spec.raster_side = fields.ExtentOr("/tokenizer/raster_side", SmallTokenizer::kSide);
   return spec;
 }
 
@@ -220,7 +233,7 @@ Result<std::filesystem::path> ConfigPath(const std::filesystem::path& path) {
 // The tokenizer of an imported teacher; `digest` as the export has it.
 Result<std::unique_ptr<Tokenizer>> LoadTokenizerOf(const std::filesystem::path& folder,
                                                    const json::value& digest) {
-  auto tokenizer = LoadReleasedCodes(folder);
+  auto tokenizer = LoadReleasedTokenizer(folder);
   if (!tokenizer) {
     return tokenizer.error().Wrap(
         "the tokenizer of this model is its teacher's (say where that is now with --teacher DIR)");
@@ -237,13 +250,16 @@ Result<std::unique_ptr<Tokenizer>> LoadTokenizerOf(const std::filesystem::path& 
 Status CheckSpec(const NetworkSpec& spec, const TokenizerSpec& tokenizer, bool of_teacher,
                  const std::string& file) {
   const BackboneSpec& backbone = spec.backbone;
-  const bool side = tokenizer.scales.sides.empty() || of_teacher ||
-                    tokenizer.scales.sides.back() == SmallTokenizer::kSide;
-  if (!side || !tokenizer.scales.fits() || tokenizer.channels != backbone.channels ||
-      tokenizer.tokens() != backbone.tokens || tokenizer.scales.sides != backbone.sides) {
+  const std::int64_t side =
+      tokenizer.scales.sides.empty() ? tokenizer.raster_side : tokenizer.scales.sides.back();
+  if ((side != SmallTokenizer::kSide && !of_teacher) || !tokenizer.scales.fits() ||
+      tokenizer.channels != backbone.channels || tokenizer.tokens() != backbone.tokens ||
+      tokenizer.scales.sides != backbone.sides) {
     return Error(Code::kInvalidArgument, file + ": tokenizer and network do not fit together");
   }
-  if (backbone.width % backbone.heads == 0 && spec.head.condition == backbone.width &&
+  // LlamaGen turns pairs of channels by row and by column.
+  const std::int64_t unit = backbone.kind == BackboneKind::kLlamaGen ? 4 : 1;
+  if (backbone.width % (unit * backbone.heads) == 0 && spec.head.condition == backbone.width &&
       spec.head.channels == backbone.channels && spec.head.time_features % 2 == 0) {
     return {};
   }
@@ -331,6 +347,7 @@ Result<ExportedModel> LoadExport(const std::filesystem::path& path,
     model.tokenizer = std::make_unique<SmallTokenizer>(tokenizer_spec, *tokenizer);
   }
   if (model.tokenizer->spec().scales.sides != tokenizer_spec.scales.sides ||
+      model.tokenizer->spec().tokens() != tokenizer_spec.tokens() ||
       model.tokenizer->spec().channels != tokenizer_spec.channels) {
     return Error(Code::kInvalidArgument, file + ": tokenizer and network do not fit together");
   }

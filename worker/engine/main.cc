@@ -1,7 +1,7 @@
 // dd2-worker: everything of DD2 that links LibTorch. `run` is a rank of a training run, started by
 // dd2-agent through mpirun; `device` says which GPU it would use, or why none; the other commands
-// are what `dd2 teacher train | logits | decode | encode` and `dd2 sample | eval | export` hand
-// over.
+// are what `dd2 teacher train | adapt | logits | decode | encode` and `dd2 sample | eval | export`
+// hand over.
 
 #include <execinfo.h>
 #include <fcntl.h>
@@ -193,6 +193,7 @@ int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + std::min(argc, 2), argv + argc);
   if (command == "run") return dd2::RunCommand(arguments);
   if (command == "teacher-train") return dd2::TrainTeacherCommand(arguments);
+  if (command == "teacher-adapt") return dd2::TeacherAdaptCommand(arguments);
   if (command == "teacher-logits") return dd2::TeacherLogitsCommand(arguments);
   if (command == "teacher-decode") return dd2::TeacherDecodeCommand(arguments);
   if (command == "teacher-encode") return dd2::TeacherEncodeCommand(arguments);
@@ -201,7 +202,8 @@ int main(int argc, char** argv) {
   if (command == "export") return dd2::ExportCommand(arguments);
   if (command == "device") return dd2::DeviceCommand();
   std::fputs(
-      "usage: dd2-worker run|teacher-{train,logits,decode,encode}|sample|eval|export|device ...\n",
+      "usage: dd2-worker run|teacher-{train,adapt,logits,decode,encode}|sample|eval|export|device "
+      "...\n",
       stderr);
   return dd2::kExitUsage;
 }

@@ -1,5 +1,5 @@
 // dd2 teacher logits | decode | encode: a released teacher on given tokens, to be held against its
-// Python original.
+// Python original. dd2 teacher adapt: a LlamaGen that takes continuous codes.
 
 #include <algorithm>
 #include <cstdio>
@@ -15,7 +15,9 @@
 #include "storage/safetensors.h"
 #include "worker/engine/commands.h"
 #include "worker/engine/options.h"
+#include "worker/engine/teacher_adapt.h"
 #include "worker/models/released_teacher.h"
+#include "worker/models/vqgan.h"
 
 namespace dd2 {
 namespace {
@@ -38,6 +40,19 @@ constexpr const char* kDecodeUsage =
     "  --tokens FILE  safetensors: tokens [B, L] int64\n"
     "  --out FILE     safetensors: f_hat (VAR) or z_q (LlamaGen) [B, C, S, S], image [B, 3, H, H]\n"
     "                 in about [-1, 1]\n";
+constexpr const char* kAdaptUsage =
+    "usage: dd2 teacher adapt DIR [--tokens FILE] --out DIR [options]\n"
+    "  DIR              a LlamaGen that `dd2 teacher import` wrote, with its tokenizer\n"
+    "  --tokens FILE    safetensors: tokens [N, L] int64 of training images, labels [N] int64;\n"
+    "                   without it the MLP is fitted to the table and nothing else is trained\n"
+    "  --out DIR        the teacher to write; interrupted, the same command goes on\n"
+    "  --steps N        of training (200000, as in the paper), --batch N sequences (256),\n"
+    "                   --lr X (1e-4)\n"
+    "  --held-out N     sequences at the end of FILE that measure (a tenth, at most 256)\n"
+    "  --seed N         (1)\n"
+    "  --shards N       parts of a batch (4); each takes memory for the gradients. --threads N "
+    "(2)\n"
+    "  --save-every N   steps between two states to go on from (200)\n";
 constexpr const char* kEncodeUsage =
     "usage: dd2 teacher encode DIR --image FILE --out FILE\n"
     "  --image FILE   safetensors: image [B, 3, H, H] fp32 in [-1, 1]\n"
@@ -127,25 +142,36 @@ void ForEachRow(std::int64_t rows, const char* what, const Step& step) {
 
 at::Tensor Joined(const std::vector<at::Tensor>& rows) { return at::cat(rows).contiguous(); }
 
+struct LabelledTokens {
+  at::Tensor tokens, labels;  // [B, L], [B]
+};
+
+// Sequences of `length` tokens below `codes`, labels up to that of no class.
+Result<LabelledTokens> ReadLabelledTokens(const fs::path& path, std::int64_t length,
+                                          std::int64_t codes, std::int64_t classes) {
+  DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
+  LabelledTokens read;
+  DD2_TRY_ASSIGN(read.tokens, ReadNumbers(file, path, "tokens", 2, codes));
+  DD2_TRY_ASSIGN(read.labels, ReadNumbers(file, path, "labels", 1, classes + 1));
+  DD2_TRY(CheckLength(path, read.tokens, length));
+  if (read.labels.size(0) == read.tokens.size(0)) return read;
+  return Error(Code::kInvalidArgument, path.string() + ": " + std::to_string(read.labels.size(0)) +
+                                           " labels for " + std::to_string(read.tokens.size(0)) +
+                                           " sequences");
+}
+
 Status Logits(const Options& options) {
+  const at::NoGradGuard no_grad;
   const fs::path folder = options.positionals().front(), path = options.Text("--tokens", "");
   DD2_TRY_ASSIGN(const auto teacher, LoadReleasedTransformer(folder));
   DD2_TRY_ASSIGN(const double cfg, options.Get<double>("--cfg", teacher->usual_cfg(), 0.0, 100.0));
-  DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
-  DD2_TRY_ASSIGN(const at::Tensor tokens,
-                 ReadNumbers(file, path, "tokens", 2, teacher->vocabulary()));
-  DD2_TRY_ASSIGN(const at::Tensor labels,
-                 ReadNumbers(file, path, "labels", 1, teacher->classes() + 1));
-  DD2_TRY(CheckLength(path, tokens, teacher->tokens()));
-  if (labels.size(0) != tokens.size(0)) {
-    return Error(Code::kInvalidArgument, path.string() + ": " + std::to_string(labels.size(0)) +
-                                             " labels for " + std::to_string(tokens.size(0)) +
-                                             " sequences");
-  }
+  DD2_TRY_ASSIGN(
+      const LabelledTokens given,
+      ReadLabelledTokens(path, teacher->tokens(), teacher->vocabulary(), teacher->classes()));
   std::vector<at::Tensor> cond, uncond, guided;
-  ForEachRow(tokens.size(0), "sequence", [&](std::int64_t b) {
+  ForEachRow(given.tokens.size(0), "sequence", [&](std::int64_t b) {
     const ReleasedTransformer::Logits row =
-        teacher->Score(tokens.narrow(0, b, 1), labels.narrow(0, b, 1), cfg);
+        teacher->Score(given.tokens.narrow(0, b, 1), given.labels.narrow(0, b, 1), cfg);
     cond.push_back(row.cond);
     uncond.push_back(row.uncond);
     guided.push_back(row.guided);
@@ -156,22 +182,27 @@ Status Logits(const Options& options) {
 }
 
 Status Decode(const Options& options) {
+  const at::NoGradGuard no_grad;
   const fs::path folder = options.positionals().front(), path = options.Text("--tokens", "");
   DD2_TRY_ASSIGN(const auto tokenizer, LoadReleasedTokenizer(folder));
   DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
-  DD2_TRY_ASSIGN(const at::Tensor tokens, ReadNumbers(file, path, "tokens", 2, tokenizer->codes()));
-  DD2_TRY(CheckLength(path, tokens, tokenizer->tokens()));
+  const TokenizerSpec& spec = tokenizer->spec();
+  DD2_TRY_ASSIGN(const at::Tensor tokens, ReadNumbers(file, path, "tokens", 2, spec.codes));
+  DD2_TRY(CheckLength(path, tokens, spec.tokens()));
+  const bool by_scales = tokenizer->path() != nullptr;
   std::vector<at::Tensor> latents, images;
   ForEachRow(tokens.size(0), "image", [&](std::int64_t b) {
-    const ReleasedTokenizer::Decoded row = tokenizer->Decode(tokens.narrow(0, b, 1));
-    latents.push_back(row.latent);
-    images.push_back(row.image);
+    const at::Tensor codes = CodesOf(tokenizer->codebook(), tokens.narrow(0, b, 1));
+    latents.push_back(by_scales ? tokenizer->path()->Features(codes)
+                                : RowsToMap(codes, spec.raster_side, spec.raster_side));
+    images.push_back(tokenizer->Decode(codes));
   });
   return WriteTensors(options.Text("--out", ""),
-                      {{tokenizer->latent_name(), Joined(latents)}, {"image", Joined(images)}});
+                      {{by_scales ? "f_hat" : "z_q", Joined(latents)}, {"image", Joined(images)}});
 }
 
 Status Encode(const Options& options) {
+  const at::NoGradGuard no_grad;
   const fs::path folder = options.positionals().front(), path = options.Text("--image", "");
   DD2_TRY_ASSIGN(const auto tokenizer, LoadReleasedTokenizer(folder));
   DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
@@ -192,20 +223,58 @@ Status Encode(const Options& options) {
   return WriteTokens(options.Text("--out", ""), Joined(rows));
 }
 
+Result<AdaptSettings> ReadAdaptSettings(const Options& options) {
+  constexpr std::int64_t kMost = 1'000'000'000;
+  AdaptSettings set;
+  const auto count = [&](const char* name, auto& value, std::int64_t least,
+                         std::int64_t most) -> Status {
+    DD2_TRY_ASSIGN(const std::int64_t given, options.Get<std::int64_t>(name, value, least, most));
+    value = static_cast<std::remove_reference_t<decltype(value)>>(given);
+    return {};
+  };
+  DD2_TRY(count("--steps", set.steps, 1, kMost));
+  DD2_TRY(count("--batch", set.batch, 1, 1 << 20));
+  DD2_TRY(count("--held-out", set.held_out, 1, kMost));
+  DD2_TRY(count("--shards", set.shards, 1, 1024));
+  DD2_TRY(count("--threads", set.threads, 1, 1024));
+  DD2_TRY(count("--save-every", set.save_every, 1, 1'000'000));
+  DD2_TRY_ASSIGN(set.seed, options.Get<std::uint64_t>("--seed", set.seed, 0, UINT64_MAX));
+  DD2_TRY_ASSIGN(set.learning_rate, options.Get<double>("--lr", set.learning_rate, 0.0, 1.0));
+  return set;
+}
+
+Status Adapt(const Options& options) {
+  AdaptRequest request;
+  request.teacher = options.positionals().front();
+  request.out = options.Text("--out", "");
+  DD2_TRY_ASSIGN(request.settings, ReadAdaptSettings(options));
+  DD2_TRY_ASSIGN(const TeacherDescription teacher,
+                 ReadTeacherDescription(RealFileSystem(), request.teacher));
+  if (options.Has("--tokens") && teacher.transformer && !teacher.is_var()) {
+    const TeacherSizes& sizes = teacher.transformer->sizes;
+    DD2_TRY_ASSIGN(LabelledTokens given,
+                   ReadLabelledTokens(options.Text("--tokens", ""), sizes.grid * sizes.grid,
+                                      sizes.vocabulary, sizes.classes));
+    request.tokens = std::move(given.tokens);
+    request.labels = std::move(given.labels);
+  }
+  return AdaptTeacher(request);
+}
+
 using Action = Status (*)(const Options&);
 
 int RunAction(const std::vector<std::string>& arguments, const char* usage,
-              const std::set<std::string>& valued, const char* input, Action action) {
+              const std::set<std::string>& valued, const std::set<std::string>& needed,
+              Action action) {
   if (std::ranges::find(arguments, "--help") != arguments.end()) {
     std::fputs(usage, stdout);
     return kExitOk;
   }
-  const at::NoGradGuard no_grad;
   const auto run = [&]() -> Status {
     DD2_TRY_ASSIGN(const Options options, Options::Parse(arguments, valued, {}, 1));
     if (options.positionals().empty()) return Usage("DIR is missing");
-    for (const char* name : {input, "--out"}) {
-      if (!options.Has(name)) return Usage(std::string(name) + " is missing");
+    for (const std::string& name : needed) {
+      if (!options.Has(name)) return Usage(name + " is missing");
     }
     return action(options);
   };
@@ -217,16 +286,24 @@ int RunAction(const std::vector<std::string>& arguments, const char* usage,
 
 }  // namespace
 
+int TeacherAdaptCommand(const std::vector<std::string>& arguments) {
+  return RunAction(arguments, kAdaptUsage,
+                   {"--tokens", "--out", "--steps", "--batch", "--lr", "--held-out", "--seed",
+                    "--shards", "--threads", "--save-every"},
+                   {"--out"}, Adapt);
+}
+
 int TeacherLogitsCommand(const std::vector<std::string>& arguments) {
-  return RunAction(arguments, kLogitsUsage, {"--tokens", "--out", "--cfg"}, "--tokens", Logits);
+  return RunAction(arguments, kLogitsUsage, {"--tokens", "--out", "--cfg"}, {"--tokens", "--out"},
+                   Logits);
 }
 
 int TeacherDecodeCommand(const std::vector<std::string>& arguments) {
-  return RunAction(arguments, kDecodeUsage, {"--tokens", "--out"}, "--tokens", Decode);
+  return RunAction(arguments, kDecodeUsage, {"--tokens", "--out"}, {"--tokens", "--out"}, Decode);
 }
 
 int TeacherEncodeCommand(const std::vector<std::string>& arguments) {
-  return RunAction(arguments, kEncodeUsage, {"--image", "--out"}, "--image", Encode);
+  return RunAction(arguments, kEncodeUsage, {"--image", "--out"}, {"--image", "--out"}, Encode);
 }
 
 }  // namespace dd2

@@ -31,10 +31,6 @@ Digest128 SettingsDigest(const TeacherDataSpec& spec, const Digest128& teacher) 
 
 }  // namespace
 
-at::Tensor CodesOf(const at::Tensor& codebook, const at::Tensor& tokens) {
-  return codebook.index_select(0, tokens.flatten()).view({tokens.size(0), tokens.size(1), -1});
-}
-
 TeacherData::TeacherData(TeacherDataSpec spec, const TeacherBundle& teacher, ScoreCache* cache)
     : spec_(std::move(spec)),
       teacher_(teacher),

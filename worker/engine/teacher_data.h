@@ -26,9 +26,6 @@ struct TeacherDataSpec {
   std::string numeric_mode;  // threads, precision, library versions: other modes, other bits
 };
 
-// Codebook vectors of tokens: codebook [V, C], tokens [B, n] int64 -> [B, n, C].
-at::Tensor CodesOf(const at::Tensor& codebook, const at::Tensor& tokens);
-
 // The sequences that the teacher drew and what it said about them. A block of sequences is always
 // computed with the same shapes, so a recomputed entry has the bits of the stored one (design 7).
 // Everything goes through the score cache; without it (use_cache = false) sequences are kept in

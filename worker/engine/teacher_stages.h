@@ -11,10 +11,11 @@
 
 namespace dd2 {
 
-// The three stages of `dd2 teacher train` (settings and schedules: common/teacher_config.h). They
+// The stages of `dd2 teacher train` (settings and schedules: common/teacher_config.h). They
 // keep references to `config` and `train`, which must outlive them. All randomness is positional:
 // RngKey with the run's seed and the stage's number below as phase.
-enum class StagePhase : std::uint32_t { kClassifier = 1, kTokenizer = 2, kTeacher = 3 };
+// kAdapt is that of `dd2 teacher adapt` (teacher_adapt.h).
+enum class StagePhase : std::uint32_t { kClassifier = 1, kTokenizer = 2, kTeacher = 3, kAdapt = 4 };
 
 // Batch norm uses the statistics of each shard; Finish() folds it, with the statistics of the first
 // 10,000 training images, into an inference-only Classifier.

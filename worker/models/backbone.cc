@@ -1,18 +1,24 @@
 #include "worker/models/backbone.h"
 
 #include "common/check.h"
+#include "worker/models/llamagen_backbone.h"
 #include "worker/models/raster_backbone.h"
 #include "worker/models/var_backbone.h"
 
 namespace dd2 {
 
 const char* BackboneKindName(BackboneKind kind) {
-  return kind == BackboneKind::kVar ? "var" : "raster";
+  switch (kind) {
+    case BackboneKind::kRaster: return "raster";
+    case BackboneKind::kVar: return "var";
+    case BackboneKind::kLlamaGen: return "llamagen";
+  }
+  return "";
 }
 
 std::vector<TokenGroup> GroupsOf(const BackboneSpec& spec) {
   std::vector<TokenGroup> groups;
-  if (spec.kind == BackboneKind::kRaster) {
+  if (spec.kind != BackboneKind::kVar) {
     for (std::int64_t i = 0; i < spec.tokens; ++i) groups.push_back({i, 1});
     return groups;
   }
@@ -50,15 +56,19 @@ void DeclareBackbone(const BackboneSpec& spec, const std::string& prefix, ParamL
   switch (spec.kind) {
     case BackboneKind::kRaster: return RasterBackbone::Declare(spec, prefix, layout);
     case BackboneKind::kVar: return VarBackbone::Declare(spec, prefix, layout);
+    case BackboneKind::kLlamaGen: return LlamaGenBackbone::Declare(spec, prefix, layout);
   }
 }
 
 std::shared_ptr<const Backbone> MakeBackbone(const BackboneSpec& spec, const ParamBuffer& params,
                                              const std::string& prefix) {
-  if (spec.kind == BackboneKind::kVar) {
-    return std::make_shared<const VarBackbone>(spec, params, prefix);
+  switch (spec.kind) {
+    case BackboneKind::kRaster: return std::make_shared<const RasterBackbone>(spec, params, prefix);
+    case BackboneKind::kVar: return std::make_shared<const VarBackbone>(spec, params, prefix);
+    case BackboneKind::kLlamaGen:
+      return std::make_shared<const LlamaGenBackbone>(spec, params, prefix);
   }
-  return std::make_shared<const RasterBackbone>(spec, params, prefix);
+  return nullptr;
 }
 
 }  // namespace dd2

@@ -18,8 +18,9 @@ class CodePath;
 // of the backbone. All tensors fp32, labels int64.
 
 enum class BackboneKind : std::uint8_t {
-  kRaster,  // token by token (raster_backbone.h)
-  kVar,     // scale by scale (var_backbone.h)
+  kRaster,    // token by token (raster_backbone.h)
+  kVar,       // scale by scale (var_backbone.h)
+  kLlamaGen,  // token by token (llamagen_backbone.h)
 };
 
 // The AR transformer that teacher, generator and guidance network share.
@@ -31,13 +32,14 @@ struct BackboneSpec {
   std::int64_t tokens = 49;   // n
   std::int64_t classes = 10;  // label `classes` is the null class of classifier-free guidance
   BackboneKind kind = BackboneKind::kRaster;
+  std::int64_t ffn_hidden = 0;           // kLlamaGen: inner width of the MLPs
   std::vector<std::int64_t> sides = {};  // kVar: of the scales; tokens = sum of their squares
   std::shared_ptr<const CodePath> path =
       nullptr;         // kVar: from codes to the transformer's rows. Frozen
-  PassMode mode = {};  // kVar: of Forward; a step of sampling is fp32
+  PassMode mode = {};  // of Forward, but for kRaster; a step of sampling is fp32
 };
 
-// "raster", "var": the words of files.
+// "raster", "var", "llamagen": the words of files.
 const char* BackboneKindName(BackboneKind kind);
 
 // Tokens that are drawn together, given all earlier groups: one, or a scale.

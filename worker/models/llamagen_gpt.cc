@@ -130,15 +130,6 @@ at::Tensor LlamaGenGpt::Hidden(const at::Tensor& embedded, const at::Tensor& lab
   return RmsNorm(x, norm_);
 }
 
-at::Tensor LlamaGenGpt::GuidedHidden(const at::Tensor& embedded, const at::Tensor& labels,
-                                     double s) const {
-  if (s == 1) return Hidden(embedded, labels);
-  const at::Tensor both_labels = at::cat({labels, at::full_like(labels, spec_.classes)});
-  const std::vector<at::Tensor> halves =
-      Hidden(at::cat({embedded, embedded}), both_labels).chunk(2, 0);
-  return halves[1] + (halves[0] - halves[1]) * s;
-}
-
 at::Tensor LlamaGenGpt::Logits(const at::Tensor& hidden) const {
   DD2_CHECK(head_weight_.defined());
   return at::linear(hidden, head_weight_);

@@ -50,9 +50,6 @@ class LlamaGenGpt {
   // [B, l + 1, d], what enters the output layer for tokens 0..l. That of token i depends on the
   // class and the tokens before i.
   at::Tensor Hidden(const at::Tensor& embedded, const at::Tensor& labels, PassMode mode = {}) const;
-  // u + s (c - u) of Hidden with and without class: Logits of it are the guided ones (method 7.3).
-  // One pass when s is 1.
-  at::Tensor GuidedHidden(const at::Tensor& embedded, const at::Tensor& labels, double s) const;
   at::Tensor Logits(const at::Tensor& hidden) const;  // [..., d] -> [..., V]
 
   // One token of sampling, without autograd: previous [B, d], the embedding of token position - 1

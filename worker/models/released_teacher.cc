@@ -6,7 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "worker/models/llamagen_gpt.h"
+#include "storage/teacher_catalog.h"
+#include "worker/models/llamagen_backbone.h"
 #include "worker/models/llamagen_tokenizer.h"
 #include "worker/models/teacher.h"
 #include "worker/models/var_tokenizer.h"
@@ -56,61 +57,69 @@ Result<VarTokenizerSpec> VarTokenizerSpecOf(const TeacherSizes& sizes,
                                            std::to_string(spec.scales.count()) + " scales");
 }
 
-class VarCodes : public ReleasedTokenizer {
+class VarCodebook : public Tokenizer {
  public:
-  VarCodes(const VarTokenizerSpec& spec, const ParamBuffer& params)
-      : spec_(spec), tokenizer_(spec, params) {}
+  VarCodebook(const VarTokenizerSpec& spec, const ParamBuffer& params)
+      : Tokenizer({.codes = spec.codes, .channels = spec.channels, .scales = spec.scales}, params),
+        tokenizer_(spec, params),
+        side_(spec.scales.sides.back() << (spec.multipliers.size() - 1)) {
+    codebook_ = tokenizer_.quantizer().codebook();
+    path_ = std::make_shared<const CodePath>(tokenizer_.quantizer(),
+                                             at::zeros({spec.channels}, at::kFloat),
+                                             at::ones({spec.channels}, at::kFloat));
+  }
 
-  at::Tensor Encode(const at::Tensor& images) const override { return tokenizer_.Encode(images); }
-  Decoded Decode(const at::Tensor& tokens) const override {
-    const at::Tensor f_hat = tokenizer_.FHat(tokens);
-    return {f_hat, tokenizer_.Decode(f_hat)};
+  at::Tensor Encode(const at::Tensor& images) const override {
+    const at::NoGradGuard no_grad;
+    return tokenizer_.Encode(images);
   }
-  const char* latent_name() const override { return "f_hat"; }
-  std::int64_t tokens() const override { return spec_.scales.tokens(); }
-  std::int64_t codes() const override { return spec_.codes; }
-  std::int64_t image_side() const override {
-    return spec_.scales.sides.back() << (spec_.multipliers.size() - 1);
+  at::Tensor Decode(const at::Tensor& codes) const override {
+    const at::NoGradGuard no_grad;
+    return tokenizer_.Decode(path_->Features(codes));
   }
-  const VarQuantizer& quantizer() const { return tokenizer_.quantizer(); }
+  bool travels() const override { return false; }
+  std::int64_t image_side() const override { return side_; }
 
  private:
-  VarTokenizerSpec spec_;
   VarTokenizer tokenizer_;
+  std::int64_t side_;
 };
 
-class LlamaGenCodes : public ReleasedTokenizer {
+class LlamaGenCodebook : public Tokenizer {
  public:
-  LlamaGenCodes(const LlamaGenTokenizerSpec& spec, std::int64_t grid, const ParamBuffer& params)
-      : spec_(spec), grid_(grid), tokenizer_(spec, params) {}
-
-  at::Tensor Encode(const at::Tensor& images) const override { return tokenizer_.Encode(images); }
-  Decoded Decode(const at::Tensor& tokens) const override {
-    const at::Tensor codes = tokenizer_.codebook()
-                                 .index_select(0, tokens.flatten())
-                                 .view({tokens.size(0), tokens.size(1), spec_.channels});
-    const at::Tensor map = codes.view({tokens.size(0), grid_, grid_, spec_.channels});
-    return {map.permute({0, 3, 1, 2}).contiguous(), tokenizer_.Decode(codes)};
+  // `grid`: tokens per side.
+  LlamaGenCodebook(const LlamaGenTokenizerSpec& spec, std::int64_t grid, const ParamBuffer& params)
+      : Tokenizer(
+            {.codes = spec.codes, .channels = spec.channels, .scales = {}, .raster_side = grid},
+            params),
+        tokenizer_(spec, params),
+        side_(grid << (spec.multipliers.size() - 1)) {
+    codebook_ = tokenizer_.codebook();
   }
-  const char* latent_name() const override { return "z_q"; }
-  std::int64_t tokens() const override { return grid_ * grid_; }
-  std::int64_t codes() const override { return spec_.codes; }
-  std::int64_t image_side() const override { return grid_ << (spec_.multipliers.size() - 1); }
+
+  at::Tensor Encode(const at::Tensor& images) const override {
+    const at::NoGradGuard no_grad;
+    return tokenizer_.Encode(images);
+  }
+  at::Tensor Decode(const at::Tensor& codes) const override {
+    const at::NoGradGuard no_grad;
+    return tokenizer_.Decode(codes);
+  }
+  bool travels() const override { return false; }
+  std::int64_t image_side() const override { return side_; }
 
  private:
-  LlamaGenTokenizerSpec spec_;
-  std::int64_t grid_;
   LlamaGenTokenizer tokenizer_;
+  std::int64_t side_;
 };
 
 class VarScores : public ReleasedTransformer {
  public:
-  VarScores(const VarSpec& spec, const ParamBuffer& params, std::unique_ptr<VarCodes> codes)
-      : transformer_(spec, params, ""), codes_(std::move(codes)) {}
+  VarScores(const VarSpec& spec, const ParamBuffer& params, std::unique_ptr<Tokenizer> tokenizer)
+      : transformer_(spec, params, ""), tokenizer_(std::move(tokenizer)) {}
 
   Logits Score(const at::Tensor& tokens, const at::Tensor& labels, double cfg) const override {
-    const VarQuantizer& quantizer = codes_->quantizer();
-    const at::Tensor rows = quantizer.TransformerInput(quantizer.Codes(tokens));
+    const at::Tensor rows = tokenizer_->path()->Rows(CodesOf(tokenizer_->codebook(), tokens));
     const at::Tensor null = at::full_like(labels, classes());
     const auto head_input = [&](const at::Tensor& of) {
       return transformer_.HeadInput(transformer_.Hidden(rows, of), of);
@@ -127,16 +136,16 @@ class VarScores : public ReleasedTransformer {
 
  private:
   VarTransformer transformer_;
-  std::unique_ptr<VarCodes> codes_;
+  std::unique_ptr<Tokenizer> tokenizer_;
 };
 
 class LlamaGenScores : public ReleasedTransformer {
  public:
-  LlamaGenScores(const LlamaGenSpec& spec, const ParamBuffer& params)
-      : transformer_(spec, params, "") {}
+  explicit LlamaGenScores(LlamaGenNetwork network)
+      : transformer_(network.spec, network.params, ""), table_(std::move(network.table)) {}
 
   Logits Score(const at::Tensor& tokens, const at::Tensor& labels, double cfg) const override {
-    const at::Tensor past = transformer_.Embed(tokens.narrow(1, 0, tokens.size(1) - 1));
+    const at::Tensor past = at::embedding(table_, tokens.narrow(1, 0, tokens.size(1) - 1));
     const at::Tensor null = at::full_like(labels, classes());
     const at::Tensor c = transformer_.Logits(transformer_.Hidden(past, labels));
     const at::Tensor u = transformer_.Logits(transformer_.Hidden(past, null));
@@ -149,6 +158,7 @@ class LlamaGenScores : public ReleasedTransformer {
 
  private:
   LlamaGenGpt transformer_;
+  at::Tensor table_;
 };
 
 std::vector<std::int64_t> SidesOf(const TeacherDescription& teacher) {
@@ -160,17 +170,6 @@ Error Lacks(const fs::path& folder, const char* network) {
   return Error(Code::kNotFound, folder.string() + " has no " + network +
                                     ": import it together with the other file (dd2 teacher import "
                                     "FILE FILE --out DIR)");
-}
-
-Result<std::unique_ptr<VarCodes>> LoadVarCodes(const fs::path& folder,
-                                               const TeacherDescription& teacher) {
-  if (!teacher.tokenizer) return Lacks(folder, "tokenizer");
-  DD2_TRY_ASSIGN(const VarTokenizerSpec spec,
-                 VarTokenizerSpecOf(teacher.tokenizer->sizes, SidesOf(teacher)));
-  DD2_TRY_ASSIGN(
-      const ParamBuffer params,
-      LoadChecked(folder / kTokenizerFile, VarTokenizer::Layout(spec), "", *teacher.tokenizer));
-  return std::make_unique<VarCodes>(spec, params);
 }
 
 VarSpec VarSpecOf(const TeacherSizes& sizes) {
@@ -198,121 +197,123 @@ LlamaGenSpec LlamaGenSpecOf(const TeacherSizes& sizes) {
   return spec;
 }
 
-// VAR's tokenizer as distillation sees it: its codes are what they are (method 1.2: noise of unit
-// variance in their space, no rescaling).
-class VarCodebook : public Tokenizer {
- public:
-  VarCodebook(const VarTokenizerSpec& spec, const ParamBuffer& params)
-      : Tokenizer({.codes = spec.codes, .channels = spec.channels, .scales = spec.scales}, params),
-        tokenizer_(spec, params) {
-    codebook_ = tokenizer_.quantizer().codebook();
-    path_ = std::make_shared<const CodePath>(tokenizer_.quantizer(),
-                                             at::zeros({spec.channels}, at::kFloat),
-                                             at::ones({spec.channels}, at::kFloat));
-  }
-
-  at::Tensor Encode(const at::Tensor& images) const override {
-    const at::NoGradGuard no_grad;
-    return tokenizer_.Encode(images);
-  }
-  at::Tensor Decode(const at::Tensor& codes) const override {
-    const at::NoGradGuard no_grad;
-    return tokenizer_.Decode(path_->Features(codes));
-  }
-  bool travels() const override { return false; }
-  std::int64_t image_channels() const override { return 3; }
-
- private:
-  VarTokenizer tokenizer_;
-};
-
-// A VAR with what distillation asks of it.
-Result<TeacherDescription> ReadVar(const fs::path& folder) {
-  DD2_TRY_ASSIGN(TeacherDescription teacher, ReadTeacherDescription(RealFileSystem(), folder));
-  if (!teacher.is_var()) {
+// The transformer as the backbone of a teacher; what cannot be distilled is an error.
+Result<BackboneSpec> BackboneOf(const fs::path& folder, const TeacherSizes& sizes) {
+  const bool is_var = IsVar(sizes.part);
+  if (!is_var && sizes.code_channels == 0) {
     return Error(Code::kInvalidArgument,
                  folder.string() +
-                     " holds a LlamaGen teacher: its input has to be made continuous "
-                     "before it can be distilled, which this version does not do");
+                     " holds a LlamaGen that takes codes through a table: make its input "
+                     "continuous first (dd2 teacher adapt " +
+                     folder.string() + " --tokens FILE --out DIR)");
   }
-  if (!teacher.transformer) return Lacks(folder, "transformer");
-  if (!teacher.tokenizer) return Lacks(folder, "tokenizer");
-  if (!teacher.transformer->sizes.scaled_attention) {
+  if (is_var && !sizes.scaled_attention) {
     return Error(Code::kInvalidArgument,
                  folder.string() +
                      " holds a VAR without normalised attention, which this "
                      "version does not distil");
   }
-  return teacher;
+  BackboneSpec spec{.channels = sizes.code_channels,
+                    .width = sizes.width,
+                    .layers = sizes.depth,
+                    .heads = sizes.heads,
+                    .tokens = is_var ? VarSpecOf(sizes).tokens() : sizes.grid * sizes.grid,
+                    .classes = sizes.classes,
+                    .kind = is_var ? BackboneKind::kVar : BackboneKind::kLlamaGen};
+  if (is_var) {
+    spec.sides = sizes.patch_numbers;
+  } else {
+    spec.ffn_hidden = sizes.ffn_hidden;
+  }
+  return spec;
 }
 
 }  // namespace
 
-Result<std::unique_ptr<Tokenizer>> LoadReleasedCodes(const fs::path& folder) {
-  DD2_TRY_ASSIGN(const TeacherDescription teacher, ReadVar(folder));
-  DD2_TRY_ASSIGN(const VarTokenizerSpec spec,
-                 VarTokenizerSpecOf(teacher.tokenizer->sizes, SidesOf(teacher)));
-  DD2_TRY_ASSIGN(
-      const ParamBuffer params,
-      LoadChecked(folder / kTokenizerFile, VarTokenizer::Layout(spec), "", *teacher.tokenizer));
-  return std::make_unique<VarCodebook>(spec, params);
-}
-
 Result<std::unique_ptr<Teacher>> LoadReleasedTeacher(const fs::path& folder,
                                                      std::shared_ptr<const CodePath> path) {
-  DD2_TRY_ASSIGN(const TeacherDescription teacher, ReadVar(folder));
-  const VarSpec var = VarSpecOf(teacher.transformer->sizes);
-  BackboneSpec spec{.channels = var.channels,
-                    .width = var.width,
-                    .layers = var.depth,
-                    .heads = var.heads,
-                    .tokens = var.tokens(),
-                    .classes = var.classes,
-                    .kind = BackboneKind::kVar,
-                    .sides = var.sides,
-                    .path = std::move(path)};
-  if (spec.path->quantizer().scales().sides != spec.sides) {
+  DD2_TRY_ASSIGN(const TeacherDescription teacher,
+                 ReadTeacherDescription(RealFileSystem(), folder));
+  if (!teacher.transformer) return Lacks(folder, "transformer");
+  const TeacherSizes& sizes = teacher.transformer->sizes;
+  DD2_TRY_ASSIGN(BackboneSpec spec, BackboneOf(folder, sizes));
+  spec.path = std::move(path);
+  if (teacher.is_var() &&
+      (spec.path == nullptr || spec.path->quantizer().scales().sides != spec.sides)) {
     return Error(Code::kInvalidArgument,
                  folder.string() + ": transformer and tokenizer have different scales");
   }
   DD2_TRY_ASSIGN(const ParamBuffer params,
-                 LoadChecked(folder / kTransformerFile, Teacher::Layout(spec, var.vocabulary),
+                 LoadChecked(folder / kTransformerFile, Teacher::Layout(spec, sizes.vocabulary),
                              "backbone.", *teacher.transformer));
-  return std::make_unique<Teacher>(spec, var.vocabulary, params);
+  return std::make_unique<Teacher>(spec, sizes.vocabulary, params);
+}
+
+Result<LlamaGenNetwork> LoadLlamaGen(const fs::path& folder) {
+  DD2_TRY_ASSIGN(const TeacherDescription teacher,
+                 ReadTeacherDescription(RealFileSystem(), folder));
+  if (teacher.is_var()) {
+    return Error(Code::kInvalidArgument, folder.string() + " holds a VAR, not a LlamaGen");
+  }
+  if (!teacher.transformer) return Lacks(folder, "transformer");
+  const TeacherSizes& sizes = teacher.transformer->sizes;
+  const bool adapted = sizes.code_channels > 0;
+  LlamaGenNetwork network;
+  network.spec = LlamaGenSpecOf(sizes);
+  ParamLayout layout;
+  LlamaGenGpt::DeclareBackbone(network.spec, "", layout);
+  LlamaGenGpt::DeclareHead(network.spec, "", layout);
+  if (adapted) {
+    CodeMlp::Declare(sizes.code_channels, sizes.width, "input.", layout);
+  } else {
+    LlamaGenGpt::DeclareEmbedding(network.spec, "", layout);
+  }
+  DD2_TRY_ASSIGN(network.params,
+                 LoadChecked(folder / kTransformerFile, layout, "", *teacher.transformer));
+  if (adapted) {
+    DD2_TRY_ASSIGN(const std::unique_ptr<Tokenizer> tokenizer, LoadReleasedTokenizer(folder));
+    if (tokenizer->spec().channels != sizes.code_channels ||
+        tokenizer->spec().codes != sizes.vocabulary) {
+      return Error(Code::kInvalidArgument,
+                   folder.string() + ": transformer and tokenizer have different codes");
+    }
+    network.table = CodeMlp(network.params, "input.").Forward(tokenizer->codebook());
+  } else {
+    network.table = network.params["tok_embeddings.weight"];
+  }
+  return network;
 }
 
 Result<std::unique_ptr<ReleasedTransformer>> LoadReleasedTransformer(const fs::path& folder) {
   DD2_TRY_ASSIGN(const TeacherDescription teacher,
                  ReadTeacherDescription(RealFileSystem(), folder));
-  if (!teacher.transformer) return Lacks(folder, "transformer");
-  const TeacherSizes& sizes = teacher.transformer->sizes;
-  const fs::path file = folder / kTransformerFile;
-  ParamLayout layout;
-  if (teacher.is_var()) {
-    const VarSpec spec = VarSpecOf(sizes);
-    VarTransformer::DeclareBackbone(spec, "", layout);
-    VarTransformer::DeclareHead(spec, "", layout);
-    DD2_TRY_ASSIGN(std::unique_ptr<VarCodes> codes, LoadVarCodes(folder, teacher));
-    DD2_TRY_ASSIGN(const ParamBuffer params, LoadChecked(file, layout, "", *teacher.transformer));
-    return std::make_unique<VarScores>(spec, params, std::move(codes));
+  if (!teacher.is_var()) {
+    DD2_TRY_ASSIGN(LlamaGenNetwork network, LoadLlamaGen(folder));
+    return std::make_unique<LlamaGenScores>(std::move(network));
   }
-  const LlamaGenSpec spec = LlamaGenSpecOf(sizes);
-  LlamaGenGpt::DeclareEmbedding(spec, "", layout);
-  LlamaGenGpt::DeclareBackbone(spec, "", layout);
-  LlamaGenGpt::DeclareHead(spec, "", layout);
-  DD2_TRY_ASSIGN(const ParamBuffer params, LoadChecked(file, layout, "", *teacher.transformer));
-  return std::make_unique<LlamaGenScores>(spec, params);
+  if (!teacher.transformer) return Lacks(folder, "transformer");
+  const VarSpec spec = VarSpecOf(teacher.transformer->sizes);
+  ParamLayout layout;
+  VarTransformer::DeclareBackbone(spec, "", layout);
+  VarTransformer::DeclareHead(spec, "", layout);
+  DD2_TRY_ASSIGN(std::unique_ptr<Tokenizer> tokenizer, LoadReleasedTokenizer(folder));
+  DD2_TRY_ASSIGN(const ParamBuffer params,
+                 LoadChecked(folder / kTransformerFile, layout, "", *teacher.transformer));
+  return std::make_unique<VarScores>(spec, params, std::move(tokenizer));
 }
 
-Result<std::unique_ptr<ReleasedTokenizer>> LoadReleasedTokenizer(const fs::path& folder) {
+Result<std::unique_ptr<Tokenizer>> LoadReleasedTokenizer(const fs::path& folder) {
   DD2_TRY_ASSIGN(const TeacherDescription teacher,
                  ReadTeacherDescription(RealFileSystem(), folder));
-  if (teacher.is_var()) {
-    DD2_TRY_ASSIGN(std::unique_ptr<VarCodes> codes, LoadVarCodes(folder, teacher));
-    return codes;
-  }
   if (!teacher.tokenizer) return Lacks(folder, "tokenizer");
   const TeacherSizes& sizes = teacher.tokenizer->sizes;
+  const fs::path file = folder / kTokenizerFile;
+  if (teacher.is_var()) {
+    DD2_TRY_ASSIGN(const VarTokenizerSpec spec, VarTokenizerSpecOf(sizes, SidesOf(teacher)));
+    DD2_TRY_ASSIGN(const ParamBuffer params,
+                   LoadChecked(file, VarTokenizer::Layout(spec), "", *teacher.tokenizer));
+    return std::make_unique<VarCodebook>(spec, params);
+  }
   LlamaGenTokenizerSpec spec;
   spec.width = sizes.channels;
   spec.multipliers = sizes.multipliers;
@@ -320,12 +321,11 @@ Result<std::unique_ptr<ReleasedTokenizer>> LoadReleasedTokenizer(const fs::path&
   spec.channels = sizes.code_channels;
   spec.codes = sizes.vocabulary;
   DD2_TRY_ASSIGN(const ParamBuffer params,
-                 LoadChecked(folder / kTokenizerFile, LlamaGenTokenizer::Layout(spec), "",
-                             *teacher.tokenizer));
+                 LoadChecked(file, LlamaGenTokenizer::Layout(spec), "", *teacher.tokenizer));
   // Without a transformer that of 256 pixels.
   const std::int64_t grid =
       teacher.transformer ? teacher.transformer->sizes.grid : 256 >> (spec.multipliers.size() - 1);
-  return std::make_unique<LlamaGenCodes>(spec, grid, params);
+  return std::make_unique<LlamaGenCodebook>(spec, grid, params);
 }
 
 }  // namespace dd2

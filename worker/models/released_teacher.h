@@ -5,6 +5,7 @@
 
 #include "common/result.h"
 #include "storage/teacher_folder.h"
+#include "worker/models/llamagen_gpt.h"
 #include "worker/models/teacher.h"
 #include "worker/torch.h"
 
@@ -28,33 +29,23 @@ class ReleasedTransformer {
   virtual double usual_cfg() const = 0;  // of the published evaluation
 };
 
-class ReleasedTokenizer {
- public:
-  struct Decoded {
-    at::Tensor latent;  // VAR: f_hat; LlamaGen: z_q. [B, C, S, S]
-    at::Tensor image;   // [B, 3, H, H], about [-1, 1]
-  };
-
-  virtual ~ReleasedTokenizer() = default;
-  virtual at::Tensor Encode(const at::Tensor& images) const = 0;  // [B, 3, H, H] -> [B, L] int64
-  virtual Decoded Decode(const at::Tensor& tokens) const = 0;
-  virtual const char* latent_name() const = 0;  // "f_hat", "z_q"
-  virtual std::int64_t tokens() const = 0;      // L
-  virtual std::int64_t codes() const = 0;       // V
-  virtual std::int64_t image_side() const = 0;  // H
-};
-
-// kNotFound: no such folder, or it lacks the network (VAR's transformer needs the tokenizer too,
-// whose sums it reads). kCorruption, kInvalidArgument: with file and reason.
+// kNotFound: no such folder, or it lacks the network (VAR's transformer and an adapted LlamaGen's
+// need the tokenizer too). kCorruption, kInvalidArgument: with file and reason.
 Result<std::unique_ptr<ReleasedTransformer>> LoadReleasedTransformer(
     const std::filesystem::path& folder);
-Result<std::unique_ptr<ReleasedTokenizer>> LoadReleasedTokenizer(
-    const std::filesystem::path& folder);
-
-// The same networks for distillation: a teacher that draws scale by scale, on its tokenizer's path.
-// kInvalidArgument: a LlamaGen teacher, whose input has to be made continuous first (method 4.3),
-// or a VAR without normalised attention.
-Result<std::unique_ptr<Tokenizer>> LoadReleasedCodes(const std::filesystem::path& folder);
+// Its codes are what they are (method 1.2: noise of unit variance in their space, no rescaling):
+// VAR's raw, LlamaGen's of length 1, which is also what its decoder gets (models.md 2.1).
+Result<std::unique_ptr<Tokenizer>> LoadReleasedTokenizer(const std::filesystem::path& folder);
+// A LlamaGen transformer whose input is a table or, adapted, an MLP.
+struct LlamaGenNetwork {
+  LlamaGenSpec spec;
+  ParamBuffer params;  // by the names of its file
+  at::Tensor table;    // [V, d]: what enters for each code
+};
+Result<LlamaGenNetwork> LoadLlamaGen(const std::filesystem::path& folder);
+// The transformer for distillation, on its tokenizer's path if it draws scale by scale.
+// kInvalidArgument: a LlamaGen whose input is a table (`dd2 teacher adapt` replaces it, method
+// 4.3), or a VAR without normalised attention.
 Result<std::unique_ptr<Teacher>> LoadReleasedTeacher(const std::filesystem::path& folder,
                                                      std::shared_ptr<const CodePath> path);
 

@@ -17,7 +17,7 @@ class SmallTokenizer : public Tokenizer {
   at::Tensor Encode(const at::Tensor& images) const override;  // [B, 1, 28, 28]
   at::Tensor Decode(const at::Tensor& codes) const override;   // -> [B, 1, 28, 28]
   bool travels() const override { return true; }
-  std::int64_t image_channels() const override { return 1; }
+  std::int64_t image_side() const override { return 4 * kSide; }
   const at::Tensor& raw_codebook() const;  // the parameter [V, C]
   // The raw halves, for training: images -> latents [B, 49, C] and back, both with autograd.
   at::Tensor EncodeLatents(const at::Tensor& images) const;

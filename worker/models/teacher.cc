@@ -5,6 +5,7 @@
 
 #include "common/check.h"
 #include "worker/models/filters.h"
+#include "worker/models/llamagen_backbone.h"
 #include "worker/models/var_backbone.h"
 
 namespace dd2 {
@@ -15,7 +16,7 @@ at::Tensor WithNullLabels(const at::Tensor& labels, std::int64_t null_class) {
   return at::cat({labels, at::full_like(labels, null_class)});
 }
 
-// g = u + w (c - u) of a pass over [conditional; unconditional]; w a number or [1, n, 1].
+// g = u + w (c - u) of a pass over [conditional; unconditional]; w a number or [n, 1].
 template <class Strength>
 at::Tensor Guide(const at::Tensor& both, const Strength& w) {
   const std::vector<at::Tensor> halves = both.chunk(2, 0);
@@ -60,18 +61,23 @@ ParamLayout Teacher::Layout(const BackboneSpec& spec, std::int64_t codes) {
     VarBackbone::DeclareHead(spec, codes, "backbone.", layout);
     return layout;
   }
+  if (spec.kind == BackboneKind::kLlamaGen) {
+    LlamaGenBackbone::DeclareHead(spec, codes, "backbone.", layout);
+    return layout;
+  }
   layout.Add("head.weight", {codes, spec.width});
   layout.Add("head.bias", {codes});
   return layout;
 }
 
 Teacher::Teacher(const BackboneSpec& spec, std::int64_t codes, const ParamBuffer& params)
-    : codes_(codes),
-      params_(params),
-      backbone_(MakeBackbone(spec, params, "backbone.")),
-      groups_(GroupsOf(spec)) {
+    : codes_(codes), params_(params), backbone_(MakeBackbone(spec, params, "backbone.")) {
   if (spec.kind == BackboneKind::kVar) {
     var_ = &static_cast<const VarBackbone&>(*backbone_).transformer();
+    return;
+  }
+  if (spec.kind == BackboneKind::kLlamaGen) {
+    head_weight_ = params["backbone.output.weight"];
     return;
   }
   head_weight_ = params["head.weight"];
@@ -96,27 +102,21 @@ at::Tensor Teacher::HiddenStep(const at::Tensor& q_previous, std::int64_t group,
 }
 
 double Teacher::Strength(std::int64_t group, double cfg_scale) const {
-  if (backbone_->spec().kind == BackboneKind::kRaster) return cfg_scale;
-  const auto last = static_cast<double>(groups_.size() - 1);
-  return 1.0 + cfg_scale * static_cast<double>(group) / last;
+  return var_ == nullptr ? cfg_scale : ScaleGuidance(var_->spec(), group, cfg_scale);
 }
 
 bool Teacher::IsGuided(double cfg_scale) const {
-  return cfg_scale != (backbone_->spec().kind == BackboneKind::kRaster ? 1.0 : 0.0);
+  return cfg_scale != (var_ == nullptr ? 1.0 : 0.0);
 }
 
 at::Tensor Teacher::GuidedHidden(const at::Tensor& q, const at::Tensor& labels,
                                  double cfg_scale) const {
   if (!IsGuided(cfg_scale)) return Hidden(q, labels);
-  const BackboneSpec& spec = backbone_->spec();
-  const at::Tensor both = Hidden(at::cat({q, q}), WithNullLabels(labels, spec.classes));
-  if (spec.kind == BackboneKind::kRaster) return Guide(both, cfg_scale);
-  const at::Tensor strengths = at::empty({1, spec.tokens, 1}, at::kFloat);
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    strengths.narrow(1, groups_[g].begin, groups_[g].size)
-        .fill_(Strength(static_cast<std::int64_t>(g), cfg_scale));
-  }
-  return Guide(both, strengths);
+  // Also what both halves share goes through twice: convolutions of other batches round otherwise.
+  const at::Tensor both =
+      Hidden(at::cat({q, q}), WithNullLabels(labels, backbone_->spec().classes));
+  if (var_ == nullptr) return Guide(both, cfg_scale);
+  return Guide(both, GuidanceRamp(var_->spec(), cfg_scale).unsqueeze(1));
 }
 
 at::Tensor Teacher::Logits(const at::Tensor& hidden) const {

@@ -23,9 +23,8 @@ class VarTransformer;
 // it VAR's class-conditional norm (models.md 1.3). Frozen.
 class Teacher {
  public:
-  static ParamLayout Layout(
-      const BackboneSpec& spec,
-      std::int64_t codes);  // "backbone.*", "head.*"; by scales all in "backbone.*"
+  // "backbone.*", "head.*"; of VAR and LlamaGen all in "backbone.*".
+  static ParamLayout Layout(const BackboneSpec& spec, std::int64_t codes);
   Teacher(const BackboneSpec& spec, std::int64_t codes, const ParamBuffer& params);
   // Initial values for training.
   static void Init(const BackboneSpec& spec, const ParamBuffer& params, std::uint64_t seed,
@@ -54,9 +53,8 @@ class Teacher {
   std::int64_t codes_;
   ParamBuffer params_;
   std::shared_ptr<const Backbone> backbone_;
-  std::vector<TokenGroup> groups_;
   const VarTransformer* var_ = nullptr;  // the backbone's, with its own head
-  at::Tensor head_weight_, head_bias_;   // raster
+  at::Tensor head_weight_, head_bias_;   // the others; LlamaGen has no bias
 };
 
 // The shape of generator and guidance network for this teacher.

@@ -309,7 +309,7 @@ Result<TeacherBundle> LoadTeacherBundle(const std::filesystem::path& folder) {
   TeacherBundle bundle;
   std::error_code ignored;
   if (std::filesystem::exists(folder / kTeacherFile, ignored)) {
-    DD2_TRY_ASSIGN(bundle.tokenizer, LoadReleasedCodes(folder));
+    DD2_TRY_ASSIGN(bundle.tokenizer, LoadReleasedTokenizer(folder));
     DD2_TRY_ASSIGN(bundle.teacher, LoadReleasedTeacher(folder, bundle.tokenizer->path()));
   } else {
     DD2_TRY_ASSIGN(bundle.tokenizer, LoadTokenizer(folder / "tokenizer.safetensors"));

@@ -29,14 +29,15 @@ class Tokenizer {
 
   // images [B, channels, H, H] in [-1, 1] -> ids [B, n] int64.
   virtual at::Tensor Encode(const at::Tensor& images) const = 0;
-  // codes [B, n, C], of the codebook or continuous -> images, clamped.
+  // codes [B, n, C], of the codebook or continuous -> images in [-1, 1]; LlamaGen's decoder is not
+  // clamped, as published.
   virtual at::Tensor Decode(const at::Tensor& codes) const = 0;
   const at::Tensor& codebook() const { return codebook_; }  // [V, C]
   // What the transformer of a multi-scale teacher sees of codes; null in raster order.
   const std::shared_ptr<const CodePath>& path() const { return path_; }
   // Small enough to lie in every exported model; otherwise an export names the teacher's folder.
   virtual bool travels() const = 0;
-  virtual std::int64_t image_channels() const = 0;  // 1 (grey) or 3
+  virtual std::int64_t image_side() const = 0;  // H
   const TokenizerSpec& spec() const { return spec_; }
   const ParamBuffer& params() const { return params_; }
 
@@ -48,5 +49,10 @@ class Tokenizer {
   at::Tensor codebook_;
   std::shared_ptr<const CodePath> path_;
 };
+
+// Codebook vectors of tokens: codebook [V, C], tokens [B, n] int64 -> [B, n, C].
+inline at::Tensor CodesOf(const at::Tensor& codebook, const at::Tensor& tokens) {
+  return codebook.index_select(0, tokens.flatten()).view({tokens.size(0), tokens.size(1), -1});
+}
 
 }  // namespace dd2

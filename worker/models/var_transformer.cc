@@ -207,24 +207,23 @@ at::Tensor VarTransformer::HeadInput(const at::Tensor& hidden, const at::Tensor&
   return Norm(hidden) * (1 + ada[0]) + ada[1];
 }
 
-at::Tensor VarTransformer::GuidedHeadInput(const at::Tensor& rows, const at::Tensor& labels,
-                                           double cfg) const {
-  if (cfg == 0) return HeadInput(Hidden(rows, labels), labels);
-  const at::Tensor both_labels = at::cat({labels, at::full_like(labels, spec_.classes)});
-  const std::vector<at::Tensor> halves =
-      HeadInput(Hidden(at::cat({rows, rows}), both_labels), both_labels).chunk(2, 0);
-  const at::Tensor ramp = GuidanceRamp(spec_, cfg).to(rows.device()).unsqueeze(1);
-  return halves[1] + ramp * (halves[0] - halves[1]);
-}
-
 at::Tensor VarTransformer::Logits(const at::Tensor& head_input) const {
   DD2_CHECK(head_weight_.defined());
   return at::linear(head_input, head_weight_, head_bias_);
 }
 
-at::Tensor GuidanceRamp(const VarSpec& spec, double cfg) {
+double ScaleGuidance(const VarSpec& spec, std::int64_t scale, double cfg) {
   const auto steps = static_cast<double>(std::max<std::int64_t>(spec.scales() - 1, 1));
-  return 1 + LevelOfToken(spec).to(at::kFloat) * (cfg / steps);
+  return 1.0 + cfg * static_cast<double>(scale) / steps;
+}
+
+at::Tensor GuidanceRamp(const VarSpec& spec, double cfg) {
+  at::Tensor ramp = at::empty({spec.tokens()}, at::kFloat);
+  for (std::int64_t scale = 0; scale < spec.scales(); ++scale) {
+    ramp.narrow(0, spec.TokensBefore(scale), spec.ScaleTokens(scale))
+        .fill_(ScaleGuidance(spec, scale, cfg));
+  }
+  return ramp;
 }
 
 }  // namespace dd2

@@ -52,9 +52,6 @@ class VarTransformer {
   // What enters the output layer: hidden [B, l, d] of any l tokens -> [B, l, d]. Guidance and the
   // output layer are linear, so that it may be guided instead of the logits (method 7.3).
   at::Tensor HeadInput(const at::Tensor& hidden, const at::Tensor& labels) const;
-  // g_i = u_i + w_i (c_i - u_i) of the head inputs with and without class, w = GuidanceRamp: Logits
-  // of it are the guided ones. One pass when cfg is 0.
-  at::Tensor GuidedHeadInput(const at::Tensor& rows, const at::Tensor& labels, double cfg) const;
   at::Tensor Logits(const at::Tensor& head_input) const;  // [..., d] -> [..., V]
 
   // One scale of sampling, without autograd: rows [B, ScaleTokens(scale), C] (ignored for scale 0)
@@ -89,8 +86,10 @@ class VarTransformer {
   at::Tensor mask_;  // [L, L]: 0, or -inf where the key is of a later scale
 };
 
-// Strength of guidance by token, w_i = 1 + cfg s / (K - 1) for the tokens of scale s: [L]. VAR's
-// cfg; its last scale has the w = 1 + cfg of LlamaGen (models.md 0.3).
+// Strength of guidance of the tokens of a scale s, w = 1 + cfg s / (K - 1). VAR's cfg; its last
+// scale has the w = 1 + cfg of LlamaGen (models.md 0.3).
+double ScaleGuidance(const VarSpec& spec, std::int64_t scale, double cfg);
+// The same by token: [L].
 at::Tensor GuidanceRamp(const VarSpec& spec, double cfg);
 
 }  // namespace dd2
