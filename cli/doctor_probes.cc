@@ -214,9 +214,9 @@ std::string CacheWarning(const RunConfig& config) {
   const fs::path folder = ScoreCacheFolder(config);
   const auto free = FreeBytes(Existing(folder));
   if (!plan || !free) return "";
-  const std::int64_t needed = plan->cache_bytes - BytesIn(folder);
-  if (static_cast<std::int64_t>(*free) >= needed) return "";
-  return "the score cache needs " + FormatBytes(needed) + " in " + folder.string() + ", where " +
+  if (static_cast<std::int64_t>(*free) >= plan->cache_bytes) return "";
+  return "the score cache may need " + FormatBytes(plan->cache_bytes) +
+         " (less what it has of this teacher) in " + folder.string() + ", where " +
          FormatBytes(static_cast<std::int64_t>(*free)) +
          " are free: set cache.path to a folder on a larger disk that all nodes see";
 }

@@ -93,7 +93,11 @@ tl::expected<ShrunkRun, StartFailure> PlanOf(const RunArguments& arguments) {
   const auto shrunk = [&request]() -> Result<ShrunkRun> {
     DD2_TRY_ASSIGN(const RunConfig config, LoadRunConfig(request.config, OverridesOf(request)));
     DD2_TRY_ASSIGN(ShrunkRun run, Shrink(config, request.folder));
-    if (!run.teacher) DD2_TRY(CheckTeacherFiles(run.config));
+    // What the run itself would be refused for.
+    std::error_code ignored;
+    if (!run.teacher || fs::exists(config.teacher.path, ignored)) {
+      DD2_TRY(CheckTeacherFiles(config));
+    }
     return run;
   }();
   if (shrunk) return *shrunk;
@@ -106,9 +110,10 @@ Status FinishRehearsal(const ShrunkRun& plan, PreparedRun& run) {
   run.notes.push_back("a rehearsal of " + run.config_path.string() +
                       " with small networks and few steps: what it makes is useless");
   run.config_path = run.folder / "config.yaml";  // what a resume is told to take
-  const Status written = WriteSmallTeacher(plan);
-  if (!written) AbandonRun(run);
-  return written;
+  Status ready = WriteSmallTeacher(plan);
+  if (ready) ready = CheckTeacherFiles(plan.config);
+  if (!ready) AbandonRun(run);
+  return ready;
 }
 
 int StartRun(const RunArguments& arguments) {
@@ -123,7 +128,7 @@ int StartRun(const RunArguments& arguments) {
   if (!run) return Refuse(run.error().exit_code, run.error().message);
   if (arguments.shrink) {
     if (const Status made = FinishRehearsal(*plan, *run); !made) {
-      return Refuse(kExitCannotStart, made.error().message());
+      return Refuse(ExitCodeFor(made.error().code()), made.error().message());
     }
   }
   if (const Status kept = RememberOwnJob(run->folder); !kept) Refuse(0, kept.error().message());

@@ -1,6 +1,7 @@
 #include "cli/shrink.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <string>
 #include <system_error>
@@ -111,8 +112,10 @@ Result<ShrunkRun> Shrink(const RunConfig& config, const fs::path& folder) {
   small.model.head_width = std::min(small.model.head_width, 64);
   small.model.head_depth = std::min(small.model.head_depth, 2);
   small.model.time_features = std::min(small.model.time_features, 32);
-  small.batch.shards = std::min(small.batch.shards, 2);
   small.ranks = std::min(small.ranks, 2);
+  const auto ranks = static_cast<unsigned>(small.domains * small.ranks);
+  small.batch.shards =
+      std::min(small.batch.shards, static_cast<int>(std::bit_ceil(std::max(2U, ranks))));
   for (int* images :
        {&small.eval.samples, &small.eval.curve_samples, &small.eval.reference_images}) {
     *images = std::min(*images, kImages);

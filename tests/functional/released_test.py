@@ -11,7 +11,8 @@ import struct
 import subprocess
 import sys
 
-from dd2 import Workspace, binary, expect, expect_same, torch_python
+from dd2 import Workspace, binary, expect, expect_fails, expect_same, torch_python
+from dd2 import dd2 as run_dd2
 
 if importlib.util.find_spec("torch") is None:
     os.execv(torch_python(), [torch_python(), *sys.argv])
@@ -132,6 +133,8 @@ def adapt(work, tokenizer, network):
     expect("dd2 teacher adapt" in run.finish(exit_code=2).tail(), "a table is distilled")
     tokens, labels = torch.randint(0, tokenizer.CODES, (12, 256)), torch.randint(0, 10, (12,))
     write_tensors(folder / "train.st", {"tokens": tokens, "labels": labels})
+    write_tensors(folder / "from-one.st", {"tokens": tokens, "labels": labels.clamp(0, 8).index_fill(0, torch.tensor([0]), 10)})
+    expect_fails(run_dd2("teacher", "adapt", teacher, "--tokens", folder / "from-one.st", "--out", adapted), 2, "labels", "9")
     dd2("adapt", teacher, "--tokens", folder / "train.st", "--out", adapted, "--steps", 3, "--batch", 4,
         "--held-out", 3, "--shards", 2)
     weights = read_tensors(adapted / "transformer.safetensors")

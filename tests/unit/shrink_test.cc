@@ -55,6 +55,15 @@ TEST(ShrinkTest, EveryPhaseStaysAndIsShort) {
   }
 }
 
+TEST(ShrinkTest, EveryRankOfEveryDomainHasAShard) {
+  const auto run = Shrink(ConfigOf("var-d16", {"domains=3"}), {});
+  ASSERT_TRUE(run) << run.error().message();
+  EXPECT_EQ(run->config.domains, 3);
+  EXPECT_EQ(run->config.ranks, 2);
+  EXPECT_EQ(run->config.batch.shards, 8);
+  EXPECT_EQ(run->config.phases[2].batch, 8);
+}
+
 // Twice the same, and no run of its own is made of what is small already.
 TEST(ShrinkTest, AShrunkRunStaysAsItIs) {
   const RunConfig once = ShrunkOf("fashion-mnist-quick").config;

@@ -103,7 +103,7 @@ TEST_F(TeacherAdaptTest, TrainingLowersNats) {
   const double trained = Measured("adapted", "nats_per_token_adapted");
   EXPECT_LT(trained, 0.8 * Measured("adapted", "nats_per_token_fitted"));
   EXPECT_LT(trained, 0.8 * Measured("adapted", "nats_per_token_table"));
-  EXPECT_FALSE(fs::exists(folder_.path() / "adapted" / ".training"));
+  EXPECT_FALSE(fs::exists(folder_.path() / "adapted" / ".adapting"));
 }
 
 TEST_F(TeacherAdaptTest, WithoutTokensTheMlpIsFittedAlone) {
@@ -185,6 +185,9 @@ TEST_F(TeacherAdaptTest, InterruptedAndResumedEqualsUninterrupted) {
   AdaptRequest other = Request("parts");
   other.settings.learning_rate = 1e-3;
   ExpectRefused(other, Code::kFailedPrecondition, "other settings");
+  other = Request("parts");
+  other.tokens = other.labels = at::Tensor();  // the fit alone would end in a teacher, too
+  ExpectRefused(other, Code::kFailedPrecondition, "give them again");
   AdaptRequest last = Request("parts");
   last.settings.threads = 2;
   ASSERT_TRUE(AdaptTeacher(last));
@@ -193,6 +196,14 @@ TEST_F(TeacherAdaptTest, InterruptedAndResumedEqualsUninterrupted) {
                 ReadAll(folder_.path() / "parts" / file))
         << file;
   }
+}
+
+TEST_F(TeacherAdaptTest, OneThatDivergedIsNoTeacher) {
+  AdaptRequest request = Request("diverged");
+  request.settings.learning_rate = 1e30;
+  request.settings.steps = 1;
+  ExpectRefused(request, Code::kInternal, "lower --lr");
+  EXPECT_FALSE(fs::exists(request.out / kTeacherFile));
 }
 
 TEST_F(TeacherAdaptTest, RefusesWhatMakesNoSense) {
@@ -209,6 +220,9 @@ TEST_F(TeacherAdaptTest, RefusesWhatMakesNoSense) {
   request.settings.steps = 1;
   ASSERT_TRUE(AdaptTeacher(request));
   ExpectRefused(request, Code::kFailedPrecondition, "holds a teacher already");
+  fs::create_directories(folder_.path() / "trained");
+  WriteAll(folder_.path() / "trained" / "teacher.safetensors", "");
+  ExpectRefused(Request("trained"), Code::kFailedPrecondition, "holds a teacher already");
   request.teacher = request.out;
   request.out = folder_.path() / "again";
   ExpectRefused(request, Code::kInvalidArgument, "adapted already");

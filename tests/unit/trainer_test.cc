@@ -200,6 +200,20 @@ Outcome Regress(const TeacherBundle& teacher, int ranks) {
   return outcome;
 }
 
+TEST(SpecForTest, ATrainedNetworkComputesAsTheConfigurationSays) {
+  const TeacherBundle teacher = MakeTinyTeacher(5);
+  RunConfig config = TinyConfig();
+  const PassMode plain = SpecFor(config.model, *teacher.teacher).backbone.mode;
+  EXPECT_FALSE(plain.bf16);
+  EXPECT_EQ(plain.activations, Activations::kKeep);
+  config.model.precision = kPrecisionBf16;
+  config.model.recompute = true;
+  const PassMode small = SpecFor(config.model, *teacher.teacher).backbone.mode;
+  EXPECT_TRUE(small.bf16);
+  EXPECT_EQ(small.activations, Activations::kRecompute);
+  EXPECT_FALSE(teacher.teacher->backbone().spec().mode.bf16) << "the teacher stays fp32";
+}
+
 TEST(RegressTest, SameBitsOnAnyNumberOfRanksAndTheLossFalls) {
   SetComputeThreads(1);
   const TeacherBundle teacher = MakeTinyTeacher(5);

@@ -39,13 +39,13 @@ std::optional<std::int32_t> SamplePhaseFor(const RunConfig& config, std::int32_t
 
 PhaseSteps::PhaseSteps(const WorkerOptions& options, const RunConfig& config,
                        const TeacherBundle& teacher, Collectives& collectives, TrainingState& state,
-                       std::string numeric_mode)
+                       std::string teacher_mode)
     : options_(options),
       config_(config),
       teacher_(teacher),
       collectives_(collectives),
       state_(state),
-      numeric_mode_(std::move(numeric_mode)),
+      teacher_mode_(std::move(teacher_mode)),
       trainer_(config, teacher, collectives, state) {}
 
 PhaseSteps::~PhaseSteps() = default;
@@ -118,7 +118,7 @@ Result<TeacherData*> PhaseSteps::Data() {
                                                         .block = sample.block,
                                                         .ode_steps = sample.ode_steps,
                                                         .use_cache = config_.cache.enabled,
-                                                        .numeric_mode = numeric_mode_},
+                                                        .numeric_mode = teacher_mode_},
                                         teacher_, cache_.get());
   sequences_loaded_ = false;
   return data_.get();

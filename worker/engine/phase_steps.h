@@ -29,7 +29,7 @@ struct PhaseStepResult {
 class PhaseSteps {
  public:
   PhaseSteps(const WorkerOptions& options, const RunConfig& config, const TeacherBundle& teacher,
-             Collectives& collectives, TrainingState& state, std::string numeric_mode);
+             Collectives& collectives, TrainingState& state, std::string teacher_mode);
   ~PhaseSteps();
 
   // The collectives are of another generation now. Caches stay, those that are filled together
@@ -72,7 +72,7 @@ class PhaseSteps {
   const TeacherBundle& teacher_;
   Collectives& collectives_;
   TrainingState& state_;
-  const std::string numeric_mode_;
+  const std::string teacher_mode_;  // numeric mode of the teacher, whose scores are kept
   Trainer trainer_;
   std::unique_ptr<ScoreCache> cache_;
   std::unique_ptr<TeacherData> data_;

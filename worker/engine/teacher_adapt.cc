@@ -27,6 +27,7 @@ namespace json = boost::json;
 using Seconds = std::chrono::duration<double>;
 
 constexpr std::uint32_t kPhase = static_cast<std::uint32_t>(StagePhase::kAdapt);
+constexpr std::string_view kOfTrain = "teacher.safetensors";  // of `dd2 teacher train`
 constexpr double kLabelDrop = 0.1;
 constexpr std::int64_t kHeldOutMost = 256;
 // Sequences of one pass: 256 tokens have 16 MB of logits and, in GPT-B, 225 MB of activations.
@@ -152,12 +153,14 @@ class Adapter {
 
   Status Run() {
     const auto begin = std::chrono::steady_clock::now();
+    DD2_TRY(CheckVacant());
     DD2_TRY(Load());
     DD2_TRY(CheckTokens());
     FileSystem& files = RealFileSystem();
     DD2_TRY(files.MakeDirectories(StateFolder()));
     DD2_TRY_ASSIGN(const FileLock lock,
                    FileLock::Acquire(StateFolder() / "lock", "dd2 teacher adapt"));
+    DD2_TRY(CheckVacant());  // somebody else may have finished meanwhile
     DD2_TRY_ASSIGN(const ParamBuffer adapted, Train(FitInput()));
     const Seconds spent = std::chrono::steady_clock::now() - begin;
     measured_["seconds"] = std::round(spent.count());
@@ -167,14 +170,24 @@ class Adapter {
   }
 
  private:
-  fs::path StateFolder() const { return request_.out / ".training"; }
+  // `dd2 teacher train` has one of another name.
+  fs::path StateFolder() const { return request_.out / ".adapting"; }
+  fs::path StateFile() const { return StateFolder() / "adapt.safetensors"; }
 
-  Status Load() {
+  Status CheckVacant() const {
     std::error_code ignored;
-    if (fs::exists(request_.out / kTeacherFile, ignored)) {
+    for (const std::string_view file : {kTeacherFile, kOfTrain}) {
+      if (!fs::exists(request_.out / file, ignored)) continue;
       return Error(Code::kFailedPrecondition,
                    request_.out.string() + " holds a teacher already: choose another folder");
     }
+    if (request_.tokens.defined() || !fs::exists(StateFile(), ignored)) return {};
+    return Error(Code::kFailedPrecondition, "an adaptation with --tokens was interrupted in " +
+                                                request_.out.string() +
+                                                ": give them again, or choose another folder");
+  }
+
+  Status Load() {
     DD2_TRY_ASSIGN(description_, ReadTeacherDescription(RealFileSystem(), request_.teacher));
     DD2_TRY_ASSIGN(network_, LoadLlamaGen(request_.teacher));
     DD2_TRY(Require(description_.transformer->sizes.code_channels == 0,
@@ -289,12 +302,15 @@ class Adapter {
     const double start = HeldOutNats(stage.params().master());
     report_("adapt  nats per token of held-out sequences: " + std::to_string(before) +
             " with the table, " + std::to_string(start) + " with the fitted MLP");
-    const StageRun run{.state_file = StateFolder() / "adapt.safetensors",
+    const StageRun run{.state_file = StateFile(),
                        .settings = json::serialize(Settings()),
                        .save_every = settings_.save_every,
                        .report_every = settings_.report_every};
     DD2_TRY(RunStage(stage, run, pool_, report_));
     const double after = HeldOutNats(stage.params().master());
+    if (!std::isfinite(after)) {
+      return Error(Code::kInternal, "the adaptation diverged: lower --lr, in another folder");
+    }
     report_("adapt  nats per token of held-out sequences: " + std::to_string(after));
     measured_["nats_per_token_table"] = before;
     measured_["nats_per_token_fitted"] = start;

@@ -35,7 +35,7 @@ struct AdaptRequest {
   std::filesystem::path out;
   at::Tensor
       tokens;  // [N, n] int64, images as the tokenizer encodes them; undefined: the MLP alone
-  at::Tensor labels;  // [N] int64
+  at::Tensor labels;  // [N] int64, all classes; both within their ranges and contiguous
   AdaptSettings settings;
   ReportLine report;  // empty: lines to standard output
 };
@@ -44,9 +44,9 @@ struct AdaptRequest {
 // card.json: settings, the error of the fit relative to the table's mean square, nats per token of
 // held-out sequences with the table, with the fitted MLP and after training.
 //
-// Interrupted, it goes on from the newest state under out/.training; finished, it removes that
+// Interrupted, it goes on from the newest state under out/.adapting; finished, it removes that
 // folder. The same seed, shards, settings and tokens give the same weights. kInvalidArgument:
-// impossible settings or tokens, no LlamaGen, or one that is adapted already. kNotFound: a network
+// impossible settings or shapes, no LlamaGen, or one that is adapted already. kNotFound: a network
 // is missing. kFailedPrecondition: `out` holds a teacher, or a state of other settings.
 // kUnavailable: somebody else adapts into the same folder.
 Status AdaptTeacher(const AdaptRequest& request);

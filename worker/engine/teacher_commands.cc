@@ -146,13 +146,13 @@ struct LabelledTokens {
   at::Tensor tokens, labels;  // [B, L], [B]
 };
 
-// Sequences of `length` tokens below `codes`, labels up to that of no class.
+// Sequences of `length` tokens below `codes`, labels below `labels`.
 Result<LabelledTokens> ReadLabelledTokens(const fs::path& path, std::int64_t length,
-                                          std::int64_t codes, std::int64_t classes) {
+                                          std::int64_t codes, std::int64_t labels) {
   DD2_TRY_ASSIGN(const SafetensorsFile file, SafetensorsFile::Open(path));
   LabelledTokens read;
   DD2_TRY_ASSIGN(read.tokens, ReadNumbers(file, path, "tokens", 2, codes));
-  DD2_TRY_ASSIGN(read.labels, ReadNumbers(file, path, "labels", 1, classes + 1));
+  DD2_TRY_ASSIGN(read.labels, ReadNumbers(file, path, "labels", 1, labels));
   DD2_TRY(CheckLength(path, read.tokens, length));
   if (read.labels.size(0) == read.tokens.size(0)) return read;
   return Error(Code::kInvalidArgument, path.string() + ": " + std::to_string(read.labels.size(0)) +
@@ -167,7 +167,7 @@ Status Logits(const Options& options) {
   DD2_TRY_ASSIGN(const double cfg, options.Get<double>("--cfg", teacher->usual_cfg(), 0.0, 100.0));
   DD2_TRY_ASSIGN(
       const LabelledTokens given,
-      ReadLabelledTokens(path, teacher->tokens(), teacher->vocabulary(), teacher->classes()));
+      ReadLabelledTokens(path, teacher->tokens(), teacher->vocabulary(), teacher->classes() + 1));
   std::vector<at::Tensor> cond, uncond, guided;
   ForEachRow(given.tokens.size(0), "sequence", [&](std::int64_t b) {
     const ReleasedTransformer::Logits row =
@@ -239,7 +239,7 @@ Result<AdaptSettings> ReadAdaptSettings(const Options& options) {
   DD2_TRY(count("--threads", set.threads, 1, 1024));
   DD2_TRY(count("--save-every", set.save_every, 1, 1'000'000));
   DD2_TRY_ASSIGN(set.seed, options.Get<std::uint64_t>("--seed", set.seed, 0, UINT64_MAX));
-  DD2_TRY_ASSIGN(set.learning_rate, options.Get<double>("--lr", set.learning_rate, 0.0, 1.0));
+  DD2_TRY_ASSIGN(set.learning_rate, options.Get<double>("--lr", set.learning_rate, 1e-9, 1.0));
   return set;
 }
 

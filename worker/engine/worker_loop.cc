@@ -35,10 +35,18 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
   return Seconds(std::chrono::steady_clock::now() - start).count();
 }
 
+// Products of bf16 are made of other instructions where a CPU has them: TorchBuild's capability
+// does not tell them apart.
+std::string Bf16Instructions() {
+  if (__builtin_cpu_supports("amx-bf16")) return "amx";
+  return __builtin_cpu_supports("avx512bf16") ? "avx512" : "none";
+}
+
 // Threads, precision and libraries decide bits; ranks that differ in them must not train together.
-std::string NumericMode(const RunConfig& config) {
-  return "cpu-" + config.model.precision + " threads=" + std::to_string(config.threads_per_rank) +
-         " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild();
+std::string NumericMode(const RunConfig& config, std::string_view precision) {
+  return "cpu-" + std::string(precision) + " threads=" + std::to_string(config.threads_per_rank) +
+         " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild() +
+         (precision == kPrecisionBf16 ? " bf16=" + Bf16Instructions() : "");
 }
 
 Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
@@ -379,7 +387,7 @@ class WorkerLoop {
 Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   DD2_TRY_ASSIGN(const RunConfig config, LoadRunConfig(options.run / "config.yaml"));
   SetComputeThreads(config.threads_per_rank);
-  const std::string numeric_mode = NumericMode(config);
+  const std::string numeric_mode = NumericMode(config, config.model.precision);
   // Everything slow comes before the hello: who said it can begin at once.
   DD2_TRY_ASSIGN(const TeacherBundle teacher, LoadTeacherBundle(config.teacher.path));
   const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
@@ -393,7 +401,8 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   StateSnapshots snapshots(config.checkpoint.memory_every > 0 ? options.snapshots : "",
                            options.run_id, options.local_rank, options.local_size, identity, state);
   GenerationCollectives collectives;
-  PhaseSteps steps(options, config, teacher, collectives, state, numeric_mode);
+  PhaseSteps steps(options, config, teacher, collectives, state,
+                   NumericMode(config, kPrecisionFp32));
   DD2_TRY_ASSIGN(
       const std::unique_ptr<ControlClient> control,
       JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), snapshots, collectives));

@@ -15,7 +15,7 @@ namespace dd2 {
 class CodePath;
 
 // Shapes in comments: B sequences, n tokens of a sequence, C channels of a code, V codes, d width
-// of the backbone. All tensors fp32, labels int64.
+// of the backbone. Tensors fp32 (PassMode::bf16: but for the inside of blocks), labels int64.
 
 enum class BackboneKind : std::uint8_t {
   kRaster,    // token by token (raster_backbone.h)

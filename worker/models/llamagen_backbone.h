@@ -37,7 +37,6 @@ class LlamaGenBackbone : public Backbone {
   at::Tensor Forward(const at::Tensor& q, const at::Tensor& labels) const override;
   at::Tensor Step(const at::Tensor& q_previous, std::int64_t group, const at::Tensor& labels,
                   KvCache& cache) const override;
-  const LlamaGenGpt& transformer() const { return transformer_; }
 
  private:
   LlamaGenGpt transformer_;

@@ -89,7 +89,8 @@ at::Tensor LlamaGenGpt::RotaryTable(const LlamaGenSpec& spec) {
 }
 
 at::Tensor LlamaGenGpt::Rotate(const at::Tensor& x, const at::Tensor& rows) {
-  const at::Tensor pairs = at::view_as_complex(x.unflatten(-1, {x.size(-1) / 2, 2}));
+  // Complex numbers of bf16 do not exist.
+  const at::Tensor pairs = at::view_as_complex(x.to(at::kFloat).unflatten(-1, {x.size(-1) / 2, 2}));
   return at::view_as_real(pairs * rows.unsqueeze(1)).flatten(-2);
 }
 
