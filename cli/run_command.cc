@@ -83,10 +83,6 @@ tl::expected<ShrunkRun, StartFailure> PlanOf(const RunArguments& arguments) {
   if (!arguments.shrink) {
     auto config = CheckRequest(request);
     if (!config) return tl::unexpected(config.error());
-    const fs::path folder = request.folder.empty() ? DefaultRunFolder(*config) : request.folder;
-    if (const Status room = CheckRoom(*config, folder); !room) {
-      return tl::unexpected(StartFailure{kExitCannotStart, room.error().message()});
-    }
     if (const std::string warning = CacheWarning(*config); !warning.empty()) Refuse(0, warning);
     return ShrunkRun{std::move(*config), std::nullopt};
   }

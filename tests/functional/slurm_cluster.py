@@ -14,6 +14,7 @@ from dd2 import expect, wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd")
 FIRST_NODE = 1
+MEMORY = 1600  # MiB of a node, by its configuration; not enforced
 
 
 def missing():
@@ -77,7 +78,7 @@ class Cluster:
                  "PreemptMode=REQUEUE", "SlurmdParameters=config_overrides", *self.settings]
         for name, port in zip(self.names, ports):
             lines.append(f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} "
-                         "State=UNKNOWN")
+                         f"RealMemory={MEMORY} State=UNKNOWN")
         nodes = ",".join(self.names)
         lines += [f"PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20",
                   f"PartitionName=urgent Nodes={nodes} MaxTime=INFINITE State=UP PriorityTier=10"]

@@ -9,8 +9,8 @@ import signal
 import subprocess
 import time
 
-from dd2 import binary, expect, expect_fails, wait_until
-from slurm_run import Submitted, run_checks
+from dd2 import ROOT, binary, expect, expect_fails, wait_until
+from slurm_run import CONFIG, Submitted, run_checks
 
 
 def check_two_nodes(work, cluster, calm):
@@ -149,6 +149,21 @@ def check_lost_batch_host(work, cluster, calm):
     submitted.ends()
     submitted.is_like(calm)
     cluster.start(lost)
+
+
+def check_memory(work, cluster, _):
+    """Slurm is asked for the memory of the partition's nodes before a job is made."""
+    def submit(ranks, *options):
+        words = [binary(), "submit", ROOT / CONFIG, "--run", work.path / "memory", "--ranks", ranks, "--dry-run", *options]
+        return subprocess.run([str(word) for word in words], env=cluster.env, capture_output=True, text=True,
+                              check=False, timeout=60)
+
+    expect_fails(submit(4), 4, "needs about 2.", "at most 1.7 GB", "dd2 plan")
+    expect_fails(submit(4, "--", "-p", "urgent"), 4, "at most 1.7 GB")
+    for ranks, warned in ((3, True), (1, False)):
+        done = submit(ranks)
+        expect(done.returncode == 0 and ("may not fit" in done.stderr) == warned, f"{ranks} ranks", done)
+    expect(not (work.path / "memory").exists(), "a dry run leaves nothing")
 
 
 def check_doctor(work, cluster, _):

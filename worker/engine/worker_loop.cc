@@ -1,5 +1,8 @@
 #include "worker/engine/worker_loop.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <unistd.h>
 
 #include <chrono>
@@ -38,8 +41,17 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
 // Products of bf16 are made of other instructions where a CPU has them: TorchBuild's capability
 // does not tell them apart.
 std::string Bf16Instructions() {
-  if (__builtin_cpu_supports("amx-bf16")) return "amx";
-  return __builtin_cpu_supports("avx512bf16") ? "avx512" : "none";
+#if defined(__x86_64__)
+  constexpr unsigned kAmxBf16 = 1U << 22U, kAvx512Bf16 = 1U << 5U;  // of leaf 7
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kAmxBf16) != 0) {
+    return "amx";
+  }
+  if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvx512Bf16) != 0) {
+    return "avx512";
+  }
+#endif
+  return "none";
 }
 
 // Threads, precision and libraries decide bits; ranks that differ in them must not train together.
