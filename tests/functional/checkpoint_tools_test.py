@@ -37,9 +37,10 @@ def tensors(path):
 
 
 def check_disk(work):
-    # Far more checkpoints than any disk holds.
+    # Far more checkpoints and scores than any disk holds.
     process = dd2("run", TINY, "--run", work.path / "large", "--set", f"cache.path={work.cache}", "--set",
-                  "checkpoint.keep_last=1000000000")
+                  "checkpoint.keep_last=1000000000", "--set", "phases.1.sequences=100000000")
+    expect_fails(process, 4, "the score cache may need [0-9.]+ [GT]B", "set cache.path to a folder on a larger disk")
     expect_fails(process, 4, "not enough space for the next checkpoints", "1000000001 of [0-9.]+ MB each",
                  re.escape(str(work.path / "large")), "lower checkpoint.keep_last")
     expect(not committed(work.path / "large"), "it began all the same")

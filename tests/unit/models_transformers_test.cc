@@ -73,7 +73,6 @@ struct LlamaGen {
             .heads = 2,
             .width = 24,
             .ffn_hidden = 40,
-            .channels = 5,
             .classes = 6,
             .vocabulary = 11,
             .grid = 4};

@@ -13,7 +13,6 @@ LlamaGenSpec TransformerSpec(const BackboneSpec& spec, std::int64_t codes) {
   gpt.heads = spec.heads;
   gpt.width = spec.width;
   gpt.ffn_hidden = spec.ffn_hidden;
-  gpt.channels = spec.channels;
   gpt.classes = spec.classes;
   gpt.vocabulary = codes;
   gpt.grid = std::lround(std::sqrt(spec.tokens));

@@ -19,7 +19,6 @@ struct LlamaGenSpec {
   std::int64_t heads = 12;
   std::int64_t width = 768;  // d; d / heads is a multiple of 4
   std::int64_t ffn_hidden = 2048;
-  std::int64_t channels = 8;        // C of a code; the network itself sees embeddings only
   std::int64_t classes = 1000;      // label `classes` is the null class
   std::int64_t vocabulary = 16384;  // V
   std::int64_t grid = 16;           // n = grid^2 tokens in raster order
