@@ -51,6 +51,10 @@ class RunRules {
       Add("model.time_features", {},
           std::to_string(config_.model.time_features) + " is odd; sines and cosines come in pairs");
     }
+    if (config_.device != kDeviceCpu && config_.device != kDeviceCuda) {
+      Add("device", {},
+          "\"" + config_.device.substr(0, 60) + "\" is neither cpu (the default) nor cuda");
+    }
     if (config_.model.precision != kPrecisionFp32 && config_.model.precision != kPrecisionBf16) {
       Add("model.precision", {},
           "\"" + config_.model.precision.substr(0, 60) +

@@ -47,6 +47,10 @@ struct DatasetConfig {
 inline constexpr std::string_view kPrecisionFp32 = "fp32";
 inline constexpr std::string_view kPrecisionBf16 = "bf16";
 
+// Words of RunConfig::device.
+inline constexpr std::string_view kDeviceCpu = "cpu";
+inline constexpr std::string_view kDeviceCuda = "cuda";
+
 struct ModelConfig {
   int head_width = 128;    // MAR head: width of the residual stream
   int head_depth = 3;      // residual blocks
@@ -143,6 +147,7 @@ struct RunConfig {
   int domains = 1;           // failure domains on this machine, each with an agent and an mpirun
   int ranks = 2;             // worker processes of a domain
   int threads_per_rank = 1;  // part of the numeric mode
+  std::string device{kDeviceCpu};  // what workers compute on
   TeacherConfig teacher;
   DatasetConfig dataset;
   ModelConfig model;

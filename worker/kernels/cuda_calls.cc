@@ -190,6 +190,7 @@ Dd2DeviceApi MakeApi() {
   Dd2DeviceApi api{};
   api.version = DD2_DEVICE_API_VERSION;
   api.size = sizeof(Dd2DeviceApi);
+  api.torch_type = 1;  // c10::DeviceType::CUDA, a number that never changes
   api.last_error = LastError;
   api.count = Count;
   api.use = Use;

@@ -33,7 +33,8 @@ class Device {
   Dd2DeviceFacts facts_{};
 };
 
-// Where the library lies: beside this program's own file.
+// Where the library lies: beside this program's own file. $DD2_DEVICE_LIBRARY names another one
+// (tests have one whose device is a part of the host's memory).
 std::filesystem::path DeviceLibrary();
 
 // Loads the library and takes GPU `number`, which becomes the calling thread's. Only who wants a

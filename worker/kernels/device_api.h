@@ -9,7 +9,7 @@
 // function returns a Dd2DeviceCode; the text of the last failure on the calling thread is
 // `last_error`. Work on a stream is only begun: its failures show at the next wait.
 
-#define DD2_DEVICE_API_VERSION 1
+#define DD2_DEVICE_API_VERSION 2
 #define DD2_DEVICE_GROUP_ID_BYTES 128
 #define DD2_DEVICE_ADAM_RANGES_MAX 4
 
@@ -126,8 +126,9 @@ typedef struct Dd2AdamStep {
 } Dd2AdamStep;
 
 typedef struct Dd2DeviceApi {
-  uint32_t version;  // DD2_DEVICE_API_VERSION; read it before anything but `size`
-  uint32_t size;     // of this struct
+  uint32_t version;    // DD2_DEVICE_API_VERSION; read it before anything but `size`
+  uint32_t size;       // of this struct
+  int32_t torch_type;  // c10::DeviceType of tensors in its memory
   const char* (*last_error)(void);
 
   Dd2DeviceCode (*count)(int32_t* devices);
