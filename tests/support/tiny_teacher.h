@@ -41,13 +41,14 @@ inline TeacherBundle MakeTinyTeacher(std::uint64_t seed,
   ParamBuffer teacher(Teacher::Layout(spec, tokens.codes), false);
   InitUniformFanIn(teacher, "", seed, 2);
   // VAR's own initial values hide the blocks behind gates near zero.
+  const at::Tensor host = teacher.HostFlat();
   for (const ParamSpec& param : teacher.layout().specs()) {
     if (sides.empty()) break;
-    const at::Tensor values = teacher[param.name];
     FillNormal({seed, 2, RngUse::kParameterInit, 0, static_cast<std::uint64_t>(param.offset)},
-               {values.data_ptr<float>(), static_cast<std::size_t>(param.numel)});
-    values.mul_(0.3);
+               {host.data_ptr<float>() + param.offset, static_cast<std::size_t>(param.numel)});
+    host.narrow(0, param.offset, param.numel).mul_(0.3);
   }
+  teacher.SetFlat(host);
   bundle.teacher = std::make_unique<Teacher>(spec, tokens.codes, teacher);
   ParamBuffer classifier(Classifier::Layout(), false);
   InitUniformFanIn(classifier, "", seed, 3);

@@ -18,5 +18,10 @@ dd2_test(unit/checkpoint_saver_test.cc DEPS dd2_engine dd2_storage dd2_test_cras
 dd2_test(unit/dataset_test.cc DEPS dd2_training ZLIB::ZLIB LABELS unit torch TORCH)
 dd2_test(unit/teacher_adapt_test.cc DEPS dd2_training LABELS unit torch TORCH)
 dd2_test(unit/teacher_training_test.cc DEPS dd2_training ZLIB::ZLIB LABELS unit torch TORCH)
+dd2_test(unit/far_device_test.cc DEPS dd2_engine LABELS unit torch TORCH)
+if(DD2_WITH_TORCH)
+  target_compile_definitions(far_device_test PRIVATE DD2_FAR_DEVICE="$<TARGET_FILE:far_device>")
+  add_dependencies(far_device_test far_device)
+endif()
 # g++ 12 takes the destructor of an undefined at::Tensor inside a Result for a delete of a static.
 set_source_files_properties(unit/evaluator_test.cc PROPERTIES COMPILE_OPTIONS -Wno-free-nonheap-object)

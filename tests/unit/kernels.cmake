@@ -23,6 +23,16 @@ dd2_test(unit/device_kernels_test.cc DEPS dd2_test_host_device dd2_gpu_checks LA
 dd2_test(unit/device_snapshot_test.cc DEPS dd2_test_host_device LABELS unit)
 dd2_test(unit/nccl_group_test.cc DEPS dd2_test_host_device LABELS unit)
 
+# The far device: a device library whose memory the host cannot touch, for LibTorch and the engine.
+if(DD2_WITH_TORCH)
+  add_library(far_device SHARED
+    support/far_device/library.cc support/far_device/memory.cc support/far_device/torch_backend.cc
+    support/cuda_on_host/cuda_on_host.cc ${PROJECT_SOURCE_DIR}/common/check.cc ${device_kernels})
+  target_include_directories(far_device BEFORE PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/support/cuda_on_host ${PROJECT_SOURCE_DIR})
+  target_link_libraries(far_device PRIVATE dd2_torch dd2_torch_flags)
+  set_target_properties(far_device PROPERTIES DD2_TORCH ON LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
+endif()
+
 add_library(other_device_library SHARED support/other_device_library.cc)
 target_include_directories(other_device_library PRIVATE ${PROJECT_SOURCE_DIR})
 target_link_libraries(other_device_library PRIVATE dd2_flags)

@@ -23,7 +23,7 @@ constexpr const char* kClassNames[] = {"T-shirt", "Trouser", "Pullover", "Dress"
 // images [classes * columns, 1, 28, 28] in rows of one class.
 Status WriteGrid(const at::Tensor& images, std::int64_t columns,
                  const std::filesystem::path& path) {
-  const at::Tensor flat = images.contiguous();
+  const at::Tensor flat = images.cpu().contiguous();
   const std::span<const float> values(flat.const_data_ptr<float>(),
                                       static_cast<std::size_t>(flat.numel()));
   return WritePng(

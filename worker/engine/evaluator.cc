@@ -10,6 +10,7 @@
 #include "common/check.h"
 #include "common/rng.h"
 #include "worker/engine/dataset.h"
+#include "worker/kernels/torch_device.h"
 
 namespace dd2 {
 namespace {
@@ -65,7 +66,7 @@ Result<ScoredImages> ScoreImages(const Classifier& classifier, std::int64_t coun
   const at::NoGradGuard no_grad;
   // Features and the class in one row, so that one exchange carries both.
   const ImageSource score = [&](std::int64_t begin, std::int64_t end) {
-    const at::Tensor features = classifier.Features(source(begin, end));
+    const at::Tensor features = classifier.Features(ToDevice(source(begin, end)));
     const at::Tensor classes = classifier.Logits(features).argmax(1, true);
     return at::cat({features, classes.to(at::kFloat)}, 1);
   };
@@ -108,7 +109,7 @@ Result<EvalContext> EvalContext::FromImages(const TeacherBundle& bundle, const a
   context.labels_ = labels.to(at::kLong);
   const Tokenizer& tokenizer = *bundle.tokenizer;
   const ImageSource encode = [&](std::int64_t begin, std::int64_t end) {
-    return tokenizer.Encode(context.images_.narrow(0, begin, end - begin)).flatten(1);
+    return tokenizer.Encode(ToDevice(context.images_.narrow(0, begin, end - begin))).flatten(1);
   };
   const std::int64_t tokens = bundle.teacher->backbone().spec().tokens;
   DD2_TRY_ASSIGN(context.ids_, GatherChunks(count, tokens, at::kLong, encode, collectives));
@@ -172,12 +173,12 @@ at::Tensor EvalNoise(std::uint64_t seed, std::int64_t begin, std::int64_t end,
 at::Tensor GeneratorImages(const Network& network, const Tokenizer& tokenizer,
                            const at::Tensor& noise, const at::Tensor& labels) {
   const at::NoGradGuard no_grad;
-  return tokenizer.Decode(network.Generate(noise, labels));
+  return tokenizer.Decode(network.Generate(ToDevice(noise), ToDevice(labels)));
 }
 
 at::Tensor TokenImages(const Tokenizer& tokenizer, const at::Tensor& tokens) {
   const at::NoGradGuard no_grad;
-  return tokenizer.Decode(at::embedding(tokenizer.codebook(), tokens));
+  return tokenizer.Decode(at::embedding(tokenizer.codebook(), ToDevice(tokens)));
 }
 
 Result<EvalPoint> EvaluateGenerator(const Network& network, const EvalContext& context,
@@ -232,7 +233,7 @@ Result<at::Tensor> SampleTeacherTokens(const TeacherBundle& bundle, const Teache
                         static_cast<std::size_t>(spec.tokens)});
     }
     return SampleTeacher(*bundle.teacher, bundle.tokenizer->codebook(),
-                         labels.narrow(0, begin, end - begin), uniforms, config)
+                         ToDevice(labels.narrow(0, begin, end - begin)), uniforms, config)
         .tokens;
   };
   return GatherChunks(samples, spec.tokens, at::kLong, draw, collectives);

@@ -28,10 +28,11 @@ constexpr const char* kTokenizerPrefix = "tokenizer.";
 constexpr std::int64_t kVersion = 1;
 constexpr std::int64_t kMostExtent = 1 << 20;  // of any size in the JSON: refuses nonsense early
 
-void AddTensors(const ParamBuffer& params, const std::string& prefix,
+// `host`: the values of `layout`, which the tensors point to.
+void AddTensors(const ParamLayout& layout, const at::Tensor& host, const std::string& prefix,
                 std::vector<TensorToWrite>& tensors) {
-  for (const ParamSpec& spec : params.layout().specs()) {
-    const float* values = params.flat().const_data_ptr<float>() + spec.offset;
+  for (const ParamSpec& spec : layout.specs()) {
+    const float* values = host.const_data_ptr<float>() + spec.offset;
     tensors.push_back({.name = prefix + spec.name,
                        .shape = spec.shape,
                        .data = {values, static_cast<std::size_t>(spec.numel)}});
@@ -42,10 +43,12 @@ void AddTensors(const ParamBuffer& params, const std::string& prefix,
 Result<ParamBuffer> ReadTensors(const SafetensorsFile& file, const std::string& prefix,
                                 const ParamLayout& layout) {
   ParamBuffer params(layout, /*requires_grad=*/false);
+  const at::Tensor host = params.HostFlat();
   for (const ParamSpec& spec : layout.specs()) {
     DD2_TRY_ASSIGN(const std::vector<float> values, file.ReadF32(prefix + spec.name, spec.shape));
-    std::copy(values.begin(), values.end(), params.flat().data_ptr<float>() + spec.offset);
+    std::copy(values.begin(), values.end(), host.data_ptr<float>() + spec.offset);
   }
+  params.SetFlat(host);
   return params;
 }
 
@@ -275,9 +278,11 @@ Status WriteExport(const std::filesystem::path& folder, const NetworkSpec& spec,
   FileSystem& files = RealFileSystem();
   DD2_TRY(files.MakeDirectories(folder));
   std::vector<TensorToWrite> tensors;
-  AddTensors(params, "", tensors);
+  const at::Tensor network = params.HostFlat();
+  const at::Tensor tokenizer = teacher.tokenizer->params().HostFlat();
+  AddTensors(params.layout(), network, "", tensors);
   if (teacher.tokenizer->travels()) {
-    AddTensors(teacher.tokenizer->params(), kTokenizerPrefix, tensors);
+    AddTensors(teacher.tokenizer->params().layout(), tokenizer, kTokenizerPrefix, tensors);
   }
   const std::filesystem::path temporary = folder / (std::string(kWeightsFile) + ".tmp");
   const std::map<std::string, std::string> metadata{{"dd2.kind", "generator"}, {"format", "pt"}};
@@ -388,12 +393,14 @@ Result<std::string> ExportCheckpoint(const std::filesystem::path& run, std::stri
   }
   const NetworkSpec spec = SpecFor(config.model, *teacher.teacher);
   const ParamBuffer params(Network::Layout(spec), /*requires_grad=*/false);
+  const at::Tensor host = params.HostFlat();
   for (const ParamSpec& parameter : params.layout().specs()) {
-    float* target = params.flat().data_ptr<float>() + parameter.offset;
+    float* target = host.data_ptr<float>() + parameter.offset;
     const Status read = reader.Read("generator.ema/" + parameter.name, 0,
                                     {target, static_cast<std::size_t>(parameter.numel)});
     if (!read) return read.error().Wrap("checkpoint " + checkpoint + " of " + run.string());
   }
+  params.SetFlat(host);
   const Result<std::string> result = files.Read(run / "result.json");
   DD2_TRY(WriteExport(folder, spec, params, config, teacher, result ? *result : std::string()));
   return checkpoint;

@@ -9,6 +9,7 @@
 #include "common/check.h"
 #include "common/rng.h"
 #include "worker/engine/evaluator.h"
+#include "worker/kernels/torch_device.h"
 
 namespace dd2 {
 namespace {
@@ -24,10 +25,12 @@ class OneThread {
   int before_;
 };
 
+// A GPU that fails shows it at the next operator.
 template <class Call>
 double Milliseconds(const Call& call) {
   const auto start = std::chrono::steady_clock::now();
   call();
+  static_cast<void>(WaitForCompute());
   const std::chrono::duration<double, std::milli> passed = std::chrono::steady_clock::now() - start;
   return passed.count();
 }
@@ -46,8 +49,8 @@ LatencyPoint MeasureLatency(const TeacherBundle& bundle, const Network& network,
   const at::NoGradGuard no_grad;
   const OneThread one_thread;
   const BackboneSpec& spec = network.spec().backbone;
-  const at::Tensor labels = StratifiedLabels(batch, spec.classes);
-  const at::Tensor noise = EvalNoise(1, 0, batch, spec);
+  const at::Tensor labels = ToDevice(StratifiedLabels(batch, spec.classes));
+  const at::Tensor noise = ToDevice(EvalNoise(1, 0, batch, spec));
   at::Tensor uniforms = at::empty({batch, spec.tokens}, at::kFloat);
   FillUniform({.seed = 1, .phase = 0, .use = RngUse::kTeacherToken, .update = 0, .sample = 0},
               {uniforms.mutable_data_ptr<float>(), static_cast<std::size_t>(uniforms.numel())});

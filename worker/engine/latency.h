@@ -8,7 +8,7 @@
 
 namespace dd2 {
 
-// Medians in milliseconds of sampling one batch of codes on one thread.
+// Medians in milliseconds of sampling one batch of codes on one thread, or one GPU.
 struct LatencyPoint {
   std::int64_t batch = 0;
   double teacher_ms = 0;   // AR sampling with KV cache and the config's CFG and filters

@@ -16,6 +16,7 @@
 #include "worker/engine/dataset.h"
 #include "worker/engine/evaluation.h"
 #include "worker/engine/export.h"
+#include "worker/kernels/torch_device.h"
 
 namespace dd2 {
 namespace {
@@ -139,10 +140,10 @@ Result<PhaseStepResult> PhaseSteps::TeacherCheck(const Wish& wish) {
   DD2_TRY_ASSIGN(const EvalContext* reference, Reference());
   const at::NoGradGuard no_grad;
   const std::int64_t count = std::min(kCheckImages, reference->images().size(0));
-  const at::Tensor ids = reference->ids().narrow(0, 0, count);
+  const at::Tensor ids = ToDevice(reference->ids().narrow(0, 0, count));
   const at::Tensor codes = CodesOf(teacher_.tokenizer->codebook(), ids);
   const at::Tensor logits = teacher_.teacher->Logits(
-      teacher_.teacher->Hidden(codes, reference->labels().narrow(0, 0, count)));
+      teacher_.teacher->Hidden(codes, ToDevice(reference->labels().narrow(0, 0, count))));
   const double nats =
       at::log_softmax(logits, -1).gather(-1, ids.unsqueeze(-1)).mean().neg().item<double>();
   boost::system::error_code failure;
@@ -342,8 +343,8 @@ Status PhaseSteps::AddTeacherSequences(EvalInputs& inputs) {
   std::vector<std::uint64_t> samples(static_cast<std::size_t>(inputs.samples));
   std::iota(samples.begin(), samples.end(), std::uint64_t{0});
   DD2_TRY_ASSIGN(const auto tokens, data->Tokens(samples));
-  inputs.teacher_tokens = tokens.first;
-  inputs.teacher_labels = tokens.second;
+  inputs.teacher_tokens = tokens.first.cpu();
+  inputs.teacher_labels = tokens.second.cpu();
   return {};
 }
 

@@ -4,6 +4,8 @@
 #include <span>
 #include <vector>
 
+#include "worker/kernels/torch_device.h"
+
 namespace dd2 {
 namespace {
 
@@ -33,7 +35,7 @@ at::Tensor RandomLabels(RngKey key, ShardRange range, std::int64_t classes) {
     labels.data_ptr<std::int64_t>()[i] =
         static_cast<std::int64_t>(UniformInt(key, static_cast<std::uint64_t>(classes)));
   }
-  return labels;
+  return ToDevice(labels);
 }
 
 at::Tensor RandomNoise(RngKey key, ShardRange range, std::int64_t tokens, std::int64_t channels) {
@@ -42,16 +44,16 @@ at::Tensor RandomNoise(RngKey key, ShardRange range, std::int64_t tokens, std::i
 
 at::Tensor RandomDraws(RngKey key, ShardRange range, std::int64_t draws, std::int64_t tokens,
                        std::int64_t channels) {
-  return DrawPerSample(key, range, draws, tokens * channels, FillNormal)
-      .view({draws, range.count, tokens, channels});
+  return ToDevice(DrawPerSample(key, range, draws, tokens * channels, FillNormal)
+                      .view({draws, range.count, tokens, channels}));
 }
 
 at::Tensor RandomTimes(RngKey key, ShardRange range, std::int64_t draws, std::int64_t tokens,
                        double low, double high) {
-  return DrawPerSample(key, range, draws, tokens, FillUniform)
-      .mul_(high - low)
-      .add_(low)
-      .view({draws, range.count, tokens, 1});
+  return ToDevice(DrawPerSample(key, range, draws, tokens, FillUniform)
+                      .mul_(high - low)
+                      .add_(low)
+                      .view({draws, range.count, tokens, 1}));
 }
 
 }  // namespace dd2

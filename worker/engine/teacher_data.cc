@@ -7,6 +7,7 @@
 #include "common/check.h"
 #include "common/rng.h"
 #include "worker/distill/flow.h"
+#include "worker/kernels/torch_device.h"
 #include "worker/models/filters.h"
 
 namespace dd2 {
@@ -55,7 +56,7 @@ at::Tensor TeacherData::TrajectoryNoise(const std::vector<std::uint64_t>& sample
     FillNormal(Key(RngUse::kTrajectoryNoise, sample), {row, size});
     row += size;
   }
-  return noise;
+  return ToDevice(noise);
 }
 
 SampledBlock TeacherData::Draw(std::uint64_t first, const at::Tensor& labels) const {
@@ -92,12 +93,15 @@ TeacherData::Block TeacherData::Compute(int block) const {
         UniformInt(Key(RngUse::kLabel, first + static_cast<std::uint64_t>(i)),
                    static_cast<std::uint64_t>(shape.classes)));
   }
-  const SampledBlock sampled = Draw(first, labels);
-  const at::Tensor half = sampled.hidden.to(at::kHalf).contiguous();
+  const SampledBlock sampled = Draw(first, ToDevice(labels));
+  const at::Tensor rounded = sampled.hidden.to(at::kHalf).contiguous();
   // The threshold comes from the rounded vectors, so that who reads them keeps the same codes.
   const at::Tensor threshold =
-      FilterThreshold(teacher_.teacher->Logits(half.to(at::kFloat)), spec_.sampling).contiguous();
-  const at::Tensor tokens = sampled.tokens.contiguous();
+      FilterThreshold(teacher_.teacher->Logits(rounded.to(at::kFloat)), spec_.sampling)
+          .cpu()
+          .contiguous();
+  const at::Tensor half = rounded.cpu();
+  const at::Tensor tokens = sampled.tokens.cpu().contiguous();
   Block result;
   for (std::int64_t i = 0; i < size; ++i) {
     TeacherSequence sequence;
@@ -208,7 +212,7 @@ Result<std::pair<at::Tensor, at::Tensor>> TeacherData::Tokens(
       tokens.data_ptr<std::int64_t>()[i * length + j] = token;
     }
   }
-  return std::pair(tokens, labels);
+  return std::pair(ToDevice(tokens), ToDevice(labels));
 }
 
 at::Tensor TeacherData::LogitsOf(const std::vector<TeacherScore>& scores) const {
@@ -223,9 +227,10 @@ at::Tensor TeacherData::LogitsOf(const std::vector<TeacherScore>& scores) const 
     std::memcpy(threshold.data_ptr<float>() + i * shape.tokens, score.threshold.data(),
                 score.threshold.size() * sizeof(float));
   }
-  at::Tensor logits = teacher_.teacher->Logits(half.to(at::kFloat)) / spec_.sampling.temperature;
+  at::Tensor logits =
+      teacher_.teacher->Logits(ToDevice(half).to(at::kFloat)) / spec_.sampling.temperature;
   if (spec_.sampling.top_k > 0 || spec_.sampling.top_p < 1) {
-    logits.masked_fill_(logits < threshold, -std::numeric_limits<float>::infinity());
+    logits.masked_fill_(logits < ToDevice(threshold), -std::numeric_limits<float>::infinity());
   }
   return logits;
 }

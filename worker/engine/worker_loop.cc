@@ -12,6 +12,7 @@
 
 #include "common/config.h"
 #include "common/file.h"
+#include "common/log.h"
 #include "common/process.h"
 #include "common/timeouts.h"
 #include "common/version.h"
@@ -25,6 +26,7 @@
 #include "worker/engine/state_sync.h"
 #include "worker/engine/trainer.h"
 #include "worker/engine/training_state.h"
+#include "worker/kernels/torch_device.h"
 #include "worker/parallel/generation_collectives.h"
 #include "worker/parallel/gloo_collectives.h"
 #include "worker/parallel/rank_layout.h"
@@ -55,10 +57,26 @@ std::string Bf16Instructions() {
 }
 
 // Threads, precision and libraries decide bits; ranks that differ in them must not train together.
-std::string NumericMode(const RunConfig& config, std::string_view precision) {
+std::string NumericMode(const RunConfig& config, std::string_view precision,
+                        const std::optional<Device>& device) {
+  if (device) {
+    const Dd2DeviceFacts& facts = device->facts();
+    return "cuda-" + std::string(precision) + " gpu=" + facts.name +
+           " runtime=" + std::to_string(facts.runtime_version) +
+           " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild();
+  }
   return "cpu-" + std::string(precision) + " threads=" + std::to_string(config.threads_per_rank) +
          " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild() +
          (precision == kPrecisionBf16 ? " bf16=" + Bf16Instructions() : "");
+}
+
+// The GPU of this worker's place on its machine; nothing: the CPU is wanted.
+Result<std::optional<Device>> TakeDevice(const RunConfig& config, const WorkerOptions& options) {
+  if (config.device == kDeviceCpu) return std::optional<Device>();
+  DD2_TRY_ASSIGN(const Device device, LoadDevice(DeviceLibrary(), options.local_rank));
+  DD2_TRY(UseTorchDevice(device));
+  LogInfo("computes on " + device.Describe());
+  return std::optional(device);
 }
 
 Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
@@ -399,7 +417,8 @@ class WorkerLoop {
 Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   DD2_TRY_ASSIGN(const RunConfig config, LoadRunConfig(options.run / "config.yaml"));
   SetComputeThreads(config.threads_per_rank);
-  const std::string numeric_mode = NumericMode(config, config.model.precision);
+  DD2_TRY_ASSIGN(const std::optional<Device> device, TakeDevice(config, options));
+  const std::string numeric_mode = NumericMode(config, config.model.precision, device);
   // Everything slow comes before the hello: who said it can begin at once.
   DD2_TRY_ASSIGN(const TeacherBundle teacher, LoadTeacherBundle(config.teacher.path));
   const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
@@ -414,7 +433,7 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
                            options.run_id, options.local_rank, options.local_size, identity, state);
   GenerationCollectives collectives;
   PhaseSteps steps(options, config, teacher, collectives, state,
-                   NumericMode(config, kPrecisionFp32));
+                   NumericMode(config, kPrecisionFp32, device));
   DD2_TRY_ASSIGN(
       const std::unique_ptr<ControlClient> control,
       JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), snapshots, collectives));

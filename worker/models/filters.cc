@@ -19,12 +19,26 @@ bool HasFilter(const TeacherConfig& config, std::int64_t codes) {
   return HasTopK(config, codes) || config.top_p < 1.0;
 }
 
+// Sums of the first 1, 2, ... V of [..., V]. LibTorch's operator on a GPU adds in an order that
+// depends on timing: there the sums of 1, 2, 4, ... elements are added up.
+at::Tensor RunningSums(const at::Tensor& x) {
+  if (x.is_cpu()) return at::cumsum(x, -1);
+  at::Tensor sums = x;
+  const std::int64_t size = x.size(-1);
+  for (std::int64_t reach = 1; reach < size; reach *= 2) {
+    const at::Tensor added =
+        sums.narrow(-1, reach, size - reach) + sums.narrow(-1, 0, size - reach);
+    sums = at::cat({sums.narrow(-1, 0, reach), added}, -1);
+  }
+  return sums;
+}
+
 // descending [..., V]; the first k codes are those of top-k.
 at::Tensor CutFromTheLargest(const at::Tensor& descending, std::int64_t k, double p) {
   const at::Tensor largest = descending.narrow(-1, 0, k);
   const at::Tensor probabilities = at::softmax(largest, -1);
   // Probability in front of each code: the code that crosses p still has p or less in front of it.
-  const at::Tensor before = at::cumsum(probabilities, -1) - probabilities;
+  const at::Tensor before = RunningSums(probabilities) - probabilities;
   // Codes behind that equal the last one are kept as well and raise the total: by a factor of
   // exactly 1 where there are none.
   const at::Tensor equal = descending.narrow(-1, k, descending.size(-1) - k)
@@ -40,7 +54,7 @@ at::Tensor CutFromTheSmallest(const at::Tensor& descending, std::int64_t k, doub
   const at::Tensor left =
       descending.masked_fill(descending < descending.narrow(-1, k - 1, 1), kMinusInfinity);
   const at::Tensor ascending = left.flip(-1);
-  const at::Tensor up_to = at::cumsum(at::softmax(ascending, -1), -1);
+  const at::Tensor up_to = RunningSums(at::softmax(ascending, -1));
   const at::Tensor dropped = (up_to <= 1 - p).sum(-1, /*keepdim=*/true);
   return ascending.gather(-1, dropped.clamp_max(ascending.size(-1) - 1)).squeeze(-1);
 }

@@ -14,10 +14,6 @@ namespace {
 
 constexpr float kEmbeddingDeviation = 0.02F;
 
-std::span<float> Values(const ParamBuffer& params, const ParamSpec& spec) {
-  return {params.flat().data_ptr<float>() + spec.offset, static_cast<std::size_t>(spec.numel)};
-}
-
 // Inputs that feed one output: [out, in] or [out, in, kernel, kernel].
 double FanIn(const ParamSpec& weight) {
   const std::int64_t inputs = weight.numel / weight.shape[0];
@@ -38,10 +34,14 @@ template <class Fill>
 void ForEachParam(const ParamBuffer& params, const std::string& prefix, std::uint64_t seed,
                   std::uint32_t phase, const Fill& fill) {
   const std::vector<ParamSpec>& specs = params.layout().specs();
+  const at::Tensor host = params.HostFlat();
   for (std::size_t i = 0; i < specs.size(); ++i) {
     if (!specs[i].name.starts_with(prefix)) continue;
-    fill(specs[i], RngKey{seed, phase, RngUse::kParameterInit, 0, i}, Values(params, specs[i]));
+    fill(specs[i], RngKey{seed, phase, RngUse::kParameterInit, 0, i},
+         std::span(host.data_ptr<float>() + specs[i].offset,
+                   static_cast<std::size_t>(specs[i].numel)));
   }
+  params.SetFlat(host);
 }
 
 }  // namespace
@@ -126,8 +126,10 @@ void CopyParams(const ParamBuffer& from, const ParamBuffer& to, const std::strin
     if (!spec.name.starts_with(prefix)) continue;
     const ParamSpec& source = from.layout().Find(spec.name);
     DD2_CHECK_MSG(source.shape == spec.shape, spec.name);
-    const std::span<float> values = Values(from, source);
-    std::copy(values.begin(), values.end(), Values(to, spec).begin());
+    to.flat()
+        .detach()
+        .narrow(0, spec.offset, spec.numel)
+        .copy_(from.flat().detach().narrow(0, source.offset, source.numel));
   }
 }
 

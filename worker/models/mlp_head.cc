@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "worker/kernels/torch_device.h"
 #include "worker/models/fused.h"
 #include "worker/models/networks.h"
 
@@ -12,15 +13,7 @@ namespace {
 constexpr double kNormEpsilon = 1e-6;
 constexpr double kTimePeriod = 10000.0;  // longest sinusoid of the time embedding
 
-NormAffine BlockNorm(const at::Tensor& weight, const at::Tensor& bias) {
-  return {Values(weight), Values(bias), static_cast<float>(kNormEpsilon)};
-}
-
-constexpr NormAffine kFinalNorm{.epsilon = static_cast<float>(kNormEpsilon)};
-
-Modulation ModulationOf(const at::Tensor& rows, const at::Tensor& bias) {
-  return {Values(rows), Values(bias), rows.size(1)};
-}
+NormLeaves FinalNorm() { return {.weight = {}, .bias = {}, .epsilon = kNormEpsilon}; }
 
 }  // namespace
 
@@ -63,8 +56,8 @@ MlpHead::MlpHead(const HeadSpec& spec, const ParamBuffer& params, const std::str
     : spec_(spec) {
   DD2_CHECK(spec.time_features > 0 && spec.time_features % 2 == 0);
   const std::int64_t half = spec.time_features / 2;
-  frequencies_ =
-      at::exp(at::arange(half, at::kFloat) * (-std::log(kTimePeriod) / static_cast<double>(half)));
+  frequencies_ = ToDevice(
+      at::exp(at::arange(half, at::kFloat) * (-std::log(kTimePeriod) / static_cast<double>(half))));
   weights_.time1_weight = params[prefix + "time_embed.mlp.0.weight"];
   weights_.time1_bias = params[prefix + "time_embed.mlp.0.bias"];
   weights_.time2_weight = params[prefix + "time_embed.mlp.2.weight"];
@@ -94,33 +87,20 @@ at::Tensor MlpHead::Sinusoids(const at::Tensor& t) const {
 // y = SiLU(time MLP(t) + condition(f)). Time and condition keep their own rows until they meet: one
 // time for all rows when t is one number, one condition for all draws of a token.
 void MlpHead::Embed(const Weights& weights, Trace& trace) {
-  const std::int64_t rows = trace.x.size(0), w = weights.input_weight.size(0);
   trace.time_pre = Product(trace.sinusoids, weights.time1_weight);
-  trace.time_inner = at::empty_like(trace.time_pre);
-  BiasSilu(ShapeOf(trace.time_pre), Data(trace.time_pre), Values(weights.time1_bias),
-           Data(trace.time_inner));
-  const at::Tensor time = Product(trace.time_inner, weights.time2_weight);
-  const at::Tensor condition = Product(trace.f, weights.condition_weight);
-  trace.y_pre = at::empty({rows, w}, at::kFloat);
-  const float* condition_bias = Values(weights.condition_bias);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const float* of_time = Values(time) + row % time.size(0) * w;
-    const float* of_condition = Values(condition) + row % condition.size(0) * w;
-    float* out = Data(trace.y_pre) + row * w;
-    for (std::int64_t i = 0; i < w; ++i) {
-      out[i] = of_time[i] + (of_condition[i] + condition_bias[i]);
-    }
-  }
-  trace.y = at::empty_like(trace.y_pre);
-  BiasSilu(ShapeOf(trace.y_pre), Data(trace.y_pre), Values(weights.time2_bias), Data(trace.y));
+  trace.time_inner = BiasSilu(trace.time_pre, weights.time1_bias);
+  trace.y_pre = AddRepeated(Product(trace.time_inner, weights.time2_weight),
+                            Product(trace.f, weights.condition_weight), weights.condition_bias,
+                            trace.x.size(0));
+  trace.y = BiasSilu(trace.y_pre, weights.time2_bias);
 }
 
 // d_y -> parameters; returns d f.
 at::Tensor MlpHead::EmbedBackward(const Weights& weights, const Trace& trace, const at::Tensor& d_y,
                                   bool wants_f) {
   const std::int64_t w = d_y.size(1), draws = d_y.size(0) / trace.f.size(0);
-  at::Tensor sums = at::zeros({1, w}, at::kFloat);
-  SiluBackward(ShapeOf(d_y), Values(trace.y_pre), Data(d_y), Data(sums));
+  at::Tensor sums = at::zeros({1, w}, d_y.options());
+  SiluBackward(trace.y_pre, d_y, sums);
   const at::Tensor d_condition = draws == 1 ? d_y : d_y.view({draws, trace.f.size(0), w}).sum(0);
   if (weights.time1_weight.requires_grad()) {
     AddBiasGradient(weights.condition_bias, sums);
@@ -129,8 +109,7 @@ at::Tensor MlpHead::EmbedBackward(const Weights& weights, const Trace& trace, co
     const at::Tensor d_time = trace.time_pre.size(0) == 1 ? sums : d_y;
     AddWeightGradient(weights.time2_weight, d_time, trace.time_inner);
     const at::Tensor d_pre = ProductBackward(d_time, weights.time2_weight);
-    SiluBackward(ShapeOf(d_pre), Values(trace.time_pre), Data(d_pre),
-                 GradientData(weights.time1_bias));
+    SiluBackward(trace.time_pre, d_pre, GradientOf(weights.time1_bias));
     AddWeightGradient(weights.time1_weight, d_pre, trace.sinusoids);
   }
   return wants_f ? ProductBackward(d_condition, weights.condition_weight) : at::Tensor();
@@ -138,44 +117,34 @@ at::Tensor MlpHead::EmbedBackward(const Weights& weights, const Trace& trace, co
 
 void MlpHead::RunBlock(const ResBlock& block, const at::Tensor& y, BlockTrace& trace,
                        at::Tensor& h) {
-  const RowShape shape = ShapeOf(h);
   trace.h = h;
   trace.modulation = Product(y, block.modulation_weight);
-  const Modulation modulation = ModulationOf(trace.modulation, block.modulation_bias);
-  trace.stats = EmptyStats(shape.rows);
-  trace.modulated = at::empty_like(h);
-  ModulatedNorm(shape, Values(h), BlockNorm(block.norm_weight, block.norm_bias), modulation,
-                Data(trace.modulated), Stats(trace.stats));
+  const ModulationRows modulation{trace.modulation, block.modulation_bias};
+  trace.modulated =
+      ModulatedNorm(h, {block.norm_weight, block.norm_bias, kNormEpsilon}, modulation, trace.stats);
   trace.pre = Product(trace.modulated, block.fc1_weight);
-  trace.inner = at::empty_like(trace.pre);
-  BiasSilu(shape, Data(trace.pre), Values(block.fc1_bias), Data(trace.inner));
+  trace.inner = BiasSilu(trace.pre, block.fc1_bias);
   trace.branch = Product(trace.inner, block.fc2_weight);
-  h = at::empty_like(trace.h);
-  GatedResidual(shape, Values(trace.h), Values(trace.branch), Values(block.fc2_bias), modulation,
-                Data(h));
+  h = GatedResidual(trace.h, trace.branch, block.fc2_bias, modulation);
 }
 
 // d_out of h + gate branch -> d h; adds to d_y what flows through the modulation.
 at::Tensor MlpHead::BlockBackward(const ResBlock& block, const Trace& trace,
                                   const BlockTrace& block_trace, const at::Tensor& d_out,
                                   at::Tensor& d_y) {
-  const RowShape shape = ShapeOf(d_out);
-  const Modulation modulation = ModulationOf(block_trace.modulation, block.modulation_bias);
+  const ModulationRows modulation{block_trace.modulation, block.modulation_bias};
   at::Tensor d_modulation = at::empty_like(block_trace.modulation);
-  at::Tensor d_branch = at::empty_like(d_out);
-  GatedResidualBackward(shape, Values(block_trace.branch), Values(block.fc2_bias), modulation,
-                        Values(d_out), Data(d_branch), Data(d_modulation));
+  const at::Tensor d_branch =
+      GatedResidualBackward(block_trace.branch, block.fc2_bias, modulation, d_out, d_modulation);
   AddBiasGradient(block.fc2_bias, d_branch);
   AddWeightGradient(block.fc2_weight, d_branch, block_trace.inner);
   const at::Tensor d_inner = ProductBackward(d_branch, block.fc2_weight);
-  SiluBackward(shape, Values(block_trace.pre), Data(d_inner), GradientData(block.fc1_bias));
+  SiluBackward(block_trace.pre, d_inner, GradientOf(block.fc1_bias));
   AddWeightGradient(block.fc1_weight, d_inner, block_trace.modulated);
   const at::Tensor d_modulated = ProductBackward(d_inner, block.fc1_weight);
-  at::Tensor d_h = at::empty_like(d_out);
-  ModulatedNormBackward(shape, Values(block_trace.h), Stats(block_trace.stats),
-                        BlockNorm(block.norm_weight, block.norm_bias), modulation,
-                        Values(d_modulated), Values(d_out), Data(d_h), Data(d_modulation),
-                        NormGradientsOf(block.norm_weight, block.norm_bias));
+  at::Tensor d_h = ModulatedNormBackward(block_trace.h, block_trace.stats,
+                                         {block.norm_weight, block.norm_bias, kNormEpsilon},
+                                         modulation, d_modulated, d_out, d_modulation);
   AddModulationGradient(block.modulation_weight, block.modulation_bias, d_modulation, trace, d_y);
   return d_h;
 }
@@ -198,11 +167,8 @@ at::Tensor MlpHead::Run(const Weights& weights, bool keep, Trace& trace) {
   }
   trace.last = h;
   trace.last_modulation = Product(trace.y, weights.final_modulation_weight);
-  trace.last_stats = EmptyStats(h.size(0));
-  trace.last_modulated = at::empty_like(h);
-  ModulatedNorm(ShapeOf(h), Values(h), kFinalNorm,
-                ModulationOf(trace.last_modulation, weights.final_modulation_bias),
-                Data(trace.last_modulated), Stats(trace.last_stats));
+  trace.last_modulated = ModulatedNorm(
+      h, FinalNorm(), {trace.last_modulation, weights.final_modulation_bias}, trace.last_stats);
   return Product(trace.last_modulated, weights.final_weight).add_(weights.final_bias);
 }
 
@@ -241,10 +207,9 @@ class MlpHead::Backward : public torch::autograd::Node {
     AddWeightGradient(weights_.final_weight, d_out, trace_.last_modulated);
     const at::Tensor d_modulated = ProductBackward(d_out, weights_.final_weight);
     const at::Tensor d_modulation = at::empty_like(trace_.last_modulation);
-    at::Tensor d_h = at::empty_like(d_modulated);
-    ModulatedNormBackward(ShapeOf(d_h), Values(trace_.last), Stats(trace_.last_stats), kFinalNorm,
-                          ModulationOf(trace_.last_modulation, weights_.final_modulation_bias),
-                          Values(d_modulated), nullptr, Data(d_h), Data(d_modulation), {});
+    at::Tensor d_h = ModulatedNormBackward(trace_.last, trace_.last_stats, FinalNorm(),
+                                           {trace_.last_modulation, weights_.final_modulation_bias},
+                                           d_modulated, {}, d_modulation);
     AddModulationGradient(weights_.final_modulation_weight, weights_.final_modulation_bias,
                           d_modulation, trace_, d_y);
     return d_h;

@@ -34,7 +34,7 @@ at::Tensor Network::Velocity(const at::Tensor& x, const at::Tensor& t, const at:
 }
 
 at::Tensor Network::Generate(const at::Tensor& noise, const at::Tensor& labels) const {
-  const at::Tensor one = at::ones({1, 1, 1}, at::kFloat);
+  const at::Tensor one = at::ones({1, 1, 1}, noise.options());
   return noise - Velocity(noise, one, Features(noise, labels));
 }
 

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "worker/kernels/torch_device.h"
 
 namespace dd2 {
 namespace {
@@ -59,7 +60,7 @@ ParamBuffer::ParamBuffer(const ParamLayout& layout, bool requires_grad, std::int
     : layout_(layout) {
   if (capacity == 0) capacity = layout.size();
   DD2_CHECK(capacity >= layout.size());
-  flat_ = at::zeros({capacity}, at::kFloat);
+  flat_ = at::zeros({capacity}, OnDevice());
   MakeLeaves(requires_grad);
 }
 
@@ -69,6 +70,10 @@ ParamBuffer ParamBuffer::Alias(bool requires_grad) const {
   alias.flat_ = flat_;
   alias.MakeLeaves(requires_grad);
   return alias;
+}
+
+void ParamBuffer::SetFlat(const at::Tensor& host) const {
+  if (!flat_.is_cpu()) flat_.detach().copy_(host);
 }
 
 void ParamBuffer::MakeLeaves(bool requires_grad) {

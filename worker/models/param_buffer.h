@@ -48,9 +48,9 @@ class ParamLayout {
 // the world size, so that sums over chunks have one order (design 4, rule 3).
 inline constexpr std::int64_t kParamChunk = 4096;
 
-// The parameters of one network: one flat fp32 tensor and a leaf view per name. Copies share
-// storage. `capacity` may exceed layout.size() so that world-size equal slices fit; the tail stays
-// zero.
+// The parameters of one network, on ComputeDevice(): one flat fp32 tensor and a leaf view per name.
+// Copies share storage. `capacity` may exceed layout.size() so that world-size equal slices fit;
+// the tail stays zero.
 class ParamBuffer {
  public:
   ParamBuffer() = default;
@@ -64,6 +64,10 @@ class ParamBuffer {
   const at::Tensor& operator[](std::string_view name) const;
   const ParamLayout& layout() const { return layout_; }
   at::Tensor flat() const { return flat_; }  // [capacity]
+  // flat() in host memory: itself on the CPU, a copy on a GPU.
+  at::Tensor HostFlat() const { return flat_.detach().cpu(); }
+  // Takes the values of what HostFlat() has returned.
+  void SetFlat(const at::Tensor& host) const;
   // Makes autograd accumulate into `gradient` ([capacity], zeroed by the caller): every leaf's
   // .grad becomes a view of it.
   void BindGradient(const at::Tensor& gradient);

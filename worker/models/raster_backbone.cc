@@ -46,7 +46,7 @@ struct RasterBackbone::Carry {
   // y = norm(x + branch + bias); returns that sum.
   at::Tensor AddAndNorm(const NormAffine& norm, at::Tensor& y, at::Tensor& stats) const {
     const RowShape shape = ShapeOf(x);
-    stats = EmptyStats(shape.rows);
+    stats = EmptyStats(x);
     y = at::empty_like(x);
     Residual residual{.x = Values(x)};
     if (branch.defined()) {
@@ -259,8 +259,36 @@ class RasterBackbone::Backward : public torch::autograd::Node {
   Trace trace_;
 };
 
+at::Tensor RasterBackbone::ForwardByOperators(const at::Tensor& q, const at::Tensor& labels) const {
+  const std::int64_t batch = q.size(0), n = spec_.tokens, d = spec_.width;
+  const auto norm = [d](const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+    return at::layer_norm(x, {d}, weight, bias, kNormEpsilon);
+  };
+  const at::Tensor inner =
+      at::silu(at::linear(q.narrow(1, 0, n - 1), weights_.in1_weight, weights_.in1_bias));
+  const at::Tensor past = at::linear(inner, weights_.in2_weight, weights_.in2_bias);
+  at::Tensor x = at::cat({weights_.start.view({1, 1, d}).expand({batch, 1, d}), past}, 1) +
+                 (weights_.positions + at::embedding(weights_.classes, labels).unsqueeze(1));
+  for (const Block& block : weights_.blocks) {
+    const std::vector<at::Tensor> qkv =
+        at::linear(norm(x, block.norm1_weight, block.norm1_bias), block.qkv_weight, block.qkv_bias)
+            .view({batch, n, 3, spec_.heads, d / spec_.heads})
+            .permute({2, 0, 3, 1, 4})
+            .unbind(0);
+    const at::Tensor mixed = at::scaled_dot_product_attention(
+        qkv[0], qkv[1], qkv[2], std::nullopt, /*dropout_p=*/0.0, /*is_causal=*/true);
+    x = x +
+        at::linear(mixed.transpose(1, 2).reshape({batch, n, d}), block.out_weight, block.out_bias);
+    const at::Tensor wide = at::gelu(at::linear(norm(x, block.norm2_weight, block.norm2_bias),
+                                                block.fc1_weight, block.fc1_bias));
+    x = x + at::linear(wide, block.fc2_weight, block.fc2_bias);
+  }
+  return norm(x, weights_.norm_weight, weights_.norm_bias);
+}
+
 at::Tensor RasterBackbone::Forward(const at::Tensor& q, const at::Tensor& labels) const {
   DD2_CHECK(q.dim() == 3 && q.size(1) == spec_.tokens && q.size(2) == spec_.channels);
+  if (!q.is_cpu()) return ForwardByOperators(q, labels);
   const bool keep =
       at::GradMode::is_enabled() && (q.requires_grad() || weights_.in1_weight.requires_grad());
   Trace trace;
@@ -310,7 +338,8 @@ at::Tensor RasterBackbone::Step(const at::Tensor& q_previous, std::int64_t group
   const std::int64_t batch = labels.size(0), d = spec_.width, position = group;
   DD2_CHECK(position >= 0 && position < spec_.tokens);
   if (position == 0) {
-    cache.Reset(spec_.layers, {batch, spec_.heads, spec_.tokens, d / spec_.heads}, at::kFloat);
+    cache.Reset(spec_.layers, {batch, spec_.heads, spec_.tokens, d / spec_.heads},
+                weights_.start.options());
   }
   DD2_CHECK(cache.keys.size() == weights_.blocks.size());
   at::Tensor x = at::embedding(weights_.classes, labels) + weights_.positions[position];

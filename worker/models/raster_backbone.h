@@ -27,6 +27,8 @@ class RasterBackbone : public Backbone {
                   KvCache& cache) const override;
 
  private:
+  // The same on a GPU, where the library's operators and their backward passes do it.
+  at::Tensor ForwardByOperators(const at::Tensor& q, const at::Tensor& labels) const;
   struct Block {
     at::Tensor norm1_weight, norm1_bias, qkv_weight, qkv_bias, out_weight, out_bias;
     at::Tensor norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;

@@ -23,6 +23,7 @@ Result<ParamBuffer> LoadChecked(const fs::path& file, const ParamLayout& layout,
                                 const std::string& prefix, const TeacherNetwork& network) {
   DD2_TRY_ASSIGN(ParamBuffer params, LoadParams(file, layout, prefix));
   Hasher128 hasher;
+  const at::Tensor host = params.HostFlat();
   for (const TensorShape& tensor : LayoutOf(network.sizes)) {
     hasher.UpdateField(tensor.name);
     hasher.UpdateInt(tensor.shape.size());
@@ -31,7 +32,7 @@ Result<ParamBuffer> LoadChecked(const fs::path& file, const ParamLayout& layout,
     }
     if (!layout.Contains(prefix + tensor.name)) continue;
     const ParamSpec& spec = layout.Find(prefix + tensor.name);
-    const float* values = params.flat().const_data_ptr<float>() + spec.offset;
+    const float* values = host.const_data_ptr<float>() + spec.offset;
     hasher.Update(std::as_bytes(std::span(values, static_cast<std::size_t>(spec.numel))));
   }
   if (hasher.Finish() == network.digest) return params;
@@ -65,8 +66,8 @@ class VarCodebook : public Tokenizer {
         side_(spec.scales.sides.back() << (spec.multipliers.size() - 1)) {
     codebook_ = tokenizer_.quantizer().codebook();
     path_ = std::make_shared<const CodePath>(tokenizer_.quantizer(),
-                                             at::zeros({spec.channels}, at::kFloat),
-                                             at::ones({spec.channels}, at::kFloat));
+                                             at::zeros({spec.channels}, codebook_.options()),
+                                             at::ones({spec.channels}, codebook_.options()));
   }
 
   at::Tensor Encode(const at::Tensor& images) const override {

@@ -38,9 +38,9 @@ std::int64_t InverseCdf(const float* probabilities, std::int64_t codes, double u
   return last_possible;
 }
 
-// logits [B, V], uniforms [B, n] at column `position` -> tokens [B].
+// logits [B, V], uniforms [B, n] at column `position`, in host memory -> tokens [B] there.
 at::Tensor DrawTokens(const at::Tensor& logits, const at::Tensor& uniforms, std::int64_t position) {
-  const at::Tensor probabilities = at::softmax(logits, -1).contiguous();
+  const at::Tensor probabilities = at::softmax(logits, -1).cpu().contiguous();
   const std::int64_t batch = probabilities.size(0), codes = probabilities.size(1);
   at::Tensor tokens = at::empty({batch}, at::kLong);
   const float* row = probabilities.data_ptr<float>();
@@ -141,7 +141,7 @@ SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
                            const TeacherConfig& config) {
   DD2_CHECK(uniforms.dim() == 2 && uniforms.size(0) == labels.size(0) &&
             uniforms.size(1) == teacher.backbone().spec().tokens);
-  const at::Tensor dense = uniforms.contiguous();
+  const at::Tensor dense = uniforms.cpu().contiguous();
   const TokenDraw draw = [&dense](const at::Tensor& logits, std::int64_t position) {
     return DrawTokens(logits, dense, position);
   };
@@ -157,8 +157,8 @@ SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
   const bool guided = teacher.IsGuided(config.cfg_scale);
   const at::Tensor pass_labels = guided ? WithNullLabels(labels, spec.classes) : labels;
   SampledBlock block;
-  block.tokens = at::empty({batch, spec.tokens}, at::kLong);
-  block.hidden = at::empty({batch, spec.tokens, spec.width}, at::kFloat);
+  block.tokens = at::empty({batch, spec.tokens}, labels.options());
+  block.hidden = at::empty({batch, spec.tokens, spec.width}, codebook.options());
   KvCache cache;
   at::Tensor previous;
   const std::vector<TokenGroup> groups = GroupsOf(spec);

@@ -66,7 +66,8 @@ struct SampledBlock {
   at::Tensor hidden;  // [B, n, d] guided hidden vectors the tokens were drawn from (fp32)
 };
 // Groups of tokens one after the other. Chooses the tokens [B] of position `position` from filtered
-// guided logits [B, V].
+// guided logits [B, V]; labels, codes and what is drawn are on one device, tokens may come from the
+// host.
 using TokenDraw = std::function<at::Tensor(const at::Tensor& logits, std::int64_t position)>;
 SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
                            const at::Tensor& labels, const TokenDraw& draw,

@@ -130,12 +130,13 @@ Result<ParamBuffer> ReadParams(const std::filesystem::path& path, const Safetens
     }
   }
   ParamBuffer params(layout, /*requires_grad=*/false);
+  const at::Tensor host = params.HostFlat();
   for (const ParamSpec& spec : layout.specs()) {
     auto values = file.ReadF32(spec.name.substr(prefix.size()), spec.shape);
     if (!values) return values.error().Wrap(Quoted(path));
-    float* target = params.flat().data_ptr<float>() + spec.offset;
-    std::copy(values->begin(), values->end(), target);
+    std::copy(values->begin(), values->end(), host.data_ptr<float>() + spec.offset);
   }
+  params.SetFlat(host);
   return params;
 }
 
@@ -147,13 +148,14 @@ void HashScales(const TokenizerSpec& spec, Hasher128& hasher) {
 }
 
 void HashParams(const ParamBuffer& params, Hasher128& hasher) {
+  const at::Tensor host = params.HostFlat();
   for (const ParamSpec& spec : params.layout().specs()) {
     hasher.UpdateField(spec.name);
     hasher.UpdateInt(spec.shape.size());
     for (const std::int64_t extent : spec.shape) {
       hasher.UpdateInt(static_cast<std::uint64_t>(extent));
     }
-    const float* values = params.flat().data_ptr<float>() + spec.offset;
+    const float* values = host.const_data_ptr<float>() + spec.offset;
     hasher.Update(std::as_bytes(std::span(values, static_cast<std::size_t>(spec.numel))));
   }
 }
@@ -192,8 +194,9 @@ Result<ParamBuffer> LoadParams(const std::filesystem::path& file, const ParamLay
 Status SaveParams(const std::filesystem::path& file, const ParamBuffer& params,
                   const FileMetadata& metadata) {
   std::vector<TensorToWrite> tensors;
+  const at::Tensor host = params.HostFlat();
   for (const ParamSpec& spec : params.layout().specs()) {
-    const float* values = params.flat().data_ptr<float>() + spec.offset;
+    const float* values = host.const_data_ptr<float>() + spec.offset;
     tensors.push_back({spec.name, spec.shape, {values, static_cast<std::size_t>(spec.numel)}});
   }
   FileSystem& files = RealFileSystem();

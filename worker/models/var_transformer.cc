@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "common/check.h"
+#include "worker/kernels/torch_device.h"
 
 namespace dd2 {
 namespace {
@@ -223,7 +224,7 @@ at::Tensor GuidanceRamp(const VarSpec& spec, double cfg) {
     ramp.narrow(0, spec.TokensBefore(scale), spec.ScaleTokens(scale))
         .fill_(ScaleGuidance(spec, scale, cfg));
   }
-  return ramp;
+  return ToDevice(ramp);
 }
 
 }  // namespace dd2
