@@ -72,8 +72,10 @@ at::Tensor NearTensor(const at::Tensor& tensor) {
   if (!IsFarTensor(tensor)) return tensor;
   // A whole tensor without elements has no memory.
   void* data = tensor.numel() == 0 ? nullptr : Near(tensor.data_ptr());
-  return at::from_blob(data, tensor.sizes(), tensor.strides(),
-                       at::TensorOptions(tensor.scalar_type()).device(at::kCPU));
+  at::Tensor near = at::from_blob(data, tensor.sizes(), tensor.strides(),
+                                  at::TensorOptions(tensor.scalar_type()).device(at::kCPU));
+  near._set_conj(tensor.is_conj());
+  return near;
 }
 
 at::Tensor Empty(at::IntArrayRef size, std::optional<at::ScalarType> type,
@@ -119,6 +121,11 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("view_as_complex", TORCH_FN(at::native::view_as_complex));
   library.impl("view_as_real", TORCH_FN(at::native::view_as_real));
   library.impl("_reshape_alias", TORCH_FN(at::native::_reshape_alias));
+}
+
+// A copy resolves a conjugation itself; LibTorch would do it by a copy.
+TORCH_LIBRARY_IMPL(aten, Conjugate, library) {
+  library.impl("_copy_from", torch::CppFunction::makeFallthrough());
 }
 
 // What an operator was given, with the CPU's tensors in the place of the far ones.
