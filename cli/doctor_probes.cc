@@ -190,7 +190,7 @@ Needs NeedsOf(const std::optional<RunConfig>& config, int nodes) {
   if (!config) return needs;
   // Domains that are more than the machines are beside each other.
   const int domains = std::max(nodes, config->domains);
-  const auto plan = PlanOnCpu(*config, domains, (domains + nodes - 1) / nodes);
+  const auto plan = PlanRun(*config, domains, (domains + nodes - 1) / nodes);
   if (!plan) return needs;  // no usable teacher, or too many ranks: a run says so itself
   needs.checkpoint_bytes = plan->kept_bytes;
   needs.snapshot_bytes = plan->memory.shared_bytes;
@@ -210,7 +210,7 @@ Status CheckRoom(const RunConfig& config, const fs::path& folder) {
 }
 
 std::string CacheWarning(const RunConfig& config) {
-  const auto plan = PlanOnCpu(config, 1);
+  const auto plan = PlanRun(config, 1);
   const fs::path folder = ScoreCacheFolder(config);
   const auto free = FreeBytes(Existing(folder));
   if (!plan || !free) return "";
@@ -223,7 +223,7 @@ std::string CacheWarning(const RunConfig& config) {
 
 Result<std::string> CheckNodeMemory(const RunConfig& config, int nodes,
                                     const std::string& partition) {
-  const auto plan = PlanOnCpu(config, nodes);
+  const auto plan = PlanRun(config, nodes);
   if (!plan) return std::string();  // as above
   const auto said = CallSlurm(NodeMemoryWords(partition));
   if (!said) return std::string();  // sbatch will say what is wrong

@@ -155,13 +155,14 @@ Result<RunPlan> MakePlan(const PlanInput& input) {
   return plan;
 }
 
-Result<RunPlan> PlanOnCpu(const RunConfig& config, int domains, int domains_per_node) {
+Result<RunPlan> PlanRun(const RunConfig& config, int domains, int domains_per_node) {
   PlanInput input;
   input.config = config;
   input.domains = domains;
   input.ranks = config.ranks;
   input.domains_per_node = domains_per_node;
-  DD2_TRY_ASSIGN(input.hardware, FindHardware("cpu"));
+  // Of devices any will do: who asks wants the host's memory and the disk.
+  DD2_TRY_ASSIGN(input.hardware, FindHardware(config.device == kDeviceCuda ? "h200" : "cpu"));
   DD2_TRY_ASSIGN(input.model, ReadModelSizes(config.teacher.path));
   return MakePlan(input);
 }

@@ -111,9 +111,9 @@ struct RunPlan {
 // kInvalidArgument: more ranks than shards, or a batch that the shards do not divide.
 Result<RunPlan> MakePlan(const PlanInput& input);
 
-// Of a run as it is started today, on CPUs: the teacher and the ranks of the configuration, so many
-// domains, so many of them on each machine.
-Result<RunPlan> PlanOnCpu(const RunConfig& config, int domains, int domains_per_node = 1);
+// Of a run as it is started: the teacher, the ranks and the device of the configuration (any GPU),
+// so many domains, so many of them on each machine.
+Result<RunPlan> PlanRun(const RunConfig& config, int domains, int domains_per_node = 1);
 
 // What a change is made of; kResult: a setting that gives another run, whose bits differ.
 enum class Lever : std::uint8_t { kSetting, kResult, kMachines, kDevices };

@@ -1,5 +1,6 @@
 #include "cli/slurm_script.h"
 
+#include <algorithm>
 #include <cctype>
 #include <charconv>
 
@@ -69,6 +70,13 @@ Result<NodeRange> ParseNodes(const std::string& text) {
                  "--nodes " + text + ": a number of nodes, or MIN-MAX as 2-4");
   }
   return range;
+}
+
+void AddGpus(int ranks, std::vector<std::string>& options) {
+  const bool said = std::ranges::any_of(options, [](const std::string& option) {
+    return option.starts_with("--gres") || option.starts_with("--gpus") || option.starts_with("-G");
+  });
+  if (!said) options.push_back("--gpus-per-node=" + std::to_string(ranks));
 }
 
 Result<std::string> RenderSlurmScript(const SlurmScript& values) {

@@ -45,6 +45,10 @@ std::string_view SlurmScriptPart(std::string_view name);
 // `text` with each @NAME@ replaced by its value. kInternal: a name without a value.
 Result<std::string> FillIn(std::string_view text, const std::map<std::string, std::string>& values);
 
+// Adds the option of sbatch that gives each of a node's `ranks` a GPU, unless `options` say already
+// which devices are wanted.
+void AddGpus(int ranks, std::vector<std::string>& options);
+
 // "4" or "2-4". kInvalidArgument: anything else.
 struct NodeRange {
   int min = 1;

@@ -74,7 +74,8 @@ void AddOption(const char* name, const std::string& value, std::vector<std::stri
 }
 
 // sbatch's own, as the site's file and then the command line have them.
-std::vector<std::string> SbatchOptions(const SubmitArguments& arguments, const SiteConfig& site) {
+std::vector<std::string> SbatchOptions(const SubmitArguments& arguments, const SubmitPlan& plan) {
+  const SiteConfig& site = plan.site;
   std::vector<std::string> options;
   AddOption("partition", site.partition, options);
   AddOption("account", site.account, options);
@@ -84,6 +85,7 @@ std::vector<std::string> SbatchOptions(const SubmitArguments& arguments, const S
   AddOption("gres", site.gres, options);
   options.insert(options.end(), site.sbatch.begin(), site.sbatch.end());
   options.insert(options.end(), arguments.sbatch.begin(), arguments.sbatch.end());
+  if (plan.config.device == kDeviceCuda) AddGpus(plan.config.ranks, options);
   return options;
 }
 
@@ -139,7 +141,7 @@ Result<PlannedScript> Plan(SlurmScriptKind kind, const fs::path& path, const Sub
   script.launch = plan.site.srun;
   script.launch.insert(script.launch.end(), plan.site.container.begin(), plan.site.container.end());
   script.sbatch = kind == SlurmScriptKind::kCoordinator ? CoordinatorOptions(plan.site)
-                                                        : SbatchOptions(arguments, plan.site);
+                                                        : SbatchOptions(arguments, plan);
   script.prolog = Prolog(plan.site);
   DD2_TRY_ASSIGN(std::string text, RenderSlurmScript(script));
   return PlannedScript{path, std::move(text)};
@@ -183,7 +185,7 @@ tl::expected<SubmitPlan, StartFailure> MakePlan(const SubmitArguments& arguments
   plan.folder = fs::absolute(plan.request.folder).lexically_normal();
   if (const Status room = CheckRoom(plan.config, plan.folder); !room) return wrong(room.error());
   const std::string partition =
-      PartitionOf(SbatchOptions(arguments, plan.site), std::getenv("SBATCH_PARTITION"));
+      PartitionOf(SbatchOptions(arguments, plan), std::getenv("SBATCH_PARTITION"));
   const auto memory = CheckNodeMemory(plan.config, plan.nodes.min, partition);
   if (!memory) return wrong(memory.error());
   for (const std::string& warning : {*memory, CacheWarning(plan.config)}) {

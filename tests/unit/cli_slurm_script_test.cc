@@ -42,6 +42,17 @@ TEST(SlurmScript, SaysWhatWasAskedFor) {
   EXPECT_LT(script->rfind("\n#SBATCH"), script->find("module load"));
 }
 
+TEST(SlurmScript, AGpuForEachRankUnlessSomebodySaysWhich) {
+  std::vector<std::string> options = {"--partition=gpu"};
+  AddGpus(8, options);
+  EXPECT_THAT(options, testing::ElementsAre("--partition=gpu", "--gpus-per-node=8"));
+  for (const char* said : {"--gres=gpu:a100:4", "--gpus-per-task=1", "-G4"}) {
+    std::vector<std::string> typed = {said};
+    AddGpus(8, typed);
+    EXPECT_THAT(typed, testing::ElementsAre(said));
+  }
+}
+
 TEST(SlurmScript, ACoordinatorAndItsNodes) {
   SlurmScript values = Values();
   values.kind = SlurmScriptKind::kCoordinator;
