@@ -9,3 +9,15 @@ endif()
 add_test(NAME gpu_check.no_device COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/gpu/no_device_test.sh
   ${PROJECT_SOURCE_DIR}/scripts/gpu-check $<TARGET_FILE_DIR:dd2-gpu-check>)
 set_tests_properties(gpu_check.no_device PROPERTIES LABELS unit TIMEOUT 60)
+
+# The trainer on a GPU; here on the far device, small.
+if(DD2_WITH_TORCH)
+  dd2_executable(dd2-gpu-steps SRCS gpu/steps.cc DEPS dd2_engine dd2_device dd2_common TORCH)
+  if(DD2_CUDA)
+    add_dependencies(dd2-gpu-steps dd2_cuda)
+  endif()
+  add_dependencies(dd2-gpu-steps far_device)
+  add_test(NAME gpu_steps.far_device COMMAND dd2-gpu-steps --tiny)
+  set_tests_properties(gpu_steps.far_device PROPERTIES LABELS "unit;torch" TIMEOUT 300
+    ENVIRONMENT DD2_DEVICE_LIBRARY=$<TARGET_FILE:far_device>)
+endif()

@@ -1,6 +1,6 @@
-"""Writes what dd2-gpu-check and rival.py found as one Markdown and one JSON file.
+"""Writes what dd2-gpu-check, rival.py and dd2-gpu-steps found as one Markdown and one JSON file.
 
-usage: report.py REPORT.json RIVAL.json FOLDER (RIVAL.json may be missing: PyTorch was not there)
+usage: report.py REPORT.json RIVAL.json STEPS.json FOLDER (the second and third may be missing: PyTorch was not there)
 """
 import datetime
 import json
@@ -41,6 +41,25 @@ def table(report):
     return lines
 
 
+# Dense matrix products without sparsity, TFLOP/s: NVIDIA's data sheets (SXM).
+PEAKS = {"H200": {"bf16": 989, "fp32": 67}, "H100": {"bf16": 989, "fp32": 67}, "A100": {"bf16": 312, "fp32": 19.5}}
+
+
+def steps_table(report):
+    steps = report["steps"]
+    peaks = next((peaks for name, peaks in PEAKS.items() if name in report["gpu"]), {})
+    lines = ["", f"## Updates at VAR-d16's size, {steps['steps'][0]['batch']} sequences, one rank", "",
+             f"{len(steps['checks'])} checks of the trainer, {sum(not check['ok'] for check in steps['checks'])} failed.",
+             "", "| update | precision | ms | TFLOP | TFLOP/s | MFU |", "|---|---|---|---|---|---|"]
+    for step in steps["steps"]:
+        for network in ("guidance", "generator"):
+            rate = step[f"{network}_tflops"] / step[f"{network}_ms"] * 1e3
+            peak = peaks.get(step["precision"])
+            lines.append(f"| {network} | {step['precision']} | {step[f'{network}_ms']:.1f} | {step[f'{network}_tflops']:.2f} | "
+                         f"{rate:.1f} | {f'{rate / peak:.1%}' if peak else '-'} |")
+    return lines
+
+
 def markdown(report):
     bad = [check for check in report["checks"] if not check["ok"]]
     snapshot = report["snapshot"]
@@ -56,15 +75,19 @@ def markdown(report):
     lines += [f"| {key.removesuffix('_ms').replace('_', ' ')} | {value:.3f} |"
               for key, value in snapshot.items() if key.endswith("_ms")]
     lines += ["", f"The copy runs at {snapshot['copy_gb_s']:.1f} GB/s."]
+    if report.get("steps", {}).get("steps"):
+        lines += steps_table(report)
     return "\n".join(lines) + "\n"
 
 
 def main():
-    found, rival, folder = (pathlib.Path(name) for name in sys.argv[1:4])
+    found, rival, steps, folder = (pathlib.Path(name) for name in sys.argv[1:5])
     report = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
               **json.loads(found.read_text())}
     if rival.exists():
         report["pytorch"] = json.loads(rival.read_text())
+    if steps.exists():
+        report["steps"] = json.loads(steps.read_text())
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{report['date']}-{re.sub(r'[^a-z0-9]+', '-', report['gpu'].lower()).strip('-')}"
     (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -1,0 +1,335 @@
+// dd2-gpu-steps [--tiny] [--json FILE]: the trainer itself on this machine's GPU, with random
+// weights of VAR's shape. Whether losses are the CPU's, whether bits depend on the number of ranks,
+// and how long an update of either network takes at VAR-d16's size in bf16 (not with --tiny, which
+// times small networks: to try this program out). Without a GPU it says why and ends with exit
+// code 4. scripts/gpu-check runs it; it needs LibTorch's CUDA part.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <utility>
+
+#include "common/exit_codes.h"
+#include "common/json.h"
+#include "tests/support/thread_collectives.h"
+#include "worker/engine/trainer.h"
+#include "worker/kernels/torch_device.h"
+
+namespace dd2 {
+namespace {
+
+struct Size {
+  std::int64_t layers, width, heads, codes, head_width, head_depth;
+  int batch, draws;
+  std::vector<std::int64_t> sides;
+};
+// models.md 1.6 and configs/var-d16.yaml, the batch that one of 64 shards has there.
+const Size kD16{16, 1024, 16, 4096, 1024, 4, 8, 4, {1, 2, 3, 4, 5, 6, 8, 10, 13, 16}};
+const Size kTiny{2, 32, 2, 64, 32, 1, 2, 2, {1, 2, 4}};
+constexpr std::int64_t kChannels = 32, kClasses = 1000, kTimeFeatures = 256;
+
+// What the trainer needs of a tokenizer: no images are made here.
+class RandomCodes final : public Tokenizer {
+ public:
+  RandomCodes(const TokenizerSpec& spec, const ParamBuffer& params) : Tokenizer(spec, params) {
+    codebook_ = params["quantize.embedding.weight"];
+    path_ = std::make_shared<const CodePath>(VarQuantizer(spec.scales, params, "quantize."),
+                                             at::zeros({spec.channels}, codebook_.options()),
+                                             at::ones({spec.channels}, codebook_.options()));
+  }
+  at::Tensor Encode(const at::Tensor&) const override { return {}; }
+  at::Tensor Decode(const at::Tensor&) const override { return {}; }
+  bool travels() const override { return false; }
+  std::int64_t image_side() const override { return 0; }
+};
+
+TeacherBundle RandomTeacher(const Size& size) {
+  TokenizerSpec tokens{
+      .codes = size.codes, .channels = kChannels, .scales = VarScales::WithPhis(size.sides, 4)};
+  ParamLayout layout;
+  VarQuantizer::Declare(tokens.scales, size.codes, kChannels, "quantize.", layout);
+  const ParamBuffer codes(layout, false);
+  InitUniformFanIn(codes, "", 1, 1);
+  TeacherBundle bundle;
+  bundle.tokenizer = std::make_unique<RandomCodes>(tokens, codes);
+  BackboneSpec spec{.channels = kChannels,
+                    .width = size.width,
+                    .layers = size.layers,
+                    .heads = size.heads,
+                    .tokens = tokens.tokens(),
+                    .classes = kClasses,
+                    .kind = BackboneKind::kVar};
+  spec.sides = size.sides;
+  spec.path = bundle.tokenizer->path();
+  const ParamBuffer teacher(Teacher::Layout(spec, size.codes), false);
+  InitVar(teacher, spec, 1, 2);
+  bundle.teacher = std::make_unique<Teacher>(spec, size.codes, teacher);
+  return bundle;
+}
+
+// gts only sets the networks; one guidance and one generator update a cycle.
+RunConfig ConfigOf(const Size& size, int shards, std::string_view precision) {
+  RunConfig config;
+  config.teacher.cfg_scale = 2;
+  config.teacher.top_k = static_cast<int>(size.codes / 4);
+  config.teacher.top_p = 0.95;
+  config.batch.shards = shards;
+  config.model = {.head_width = static_cast<int>(size.head_width),
+                  .head_depth = static_cast<int>(size.head_depth),
+                  .time_features = kTimeFeatures,
+                  .precision = std::string(precision)};
+  for (const PhaseKind kind : {PhaseKind::kGts, PhaseKind::kCsd, PhaseKind::kAlign}) {
+    PhaseConfig phase = DefaultPhase(kind);
+    phase.steps = 1000;
+    phase.batch = size.batch * shards;
+    phase.draws = size.draws;
+    phase.guidance_updates = 1;
+    phase.generator_draws = 1;
+    phase.guidance.peak = phase.generator.peak = 1e-4;
+    config.phases.push_back(phase);
+  }
+  return config;
+}
+constexpr std::int32_t kCsd = 1, kAlign = 2;
+
+struct Trained {
+  Metrics metrics;                    // of the last cycle
+  std::vector<float> before, params;  // of both networks
+  bool operator==(const Trained&) const = default;
+};
+
+std::vector<float> ParamsOf(const TrainingState& state) {
+  std::vector<float> params;
+  for (const NetworkState* network : {&state.generator, &state.guidance}) {
+    const at::Tensor host = network->params.HostFlat();
+    const float* values = host.const_data_ptr<float>();
+    params.insert(params.end(), values, values + network->params.layout().size());
+  }
+  return params;
+}
+
+Trained Train(const TeacherBundle& teacher, const RunConfig& config, int ranks) {
+  const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
+  Trained trained;
+  Status status;
+  ThreadWorld(ranks).Run([&](Collectives& collectives) {
+    TrainingState state = MakeTrainingState(layout, collectives.rank(), ranks);
+    Trainer trainer(config, teacher, collectives, state);
+    const auto run = [&]() -> Status {
+      DD2_TRY(trainer.EnterPhase(0));
+      DD2_TRY(trainer.EnterPhase(kCsd));
+      if (collectives.rank() == 0) trained.before = ParamsOf(state);
+      for (; state.step < 3; AdvanceSteps(state, 1)) {
+        DD2_TRY_ASSIGN(const StepOutcome step, trainer.CsdCycle(Wish()));
+        if (collectives.rank() == 0) trained.metrics = step.metrics;
+      }
+      return {};
+    };
+    const Status done = run();
+    if (collectives.rank() != 0) return;
+    status = done;
+    trained.params = ParamsOf(state);
+  });
+  if (!status) trained.metrics = {{status.error().message(), 0}};
+  return trained;
+}
+
+// How far `a` is from `b`, as a share of the way that `b` has gone.
+double ShareOfTheWay(const Trained& a, const Trained& b) {
+  if (a.params.size() != b.params.size() || b.params.empty()) return 1e30;
+  double apart = 0, way = 0;
+  for (std::size_t i = 0; i < a.params.size(); ++i) {
+    apart += std::abs(static_cast<double>(a.params[i]) - static_cast<double>(b.params[i]));
+    way += std::abs(static_cast<double>(b.params[i]) - static_cast<double>(b.before[i]));
+  }
+  return apart / way;
+}
+
+struct Check {
+  std::string name;
+  double error = 0, limit = 0;
+};
+
+// Small networks: three cycles on the CPU before the device is taken, then there.
+class Checks {
+ public:
+  explicit Checks(bool with_bf16) {
+    for (const std::string_view precision : {kPrecisionFp32, kPrecisionBf16}) {
+      if (precision == kPrecisionBf16 && !with_bf16) continue;
+      cpu_.emplace_back(precision, Train(RandomTeacher(kTiny), ConfigOf(kTiny, 4, precision), 1));
+    }
+  }
+
+  std::vector<Check> OnDevice() const {
+    std::vector<Check> checks;
+    for (const auto& [precision, cpu] : cpu_) {
+      const std::string name(precision);
+      const RunConfig config = ConfigOf(kTiny, 4, precision);
+      const TeacherBundle teacher = RandomTeacher(kTiny);
+      const Trained one = Train(teacher, config, 1);
+      // Adam's first steps have the size of the rate, whatever the gradient: one near zero may
+      // point the other way.
+      checks.push_back({"csd in " + name + ": GPU and CPU apart, as a share of their way",
+                        ShareOfTheWay(one, cpu), precision == kPrecisionFp32 ? 0.02 : 0.3});
+      checks.push_back(
+          {"csd in " + name + ": again", one == Train(teacher, config, 1) ? 0. : 1., 0});
+      for (const int ranks : {2, 3}) {
+        checks.push_back(
+            {"csd in " + name + ": " + std::to_string(ranks) + " ranks have the bits of one",
+             one == Train(teacher, config, ranks) ? 0. : 1., 0});
+      }
+    }
+    return checks;
+  }
+
+ private:
+  std::vector<std::pair<std::string_view, Trained>> cpu_;
+};
+
+// Matrix products of a pass forward, an add and a multiply each, of one sequence.
+double BackboneFlops(const Size& size, std::int64_t tokens) {
+  const auto d = static_cast<double>(size.width), n = static_cast<double>(tokens);
+  double pairs = 0, seen = 0;  // of tokens that see each other
+  for (const std::int64_t side : size.sides) {
+    seen += static_cast<double>(side * side);
+    pairs += static_cast<double>(side * side) * seen;
+  }
+  return static_cast<double>(size.layers) * (24 * n * d * d + 4 * d * pairs + 12 * d * d) +
+         2 * n * kChannels * d;
+}
+double HeadFlops(const Size& size, double rows, double tokens) {
+  const auto w = static_cast<double>(size.head_width);
+  return 2 * rows *
+             (w * w * (5 * static_cast<double>(size.head_depth) + 3) + 2 * w * kChannels +
+              kTimeFeatures * w) +
+         2 * tokens * static_cast<double>(size.width) * w;
+}
+
+struct Flops {
+  double guidance = 0, generator = 0;
+};
+// Backward passes cost twice the forward one, that of the score half of it (input gradients only).
+Flops UpdateFlops(const Size& size, std::int64_t tokens) {
+  const double b = size.batch, n = static_cast<double>(tokens) * b;
+  const double backbone = b * BackboneFlops(size, tokens);
+  const double teacher = 2 * backbone + 2 * n * static_cast<double>(size.width * size.codes);
+  return {.guidance = backbone + HeadFlops(size, n, n)  // generation
+                      + 3 * backbone + 3 * HeadFlops(size, n * size.draws, n),
+          .generator = 3 * backbone + 3 * HeadFlops(size, n, n)  // generation, trained
+                       + backbone + 2 * HeadFlops(size, n, n) + teacher};
+}
+
+using Clock = std::chrono::steady_clock;
+
+template <class Step>
+Result<double> MedianMs(TrainingState& state, const Step& step) {
+  constexpr int kWarmUps = 3, kRepeats = 11;
+  std::vector<double> times;
+  for (int i = 0; i < kWarmUps + kRepeats; ++i) {
+    const auto start = Clock::now();
+    DD2_TRY(step());
+    DD2_TRY(WaitForCompute());
+    const std::chrono::duration<double, std::milli> passed = Clock::now() - start;
+    if (i >= kWarmUps) times.push_back(passed.count());
+    AdvanceSteps(state, 1);
+  }
+  std::ranges::sort(times);
+  return times[times.size() / 2];
+}
+
+// One rank, one shard: what a device does between two exchanges.
+Result<boost::json::object> Measure(const Size& size, std::string_view precision) {
+  const TeacherBundle teacher = RandomTeacher(size);
+  const RunConfig config = ConfigOf(size, 1, precision);
+  const std::unique_ptr<Collectives> alone = NewLocalCollectives();
+  const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
+  TrainingState state = MakeTrainingState(layout, 0, 1);
+  Trainer trainer(config, teacher, *alone, state);
+  DD2_TRY(trainer.EnterPhase(0));
+  DD2_TRY(trainer.EnterPhase(kCsd));
+  DD2_TRY_ASSIGN(const double cycle, MedianMs(state, [&]() -> Status {
+                   const auto step = trainer.CsdCycle(Wish());
+                   return step ? Status() : step.error();
+                 }));
+  DD2_TRY(trainer.EnterPhase(kAlign));
+  DD2_TRY_ASSIGN(const double guidance, MedianMs(state, [&]() -> Status {
+                   const auto step = trainer.AlignStep(Wish());
+                   return step ? Status() : step.error();
+                 }));
+  const Flops flops = UpdateFlops(size, teacher.teacher->backbone().spec().tokens);
+  return boost::json::object{{"precision", precision},
+                             {"batch", size.batch},
+                             {"parameters", layout.size()},
+                             {"guidance_ms", guidance},
+                             {"generator_ms", cycle - guidance},
+                             {"guidance_tflops", flops.guidance / 1e12},
+                             {"generator_tflops", flops.generator / 1e12}};
+}
+
+bool Run(const Device& device, bool tiny, boost::json::object& report) {
+  // The far device of the tests has no bf16.
+  const bool cuda = device.api().torch_type == static_cast<std::int32_t>(at::kCUDA);
+  const Checks checks(cuda);
+  if (const Status used = UseTorchDevice(device); !used) {
+    std::printf("BAD  %s\n", used.error().message().c_str());
+    return false;
+  }
+  bool fine = true;
+  boost::json::array list;
+  for (const Check& check : checks.OnDevice()) {
+    const bool ok = check.error <= check.limit;
+    list.push_back(boost::json::object{
+        {"name", check.name}, {"error", check.error}, {"limit", check.limit}, {"ok", ok}});
+    std::printf("%-4s %s: %.3g (limit %.3g)\n", ok ? "ok" : "BAD", check.name.c_str(), check.error,
+                check.limit);
+    fine = fine && ok;
+  }
+  report["checks"] = std::move(list);
+  boost::json::array steps;
+  for (const std::string_view precision : {kPrecisionFp32, kPrecisionBf16}) {
+    if (precision == kPrecisionBf16 && !cuda) continue;
+    auto measured = Measure(tiny ? kTiny : kD16, precision);
+    if (!measured) {
+      std::printf("BAD  steps in %s: %s\n", std::string(precision).c_str(),
+                  measured.error().message().c_str());
+      fine = false;
+      continue;
+    }
+    std::printf("%s\n", boost::json::serialize(*measured).c_str());
+    steps.push_back(std::move(*measured));
+  }
+  report["steps"] = std::move(steps);
+  return fine;
+}
+
+int Main(int argc, char** argv) {
+  bool tiny = false;
+  const char* json = nullptr;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--tiny") == 0) {
+      tiny = true;
+    } else if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc) {
+      json = argv[++i];
+    } else {
+      std::fputs("usage: dd2-gpu-steps [--tiny] [--json FILE]\n", stderr);
+      return kExitUsage;
+    }
+  }
+  const Result<Device> device = LoadDevice(DeviceLibrary());
+  if (!device) {
+    std::printf("no GPU here: %s\n", device.error().message().c_str());
+    return kExitCannotStart;
+  }
+  boost::json::object report;
+  const bool fine = Run(*device, tiny, report);
+  report["ok"] = fine;
+  if (json != nullptr) std::ofstream(json) << boost::json::serialize(report) << '\n';
+  return fine ? kExitOk : kExitInternal;
+}
+
+}  // namespace
+}  // namespace dd2
+
+int main(int argc, char** argv) { return dd2::Main(argc, argv); }
