@@ -16,6 +16,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// Pieces are copied together up to here: between two copies the training may take them back.
+constexpr std::size_t kRunMax = std::size_t{16} << 20;
+
+// Two memories may follow each other by chance, and no copy goes over their border.
+bool SameGroup(const std::string& a, const std::string& b) {
+  const std::size_t length = a.find('/');
+  return length == b.find('/') && a.compare(0, length, b, 0, length) == 0;
+}
+
 // What a person should do about it; the code stays.
 Error Explain(const Error& error, const std::string& id, const fs::path& checkpoints) {
   std::string advice;
@@ -34,8 +43,7 @@ Error Explain(const Error& error, const std::string& id, const fs::path& checkpo
 }  // namespace
 
 Result<StagingMemory> StagingMemory::Allocate(std::size_t bytes) {
-  StagingMemory memory;
-  if (bytes == 0) return memory;
+  if (bytes == 0) return StagingMemory({}, nullptr);
   void* mapping =
       ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapping == MAP_FAILED) {
@@ -44,25 +52,27 @@ Result<StagingMemory> StagingMemory::Allocate(std::size_t bytes) {
                                                std::generic_category().message(errno) +
                                                "; use more ranks, or a machine with more memory");
   }
-  memory.data_ = static_cast<std::byte*>(mapping);
-  memory.size_ = bytes;
   // Fewer page faults and TLB misses; where the system has no huge pages, small ones do.
   static_cast<void>(::madvise(mapping, bytes, MADV_HUGEPAGE));
   std::memset(mapping, 0, bytes);
-  return memory;
+  return StagingMemory({static_cast<std::byte*>(mapping), bytes},
+                       [mapping, bytes] { ::munmap(mapping, bytes); });
 }
 
+StagingMemory::StagingMemory(std::span<std::byte> memory, std::function<void()> release)
+    : bytes_(memory), release_(std::move(release)) {}
+
 StagingMemory::StagingMemory(StagingMemory&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : bytes_(std::exchange(other.bytes_, {})), release_(std::exchange(other.release_, nullptr)) {}
 
 StagingMemory& StagingMemory::operator=(StagingMemory&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(size_, other.size_);
+  std::swap(bytes_, other.bytes_);
+  std::swap(release_, other.release_);
   return *this;
 }
 
 StagingMemory::~StagingMemory() {
-  if (data_ != nullptr) ::munmap(data_, size_);
+  if (release_) release_();
 }
 
 struct AsyncCheckpointWriter::Plan {
@@ -87,8 +97,11 @@ Result<std::size_t> AsyncCheckpointWriter::BytesFor(const PartName& name,
 }
 
 AsyncCheckpointWriter::AsyncCheckpointWriter(FileSystem& files, fs::path checkpoints,
-                                             StagingMemory memory)
-    : files_(files), checkpoints_(std::move(checkpoints)), memory_(std::move(memory)) {
+                                             StagingMemory memory, CopyBytes copy)
+    : files_(files),
+      checkpoints_(std::move(checkpoints)),
+      memory_(std::move(memory)),
+      copy_(std::move(copy)) {
   thread_ = std::thread([this] { Work(); });
 }
 
@@ -119,18 +132,37 @@ Result<std::unique_ptr<AsyncCheckpointWriter::Plan>> AsyncCheckpointWriter::Make
   return plan;
 }
 
-// Copies a piece and zeroes the gap after it, which a save of another layout may have filled.
-std::int64_t AsyncCheckpointWriter::CopyPiece(Plan& plan, std::size_t index) {
-  const auto data = std::as_bytes(pieces_[index].data);
-  const std::uint64_t begin = plan.layout.offsets[index];
-  const std::uint64_t end = begin + data.size();
-  const std::uint64_t next =
-      index + 1 < pieces_.size() ? plan.layout.offsets[index + 1] : plan.layout.file_bytes;
+// The end of the pieces from `first` on, before `end`, that one copy takes: of one group, none
+// staged, and each begins in memory and in the file where the one before it ends.
+std::size_t AsyncCheckpointWriter::RunFrom(const Plan& plan, std::size_t first,
+                                           std::size_t end) const {
+  std::size_t next = first + 1;
+  std::size_t bytes = pieces_[first].data.size_bytes();
+  for (; next < end && !plan.staged[next]; ++next) {
+    const std::span<const float> last = pieces_[next - 1].data;
+    const std::span<const float> data = pieces_[next].data;
+    bytes += data.size_bytes();
+    if (bytes > kRunMax || data.data() != last.data() + last.size() ||
+        plan.layout.offsets[next] != plan.layout.offsets[next - 1] + last.size_bytes() ||
+        !SameGroup(pieces_[next].tensor, pieces_[first].tensor)) {
+      break;
+    }
+  }
+  return next;
+}
+
+// Copies a run and zeroes the gap after it, which a save of another layout may have filled.
+Status AsyncCheckpointWriter::CopyRun(Plan& plan, std::size_t first, std::size_t end) {
+  const std::vector<std::uint64_t>& offsets = plan.layout.offsets;
+  const std::uint64_t begin = offsets[first];
+  const std::uint64_t data_end = offsets[end - 1] + pieces_[end - 1].data.size_bytes();
+  const std::uint64_t next = end < pieces_.size() ? offsets[end] : plan.layout.file_bytes;
   std::byte* const to = memory_.bytes().data();
-  if (!data.empty()) std::memcpy(to + begin, data.data(), data.size());
-  std::memset(to + end, 0, next - end);
-  plan.staged[index] = true;
-  return static_cast<std::int64_t>(data.size());
+  if (data_end > begin) DD2_TRY(copy_(to + begin, pieces_[first].data.data(), data_end - begin));
+  std::memset(to + data_end, 0, next - data_end);
+  std::fill(plan.staged.begin() + static_cast<std::ptrdiff_t>(first),
+            plan.staged.begin() + static_cast<std::ptrdiff_t>(end), true);
+  return {};
 }
 
 void AsyncCheckpointWriter::SetState(State state) {
@@ -222,29 +254,46 @@ void AsyncCheckpointWriter::Work() {
 }
 
 void AsyncCheckpointWriter::Stage() {
-  for (std::size_t i = stage_first_; i < stage_first_ + stage_count_; ++i) {
+  const std::size_t end = stage_first_ + stage_count_;
+  for (std::size_t i = stage_first_; i < end;) {
     {
       const std::lock_guard lock(mutex_);
       if (drop_) break;
     }
-    CopyPiece(*plan_, i);
+    const std::size_t run_end = RunFrom(*plan_, i, end);
+    if (!CopyRun(*plan_, i, run_end)) break;  // the save copies it, or says why not
+    i = run_end;
   }
   SetState(State::kIdle);
 }
 
-void AsyncCheckpointWriter::Save() {
-  std::memcpy(memory_.bytes().data(), plan_->layout.head.data(), plan_->layout.head.size());
-  for (std::size_t i = 0; i < pieces_.size(); ++i) {
-    if (plan_->staged[i]) {
-      stall_.ahead_bytes += static_cast<std::int64_t>(pieces_[i].data.size_bytes());
-    } else {
-      stall_.copied_bytes += CopyPiece(*plan_, i);
+Status AsyncCheckpointWriter::CopyAll(Plan& plan) {
+  std::memcpy(memory_.bytes().data(), plan.layout.head.data(), plan.layout.head.size());
+  for (std::size_t i = 0; i < pieces_.size();) {
+    std::size_t end = i + 1;
+    std::int64_t& bytes = plan.staged[i] ? stall_.ahead_bytes : stall_.copied_bytes;
+    if (!plan.staged[i]) {
+      end = RunFrom(plan, i, pieces_.size());
+      if (const Status copied = CopyRun(plan, i, end); !copied) {
+        return copied.error().Wrap("checkpoint " + plan.name.id +
+                                   " was not written, its values could not be copied");
+      }
     }
+    for (; i < end; ++i) bytes += static_cast<std::int64_t>(pieces_[i].data.size_bytes());
   }
+  return {};
+}
+
+void AsyncCheckpointWriter::Save() {
+  const Status copied = CopyAll(*plan_);
   SetState(State::kWriting);
-  Result<proto::CheckpointPart> part = Write(*plan_);
-  if (!part) part = Explain(part.error(), plan_->name.id, checkpoints_);
-  done_(std::move(part));
+  if (copied) {
+    Result<proto::CheckpointPart> part = Write(*plan_);
+    if (!part) part = Explain(part.error(), plan_->name.id, checkpoints_);
+    done_(std::move(part));
+  } else {
+    done_(copied.error());
+  }
   done_ = nullptr;
   plan_.reset();
   SetState(State::kIdle);

@@ -16,6 +16,7 @@
 #include "common/file.h"
 #include "common/result.h"
 #include "storage/checkpoint_store.h"
+#include "storage/copy_bytes.h"
 
 namespace dd2 {
 
@@ -24,15 +25,17 @@ class StagingMemory {
  public:
   // kResourceExhausted: the system does not give that much.
   static Result<StagingMemory> Allocate(std::size_t bytes);
+  // Memory of the host that somebody else gives (pinned: what a device's copies are fast with), and
+  // how it goes back.
+  StagingMemory(std::span<std::byte> memory, std::function<void()> release);
   StagingMemory(StagingMemory&& other) noexcept;
   StagingMemory& operator=(StagingMemory&& other) noexcept;
   ~StagingMemory();
-  std::span<std::byte> bytes() const { return {data_, size_}; }
+  std::span<std::byte> bytes() const { return bytes_; }
 
  private:
-  StagingMemory() = default;
-  std::byte* data_ = nullptr;  // a mapping
-  std::size_t size_ = 0;
+  std::span<std::byte> bytes_;
+  std::function<void()> release_;  // none: moved from, or no memory
 };
 
 // Whose part of which checkpoint. The generation is part of the file's name: who still writes for
@@ -58,6 +61,11 @@ struct SaveStall {
 // waits when it is about to change them before the copy is made. The file is the one
 // WriteCheckpointPart writes, byte for byte.
 //
+// The values may lie where the host cannot touch them: they are read by `copy` alone. A device's
+// copies cost some microseconds each, so pieces of one group (the part of a tensor's name before
+// '/', which lies in one memory) that lie one behind the other there and in the file are copied
+// together; those are nearly all, as both begin a tensor at a multiple of 64 bytes.
+//
 // There is room for one save: the memory holds the file as it will lie on the disk, so nothing is
 // copied a second time. Thread-safe; `done` is called on the writer's thread, in the order of the
 // saves, and must not call any function of this class. FileSystem is used from that thread only.
@@ -68,8 +76,9 @@ class AsyncCheckpointWriter {
   // What such a part needs of the memory: the size of its file.
   static Result<std::size_t> BytesFor(const PartName& name, std::span<const PieceToWrite> pieces);
 
-  // `files` must outlive it.
-  AsyncCheckpointWriter(FileSystem& files, std::filesystem::path checkpoints, StagingMemory memory);
+  // `files` must outlive it. `copy` is called on the writer's thread.
+  AsyncCheckpointWriter(FileSystem& files, std::filesystem::path checkpoints, StagingMemory memory,
+                        CopyBytes copy = CopyOnHost);
   // Finishes the save that is in flight first.
   ~AsyncCheckpointWriter();
   AsyncCheckpointWriter(const AsyncCheckpointWriter&) = delete;
@@ -82,13 +91,14 @@ class AsyncCheckpointWriter {
   // range outside them, too many bytes.
   Result<bool> StageAhead(const PartName& name, std::span<const PieceToWrite> pieces,
                           std::size_t first, std::size_t count);
-  // What was staged ahead is about to change after all. Waits for the piece that is being copied.
+  // What was staged ahead is about to change after all. Waits for what is being copied.
   void DropStaged();
 
   // Waits until the save before is finished, and hands over; the pieces may change once WaitCopied
   // has returned. After an error (as StageAhead's) `done` is not called; else it is, once, with the
   // part or with kResourceExhausted, kUnavailable, kFailedPrecondition (committed already) and what
-  // to do. A failed save leaves earlier checkpoints alone and may be begun again.
+  // to do, or with the error of a copy. A failed save leaves earlier checkpoints alone and may be
+  // begun again.
   Status Begin(const PartName& name, std::span<const PieceToWrite> pieces, Done done);
   // Until what was begun last is copied; what it cost so far.
   SaveStall WaitCopied();
@@ -102,17 +112,20 @@ class AsyncCheckpointWriter {
 
   Result<std::unique_ptr<Plan>> MakePlan(const PartName& name,
                                          std::span<const PieceToWrite> pieces) const;
-  std::int64_t CopyPiece(Plan& plan, std::size_t index);
+  std::size_t RunFrom(const Plan& plan, std::size_t first, std::size_t end) const;
+  Status CopyRun(Plan& plan, std::size_t first, std::size_t end);
   void SetState(State state);
   // On the writer's thread: it waits for kStaging or kCopying.
   void Work();
   void Stage();
   void Save();
+  Status CopyAll(Plan& plan);
   Result<proto::CheckpointPart> Write(Plan& plan);
 
   FileSystem& files_;
   const std::filesystem::path checkpoints_;
   const StagingMemory memory_;
+  const CopyBytes copy_;
   std::mutex mutex_;
   std::condition_variable changed_;
   State state_ = State::kIdle;

@@ -50,13 +50,16 @@ std::size_t TotalBytes(std::span<const Span> pieces) {
                          [](std::size_t sum, const Span& piece) { return sum + piece.size(); });
 }
 
-void CopyAndHash(std::byte* to, std::span<const std::byte> from, Hasher128& hasher) {
-  for (std::size_t begin = 0; begin < from.size(); begin += kChunk) {
-    const std::span<const std::byte> chunk =
-        from.subspan(begin, std::min(kChunk, from.size() - begin));
-    std::memcpy(to + begin, chunk.data(), chunk.size());
-    hasher.Update(std::span<const std::byte>(to + begin, chunk.size()));
+// Copies and hashes, whichever of the two is the file's. The other may be no memory of the host's.
+Status CopyAndHash(void* to, const void* from, const std::byte* of_file, std::size_t bytes,
+                   const CopyBytes& copy, Hasher128& hasher) {
+  for (std::size_t begin = 0; begin < bytes; begin += kChunk) {
+    const std::size_t size = std::min(kChunk, bytes - begin);
+    DD2_TRY(copy(static_cast<std::byte*>(to) + begin, static_cast<const std::byte*>(from) + begin,
+                 size));
+    hasher.Update(std::span<const std::byte>(of_file + begin, size));
   }
+  return {};
 }
 
 // A process that was killed just now still has its files while the kernel takes its memory down.
@@ -166,7 +169,7 @@ std::byte* MemorySnapshots::data_of(int number) const {
   return note_of(number) + RoundUp(note_bytes_max_);
 }
 
-bool MemorySnapshots::IsSealed(int number) const {
+bool MemorySnapshots::Has(int number) const {
   return std::atomic_ref(place(number).sealed).load(std::memory_order_acquire) == 1;
 }
 
@@ -174,7 +177,7 @@ std::vector<MemorySnapshots::Found> MemorySnapshots::Verify() const {
   std::vector<Found> found;
   for (int i = 0; i < kPlaces; ++i) {
     const Place& one = place(i);
-    if (!IsSealed(i) || one.note_bytes > note_bytes_max_) continue;
+    if (!Has(i) || one.note_bytes > note_bytes_max_) continue;
     const std::span<const std::byte> note(note_of(i), one.note_bytes);
     Hasher128 hasher;
     hasher.UpdateInt(one.number);
@@ -189,14 +192,15 @@ std::vector<MemorySnapshots::Found> MemorySnapshots::Verify() const {
 }
 
 Result<int> MemorySnapshots::Save(std::string_view note,
-                                  std::span<const std::span<const std::byte>> pieces) {
+                                  std::span<const std::span<const std::byte>> pieces,
+                                  const CopyBytes& copy) {
   if (note.size() > note_bytes_max_ || TotalBytes(pieces) != data_bytes_) {
     return Error(Code::kInvalidArgument,
                  "a snapshot of " + std::to_string(note.size()) + " + " +
                      std::to_string(TotalBytes(pieces)) + " bytes in a place for at most " +
                      std::to_string(note_bytes_max_) + " + " + std::to_string(data_bytes_));
   }
-  const bool second = IsSealed(0) && (!IsSealed(1) || place(1).number < place(0).number);
+  const bool second = Has(0) && (!Has(1) || place(1).number < place(0).number);
   const int target = second ? 1 : 0;
   const std::uint64_t number = std::max(place(0).number, place(1).number) + 1;
   Place& one = place(target);
@@ -206,10 +210,11 @@ Result<int> MemorySnapshots::Save(std::string_view note,
   one.note_bytes = note.size();
   Hasher128 hasher;
   hasher.UpdateInt(number);
-  CopyAndHash(note_of(target), std::as_bytes(std::span(note)), hasher);
+  std::ranges::copy(std::as_bytes(std::span(note)), note_of(target));
+  hasher.Update(std::as_bytes(std::span(note)));
   std::byte* to = data_of(target);
   for (const std::span<const std::byte> piece : pieces) {
-    CopyAndHash(to, piece, hasher);
+    DD2_TRY(CopyAndHash(to, piece.data(), to, piece.size(), copy, hasher));
     to += piece.size();
   }
   one.digest = hasher.Finish();
@@ -217,7 +222,8 @@ Result<int> MemorySnapshots::Save(std::string_view note,
   return target;
 }
 
-Status MemorySnapshots::Load(int number, std::span<const std::span<std::byte>> pieces) const {
+Status MemorySnapshots::Load(int number, std::span<const std::span<std::byte>> pieces,
+                             const CopyBytes& copy) const {
   if (number < 0 || number >= kPlaces || TotalBytes(pieces) != data_bytes_) {
     return Error(Code::kInvalidArgument, "no such snapshot, or memory of another size");
   }
@@ -228,10 +234,10 @@ Status MemorySnapshots::Load(int number, std::span<const std::span<std::byte>> p
   hasher.Update(std::span<const std::byte>(note_of(number), note_bytes));
   const std::byte* from = data_of(number);
   for (const std::span<std::byte> piece : pieces) {
-    CopyAndHash(piece.data(), {from, piece.size()}, hasher);
+    DD2_TRY(CopyAndHash(piece.data(), from, from, piece.size(), copy, hasher));
     from += piece.size();
   }
-  if (IsSealed(number) && hasher.Finish() == one.digest) return {};
+  if (Has(number) && hasher.Finish() == one.digest) return {};
   return Error(Code::kCorruption, "a snapshot in memory is not what was saved any more");
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/result.h"
+#include "storage/copy_bytes.h"
 
 namespace dd2 {
 
@@ -33,11 +34,17 @@ class MemorySnapshots {
 
   // The snapshots whose every byte is as it was saved, newest first.
   std::vector<Found> Verify() const;
-  // Replaces the older one; its place. `pieces`: data_bytes in all. kInvalidArgument: other sizes.
-  Result<int> Save(std::string_view note, std::span<const std::span<const std::byte>> pieces);
-  // Copies what was saved into memory of the same sizes. kCorruption: it is not what was saved any
-  // more; `pieces` are void then. kInvalidArgument: other sizes.
-  Status Load(int place, std::span<const std::span<std::byte>> pieces) const;
+  // Replaces the older one; its place. `pieces`: data_bytes in all, read by `copy` alone.
+  // kInvalidArgument: other sizes. After an error of `copy` the older one is gone.
+  Result<int> Save(std::string_view note, std::span<const std::span<const std::byte>> pieces,
+                   const CopyBytes& copy = CopyOnHost);
+  // Whether a snapshot lies at a place of Verify or Save: false once it is being replaced.
+  bool Has(int place) const;
+  // Copies what was saved into memory of the same sizes, by `copy` alone. kCorruption: it is not
+  // what was saved any more; `pieces` are void then, as after an error of `copy`.
+  // kInvalidArgument: other sizes.
+  Status Load(int place, std::span<const std::span<std::byte>> pieces,
+              const CopyBytes& copy = CopyOnHost) const;
 
  private:
   struct Place;
@@ -45,7 +52,6 @@ class MemorySnapshots {
   Place& place(int number) const;
   std::byte* note_of(int number) const;
   std::byte* data_of(int number) const;
-  bool IsSealed(int number) const;
 
   int descriptor_ = -1;  // holds the lock
   std::byte* memory_ = nullptr;

@@ -99,7 +99,7 @@ bool Check(const Device& device, bool quick, boost::json::object& report) {
     const double bandwidth = CopyBandwidth(api);
     report["copy_gb_s"] = bandwidth;
     report["kernels"] = MeasureKernels(api, bandwidth);
-    report["snapshot"] = MeasureSnapshot(api);
+    report["host_copies"] = MeasureHostCopies(api);
   }
   return fine;
 }

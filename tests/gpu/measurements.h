@@ -18,9 +18,9 @@ double CopyBandwidth(const Dd2DeviceApi& api);
 // against a copy).
 boost::json::array MeasureKernels(const Dd2DeviceApi& api, double bandwidth);
 
-// What a snapshot of 1 GiB costs a stream of Adam steps, as a JSON object of milliseconds: a step
-// alone; beside a copy; when it must wait for the copy; what the host waits to begin; the copy
-// itself; and what `Take` takes for the hash.
-boost::json::object MeasureSnapshot(const Dd2DeviceApi& api);
+// Copies of 1 GiB of training state into the host's memory, as a JSON object of milliseconds: 20
+// Adam steps alone; beside a copy into pinned memory, as a checkpoint's; that copy alone; one into
+// memory that is not pinned, as a snapshot's.
+boost::json::object MeasureHostCopies(const Dd2DeviceApi& api);
 
 }  // namespace dd2

@@ -62,7 +62,7 @@ def steps_table(report):
 
 def markdown(report):
     bad = [check for check in report["checks"] if not check["ok"]]
-    snapshot = report["snapshot"]
+    copies = report["host_copies"]
     lines = [f"# {report['gpu']}, {report['date']}", "",
              f"{report['description']}. dd2 {report['code_version']}, "
              f"PyTorch {report.get('pytorch', {}).get('torch', 'not there')}. Made by `scripts/gpu-check`.", "",
@@ -71,10 +71,10 @@ def markdown(report):
               for check in bad]
     lines += ["", f"A copy on the device moves {report['copy_gb_s']:.0f} GB/s (read and written). Medians of 21.", ""]
     lines += table(report)
-    lines += ["", "| snapshot of 1 GiB beside 20 Adam steps | ms |", "|---|---|"]
+    lines += ["", "| 1 GiB of state into the host's memory, 20 Adam steps | ms |", "|---|---|"]
     lines += [f"| {key.removesuffix('_ms').replace('_', ' ')} | {value:.3f} |"
-              for key, value in snapshot.items() if key.endswith("_ms")]
-    lines += ["", f"The copy runs at {snapshot['copy_gb_s']:.1f} GB/s."]
+              for key, value in copies.items() if key.endswith("_ms")]
+    lines += ["", f"The copy into pinned memory runs at {copies['copy_gb_s']:.1f} GB/s."]
     if report.get("steps", {}).get("steps"):
         lines += steps_table(report)
     return "\n".join(lines) + "\n"

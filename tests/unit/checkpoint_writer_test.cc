@@ -8,6 +8,7 @@
 
 #include "proto/control.pb.h"
 #include "tests/support/crashing_file_system.h"
+#include "tests/support/far_values.h"
 #include "tests/unit/storage_testing.h"
 
 namespace dd2 {
@@ -297,6 +298,138 @@ TEST_F(CheckpointWriterTest, WhatDoesNotFitIsRefusedAtOnce) {
   EXPECT_EQ(writer.StageAhead({"a", 1, 2}, Pieces(), 3, 2).error().code(), Code::kInvalidArgument);
   writer.Wait();
   EXPECT_TRUE(order_.empty());
+}
+
+// Two groups of tensors in one memory that the host cannot touch, as they lie in a network's flat
+// buffer: at multiples of 64 bytes.
+class FarCheckpointTest : public CheckpointWriterTest {
+ protected:
+  static constexpr std::size_t kGroup = 1024 + 16 + 80 + 32;
+  static std::vector<float> Values(float first) {
+    std::vector<float> values(2 * kGroup);
+    std::iota(values.begin(), values.end(), first);
+    return values;
+  }
+  static std::vector<PieceToWrite> PiecesIn(std::span<const float> memory) {
+    std::vector<PieceToWrite> pieces;
+    for (const std::string group : {"generator.param", "guidance.param"}) {
+      for (const std::int64_t size : {1024, 16, 77, 32}) {
+        pieces.push_back({group + "/" + std::to_string(size),
+                          {size},
+                          0,
+                          size,
+                          memory.first(static_cast<std::size_t>(size))});
+        memory = memory.subspan(static_cast<std::size_t>((size + 15) / 16 * 16));
+      }
+    }
+    return pieces;
+  }
+  static constexpr std::int64_t kGroupBytes = (1024 + 16 + 77 + 32) * 4;
+
+  AsyncCheckpointWriter Writer() {
+    const auto bytes = AsyncCheckpointWriter::BytesFor({"a", 1, 2}, PiecesIn(far_.far()));
+    return {RealFileSystem(), root_, *StagingMemory::Allocate(*bytes), std::ref(copies_)};
+  }
+  std::string ExpectedOf(const std::vector<float>& values) const {
+    const auto part =
+        WriteCheckpointPart(RealFileSystem(), folder_.path() / "sync", 1, 2, PiecesIn(values));
+    EXPECT_TRUE(part) << part.error().message();
+    return ReadAll(folder_.path() / "sync" / part->file());
+  }
+
+  FarValues far_{Values(1)};
+  FarCopies copies_;
+};
+
+// A gap after 77 elements, in memory and in the file, and a group's end are ends of a copy.
+TEST_F(FarCheckpointTest, NeighboursAreCopiedTogetherWithinAGroup) {
+  AsyncCheckpointWriter writer = Writer();
+  const SaveStall stall = Save(writer, {"a", 1, 2}, PiecesIn(far_.far()), Keep("a"));
+  EXPECT_EQ(stall.copied_bytes, 2 * kGroupBytes);
+  EXPECT_EQ(copies_.count, 4);
+  far_.Set(Values(5000));  // the copy is what counts
+  writer.Wait();
+  EXPECT_EQ(Bytes("a"), ExpectedOf(Values(1)));
+}
+
+TEST_F(FarCheckpointTest, CopiesEndBetweenPiecesAfterSoManyBytes) {
+  constexpr std::int64_t kPiece = std::int64_t{2} << 20;  // 8 MiB
+  const FarValues far(std::vector<float>(3 * kPiece, 0.5F));
+  std::vector<PieceToWrite> pieces;
+  for (std::size_t i = 0; i < 3; ++i) {
+    pieces.push_back(
+        {"g/" + std::to_string(i), {kPiece}, 0, kPiece, far.far().subspan(i * kPiece, kPiece)});
+  }
+  const auto bytes = AsyncCheckpointWriter::BytesFor({"a", 0, 1}, pieces);
+  AsyncCheckpointWriter writer(RealFileSystem(), root_, *StagingMemory::Allocate(*bytes),
+                               std::ref(copies_));
+  Save(writer, {"a", 0, 1}, pieces, Keep("a"));
+  EXPECT_EQ(copies_.count, 2) << "so the training gets its memory back soon";
+  writer.Wait();
+  EXPECT_TRUE(parts_.at(0));
+}
+
+TEST_F(FarCheckpointTest, AHalfIsStagedAhead) {
+  AsyncCheckpointWriter writer = Writer();
+  ASSERT_TRUE(*writer.StageAhead({"a", 1, 2}, PiecesIn(far_.far()), 4, 4));
+  writer.Wait();
+  std::vector<float> values = Values(1);
+  values[3] = values[1030] = 1234;  // of the other half
+  far_.Set(values);
+  const SaveStall stall = Save(writer, {"a", 1, 2}, PiecesIn(far_.far()), Keep("a"));
+  EXPECT_EQ(stall.ahead_bytes, kGroupBytes);
+  EXPECT_EQ(stall.copied_bytes, kGroupBytes);
+  writer.Wait();
+  EXPECT_EQ(Bytes("a"), ExpectedOf(values));
+}
+
+TEST_F(FarCheckpointTest, AFailedCopyEndsThatSaveAlone) {
+  AsyncCheckpointWriter writer = Writer();
+  for (const int fails_at : {1, 2, 4}) {
+    SCOPED_TRACE(fails_at);
+    copies_ = {.count = 0, .fails_at = fails_at};
+    parts_.clear();
+    Save(writer, {"a", 1, 2}, PiecesIn(far_.far()), Keep("a"));
+    writer.Wait();
+    ASSERT_EQ(parts_.size(), 1U);
+    ASSERT_FALSE(parts_[0]);
+    EXPECT_EQ(parts_[0].error().code(), Code::kInternal);
+    EXPECT_EQ(
+        parts_[0].error().message(),
+        "checkpoint a was not written, its values could not be copied: the device has failed");
+    EXPECT_FALSE(std::filesystem::exists(root_ / "a"));
+  }
+  Save(writer, {"a", 1, 2}, PiecesIn(far_.far()), Keep("a"));
+  writer.Wait();
+  ASSERT_TRUE(parts_.at(1)) << parts_[1].error().message();
+  EXPECT_EQ(Bytes("a"), ExpectedOf(Values(1)));
+}
+
+TEST_F(FarCheckpointTest, WhatCouldNotBeStagedIsCopiedByTheSave) {
+  AsyncCheckpointWriter writer = Writer();
+  copies_.fails_at = 2;  // the first half of it is staged
+  ASSERT_TRUE(*writer.StageAhead({"a", 1, 2}, PiecesIn(far_.far()), 4, 4));
+  writer.Wait();
+  const SaveStall stall = Save(writer, {"a", 1, 2}, PiecesIn(far_.far()), Keep("a"));
+  EXPECT_EQ(stall.ahead_bytes, kGroupBytes - 32 * 4);
+  EXPECT_EQ(stall.copied_bytes, kGroupBytes + 32 * 4);
+  writer.Wait();
+  EXPECT_EQ(Bytes("a"), ExpectedOf(Values(1)));
+}
+
+TEST(StagingMemoryTest, GivenMemoryGoesBackOnce) {
+  std::vector<std::byte> given(10);
+  int released = 0;
+  {
+    StagingMemory memory(given, [&released] { ++released; });
+    StagingMemory moved = std::move(memory);
+    EXPECT_EQ(moved.bytes().data(), given.data());
+    StagingMemory other = *StagingMemory::Allocate(64);
+    other = std::move(moved);
+    EXPECT_EQ(other.bytes().size(), 10U);
+    EXPECT_EQ(released, 0);
+  }
+  EXPECT_EQ(released, 1);
 }
 
 }  // namespace

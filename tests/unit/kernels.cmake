@@ -20,7 +20,6 @@ dd2_library(test_host_device
 target_include_directories(dd2_test_host_device BEFORE PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/support/cuda_on_host)
 
 dd2_test(unit/device_kernels_test.cc DEPS dd2_test_host_device dd2_gpu_checks LABELS unit)
-dd2_test(unit/device_snapshot_test.cc DEPS dd2_test_host_device LABELS unit)
 dd2_test(unit/nccl_group_test.cc DEPS dd2_test_host_device LABELS unit)
 
 # The far device: a device library whose memory the host cannot touch, for LibTorch and the engine.

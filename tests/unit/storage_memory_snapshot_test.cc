@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "storage/memory_snapshot.h"
+#include "tests/support/far_values.h"
 
 namespace dd2 {
 namespace {
@@ -196,6 +197,60 @@ TEST_F(MemorySnapshotTest, AKilledProcessLeavesAWholeSnapshot) {
       EXPECT_EQ(loaded, std::vector<std::byte>(kLarge, std::byte(one.note.at(0))));
     }
   }
+}
+
+// Values that the host cannot touch, in pieces longer and shorter than what is copied at a time.
+class FarSnapshotTest : public MemorySnapshotTest {
+ protected:
+  static constexpr std::size_t kLong = 300'000, kShort = 5;
+  MemorySnapshots OpenFar() const {
+    return MemorySnapshots::Open(file_, "far", kNote, (kLong + kShort) * sizeof(float)).value();
+  }
+  Result<int> Take(MemorySnapshots& snapshots, std::string_view note, float value) {
+    const FarValues a(std::vector<float>(kLong, value)),
+        b(std::vector<float>(kShort, value + 0.5F));
+    const std::vector<std::span<const std::byte>> pieces{std::as_bytes(a.far()),
+                                                         std::as_bytes(b.far())};
+    return snapshots.Save(note, pieces, std::ref(copies_));
+  }
+  // Whether it is the one of `value`.
+  Result<bool> Recall(const MemorySnapshots& snapshots, int place, float value) {
+    const FarValues a(std::vector<float>(kLong, 0)), b(std::vector<float>(kShort, 0));
+    const std::vector<std::span<std::byte>> pieces{std::as_writable_bytes(a.far()),
+                                                   std::as_writable_bytes(b.far())};
+    DD2_TRY(snapshots.Load(place, pieces, std::ref(copies_)));
+    return a.Get() == std::vector<float>(kLong, value) &&
+           b.Get() == std::vector<float>(kShort, value + 0.5F);
+  }
+
+  FarCopies copies_;
+};
+
+TEST_F(FarSnapshotTest, AreSavedAndLoadedByTheCopyFunctionAlone) {
+  MemorySnapshots snapshots = OpenFar();
+  const int one = Take(snapshots, "one", 1).value();
+  const int two = Take(snapshots, "two", 2).value();
+  EXPECT_TRUE(Recall(snapshots, one, 1).value());
+  EXPECT_TRUE(Recall(snapshots, two, 2).value());
+  EXPECT_THAT(Notes(snapshots), ElementsAre("two", "one"));
+}
+
+TEST_F(FarSnapshotTest, AFailedCopyLeavesTheNewerOne) {
+  MemorySnapshots snapshots = OpenFar();
+  const int one = Take(snapshots, "one", 1).value();
+  const int two = Take(snapshots, "two", 2).value();
+  for (const int fails_at : {1, 3}) {
+    copies_ = {.count = 0, .fails_at = fails_at};
+    EXPECT_EQ(Take(snapshots, "three", 3).error().code(), Code::kInternal);
+    EXPECT_FALSE(snapshots.Has(one));
+    EXPECT_TRUE(snapshots.Has(two));
+    EXPECT_THAT(Notes(snapshots), ElementsAre("two"));
+  }
+  copies_ = {.count = 0, .fails_at = 2};
+  EXPECT_EQ(Recall(snapshots, two, 2).error().code(), Code::kInternal);
+  EXPECT_TRUE(Recall(snapshots, two, 2).value());
+  EXPECT_EQ(Take(snapshots, "four", 4).value(), one);
+  EXPECT_THAT(Notes(snapshots), ElementsAre("four", "two"));
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/timeouts.h"
+#include "worker/kernels/torch_device.h"
 
 namespace dd2 {
 namespace {
@@ -24,6 +25,19 @@ constexpr double kWaitWorthALine = 0.05;
 constexpr milliseconds kBetweenTries = milliseconds(500);
 constexpr int kTriesMax = 240;
 
+// A GPU writes into pinned memory by itself, and several times as fast as into other.
+Result<StagingMemory> Pinned(std::size_t bytes) {
+  const Dd2DeviceApi& api = DeviceKernels();
+  void* memory = nullptr;
+  if (const Status pinned = DeviceStatus(api, api.allocate_pinned(bytes, &memory)); !pinned) {
+    return pinned.error().Wrap("no " + std::to_string(bytes) +
+                               " bytes of pinned memory to stage a checkpoint; use more ranks, or "
+                               "a machine with more memory");
+  }
+  return StagingMemory({static_cast<std::byte*>(memory), bytes},
+                       [&api, memory] { api.release_pinned(memory); });
+}
+
 }  // namespace
 
 Result<StagingMemory> CheckpointSaver::Allocate(const TrainingState& state) {
@@ -36,7 +50,8 @@ Result<StagingMemory> CheckpointSaver::Allocate(const TrainingState& state) {
       AsyncCheckpointWriter::BytesFor(
           {.id = "", .rank = alone.rank, .world_size = alone.world_size, .generation = 0},
           PiecesOf(state, alone)));
-  return StagingMemory::Allocate(bytes + kHeadMargin);
+  const std::size_t wanted = bytes + kHeadMargin;
+  return ComputeDevice().is_cpu() ? StagingMemory::Allocate(wanted) : Pinned(wanted);
 }
 
 CheckpointSaver::CheckpointSaver(FileSystem& files, std::filesystem::path checkpoints,
@@ -47,7 +62,7 @@ CheckpointSaver::CheckpointSaver(FileSystem& files, std::filesystem::path checkp
       identity_(std::move(identity)),
       channel_(channel),
       patience_(patience),
-      writer_(files, std::move(checkpoints), std::move(memory)) {}
+      writer_(files, std::move(checkpoints), std::move(memory), CopyMemory) {}
 
 void CheckpointSaver::StartGeneration(std::uint64_t generation, const RankLayout& ranks,
                                       const std::string& committed) {
@@ -65,6 +80,7 @@ PartName CheckpointSaver::NameOf(const std::string& id) const {
 }
 
 void CheckpointSaver::StageAhead(NetworkRole frozen, std::int64_t step) {
+  if (!WaitForCompute()) return;  // what comes next says why
   const std::vector<PieceToWrite> pieces = PiecesOf(state_, ranks_);
   const std::size_t half = pieces.size() / 2;
   const std::size_t first = frozen == NetworkRole::kGenerator ? 0 : half;
@@ -166,6 +182,7 @@ Status CheckpointSaver::Begin(const std::string& id) {
     }
     channel.SendPart(generation, std::move(envelope));
   };
+  DD2_TRY(WaitForCompute());
   channel_.SetWaitsForDisk(true);
   Status begun = writer_.Begin(NameOf(id), PiecesOf(state_, ranks_), std::move(done));
   channel_.SetWaitsForDisk(false);

@@ -34,14 +34,16 @@ class CommitChannel {
 // The checkpoints of one rank, through all generations, made on the writer's thread
 // (AsyncCheckpointWriter), which also tells the coordinator. A save that fails is reported and
 // logged; it is no error here. Compute thread only; every rank makes the same calls at the same
-// steps.
+// steps. The state lies on ComputeDevice(): what was begun there is waited for before a copy
+// begins.
 class CheckpointSaver {
  public:
   // How long a save holds the training: until the state may change soon, until the coordinator has
   // decided about it, or until it is committed, with new tries while it fails (a full disk).
   enum class Until : std::uint8_t { kBegun, kDecided, kCommitted };
 
-  // Allocates and touches what the largest part of this rank needs, that of the whole slice.
+  // Allocates and touches what the largest part of this rank needs, that of the whole slice; pinned
+  // where ComputeDevice() is a GPU.
   static Result<StagingMemory> Allocate(const TrainingState& state);
   // All references must outlive it. `memory`: of Allocate. `patience`: how long to wait for a
   // decision of the coordinator.
@@ -56,6 +58,7 @@ class CheckpointSaver {
   // The checkpoint of the state as it stands. One that was begun already is not begun again, unless
   // it is known to have failed. Waits until the save before is on the disk, and as `until` says.
   // kAborted, kUnavailable: of that wait. kResourceExhausted: kCommitted was tried for two minutes.
+  // Any: what was begun on the device has failed.
   Status Save(Until until);
   // Before the state changes: until the save that was begun has its copy. Tells the coordinator
   // what that save cost.

@@ -5,6 +5,7 @@
 
 #include "common/log.h"
 #include "proto/position.h"
+#include "worker/kernels/torch_device.h"
 
 namespace dd2 {
 namespace {
@@ -12,6 +13,7 @@ namespace {
 // The small state is a few hundred bytes and the progress of the steps that are leased.
 constexpr std::size_t kNoteBytesMax = std::size_t{1} << 20;
 
+// In memory of ComputeDevice().
 std::vector<std::span<std::byte>> BytesOf(const TrainingState& state) {
   std::vector<std::span<std::byte>> bytes;
   for (const at::Tensor& slice : SlicesOf(state)) {
@@ -80,13 +82,19 @@ void StateSnapshots::Take(std::uint64_t generation, proto::RankState small) {
   *held.note.mutable_state() = std::move(small);
   const std::vector<std::span<std::byte>> bytes = BytesOf(state_);
   const std::vector<std::span<const std::byte>> pieces(bytes.begin(), bytes.end());
-  const Result<int> place = memory_->Save(held.note.SerializeAsString(), pieces);
+  const auto save = [&]() -> Result<int> {
+    DD2_TRY(WaitForCompute());
+    return memory_->Save(held.note.SerializeAsString(), pieces, CopyMemory);
+  };
+  const Result<int> place = save();
+  std::erase_if(held_, [&](const Held& other) {
+    return !memory_->Has(other.place) || (place && other.place == *place);
+  });
   if (!place) {
     LogWarning("no snapshot in memory: " + place.error().message());
     return;
   }
   held.place = *place;
-  std::erase_if(held_, [&held](const Held& other) { return other.place == held.place; });
   held_.insert(held_.begin(), std::move(held));
 }
 
@@ -94,8 +102,9 @@ Result<proto::RankState> StateSnapshots::Recall(const proto::Position& position)
   for (const Held& held : held_) {
     if (!Same(held.note.snapshot().position(), position)) continue;
     state_.whole = false;
+    DD2_TRY(WaitForCompute());  // it may still change them
     const std::vector<std::span<std::byte>> bytes = BytesOf(state_);
-    DD2_TRY(memory_->Load(held.place, bytes));
+    DD2_TRY(memory_->Load(held.place, bytes, CopyMemory));
     return held.note.state();
   }
   return Error(Code::kInternal, "told to go on from a snapshot that this rank does not have");

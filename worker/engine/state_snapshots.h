@@ -29,7 +29,8 @@ class StateSnapshots {
   // Of the state as it stands; `small` says where, and the progress that is not in the record.
   void Take(std::uint64_t generation, proto::RankState small);
   // Loads the snapshot at `position` into the networks, which are not whole until SyncState has
-  // given them their position. The small state that belongs to it. kCorruption, kInternal (none).
+  // given them their position. The small state that belongs to it. kCorruption, kInternal (none),
+  // and what fails on the device.
   Result<proto::RankState> Recall(const proto::Position& position);
 
  private:

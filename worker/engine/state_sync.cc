@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/hash.h"
+#include "worker/kernels/torch_device.h"
 
 namespace dd2 {
 namespace {
@@ -39,6 +40,7 @@ Result<std::string> ShareFrom(int source, const std::string& mine, Collectives& 
 }
 
 // Sends slices from the ranks of rank 0's domain to those with the same local rank that receive.
+// They lie in memory of ComputeDevice() and go through the host's, piece by piece.
 class SliceTransfer {
  public:
   SliceTransfer(const RankLayout& ranks, int first_receiver, Collectives& collectives)
@@ -71,8 +73,8 @@ class SliceTransfer {
     std::vector<float> send;
     if (receivers_ > 0) {
       std::vector<float> packet(length);
-      std::ranges::copy(piece, packet.begin());
-      const Digest128 digest = Hash128(std::as_bytes(piece));
+      DD2_TRY(CopyMemory(packet.data(), piece.data(), piece.size_bytes()));
+      const Digest128 digest = Hash128(std::as_bytes(std::span(packet).first(piece.size())));
       std::memcpy(packet.data() + piece.size(), &digest, sizeof(digest));
       for (int i = 0; i < receivers_; ++i) send.insert(send.end(), packet.begin(), packet.end());
     }
@@ -86,8 +88,7 @@ class SliceTransfer {
     if (Hash128(std::as_bytes(body)) != digest) {
       return Error(Code::kCorruption, "a piece of the training state arrived damaged");
     }
-    std::ranges::copy(body, piece.begin());
-    return {};
+    return CopyMemory(piece.data(), body.data(), body.size_bytes());
   }
 
   static std::vector<std::int64_t> Counts(const std::vector<bool>& ranks, std::size_t length) {
@@ -107,6 +108,7 @@ class SliceTransfer {
 // Own slices only: the domain of a receiver is complete, so it has every slice afterwards, and
 // spreads them.
 Status MoveNetworks(SliceTransfer& transfer, const TrainingState& state) {
+  DD2_TRY(WaitForCompute());  // it may still change them
   for (const at::Tensor& slice : SlicesOf(state)) DD2_TRY(transfer.Move(slice));
   return {};
 }

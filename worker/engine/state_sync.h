@@ -21,8 +21,8 @@ RankLayout LayoutOf(const proto::Assignment& assignment);
 // RECALL: the rank's snapshot lies in its networks already, and its small state in `mine`.
 // `mine`: this rank's small state, with all that others shall take over from it if it is the
 // source. `take_over`: called once with the source's, together with the change of position.
-// Errors: of the collectives; kCorruption: something arrived damaged; kInternal: the means do not
-// fit what this rank holds.
+// Errors: of the collectives and the device; kCorruption: something arrived damaged; kInternal: the
+// means do not fit what this rank holds.
 Status SyncState(const proto::Assignment& assignment, const proto::RankState& mine,
                  Trainer& trainer, TrainingState& state, Collectives& collectives,
                  const std::function<void(const proto::RankState&)>& take_over);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/json.h"
+#include "worker/kernels/torch_device.h"
 
 namespace dd2 {
 namespace {
@@ -45,6 +46,36 @@ void ForEachOverlap(const ParamLayout& layout, std::int64_t begin, std::int64_t 
     const std::int64_t last = std::min(end, spec.offset + spec.numel) - spec.offset;
     if (first < last) visit(spec, first, last);
   }
+}
+
+// Elements [begin, begin + out.size()) of the flat buffer; what is between parameters is left
+// alone.
+Status ReadRange(const CheckpointReader& reader, const Group& group, std::int64_t begin,
+                 std::span<float> out) {
+  Status status;
+  ForEachOverlap(*group.layout, begin, begin + static_cast<std::int64_t>(out.size()),
+                 [&](const ParamSpec& spec, std::int64_t first, std::int64_t last) {
+                   if (!status) return;
+                   status = reader.Read(
+                       group.name + "/" + spec.name, first,
+                       out.subspan(static_cast<std::size_t>(spec.offset + first - begin),
+                                   static_cast<std::size_t>(last - first)));
+                 });
+  return status;
+}
+
+Status ReadGroup(const CheckpointReader& reader, const Group& group) {
+  const std::span<float> data(group.data.data_ptr<float>(),
+                              static_cast<std::size_t>(group.data.numel()));
+  if (group.data.is_cpu()) return ReadRange(reader, group, group.begin, data);
+  constexpr std::size_t kPiece = std::size_t{4} << 20;  // elements: 16 MiB
+  std::vector<float> piece;
+  for (std::size_t begin = 0; begin < data.size(); begin += kPiece) {
+    piece.assign(std::min(kPiece, data.size() - begin), 0.0F);  // as between parameters
+    DD2_TRY(ReadRange(reader, group, group.begin + static_cast<std::int64_t>(begin), piece));
+    DD2_TRY(CopyMemory(&data[begin], piece.data(), piece.size() * sizeof(float)));
+  }
+  return {};
 }
 
 std::string ExtraJson(const TrainingState& state) {
@@ -253,17 +284,11 @@ Status RestoreState(FileSystem& files, const std::filesystem::path& checkpoints,
     return same.error().Wrap("checkpoint " + id);
   }
   state.whole = false;
+  DD2_TRY(WaitForCompute());  // it may still change them
   for (const Group& group : GroupsOf(state)) {
-    float* data = group.data.data_ptr<float>();
-    Status status;
-    ForEachOverlap(*group.layout, group.begin, group.begin + group.data.numel(),
-                   [&](const ParamSpec& spec, std::int64_t first, std::int64_t last) {
-                     if (!status) return;
-                     status = reader->Read(group.name + "/" + spec.name, first,
-                                           {data + (spec.offset + first - group.begin),
-                                            static_cast<std::size_t>(last - first)});
-                   });
-    if (!status) return status.error().Wrap("checkpoint " + id);
+    if (const Status read = ReadGroup(*reader, group); !read) {
+      return read.error().Wrap("checkpoint " + id);
+    }
   }
   state.counters = header.counters();
   state.phase = header.phase();

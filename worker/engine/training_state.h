@@ -36,7 +36,8 @@ using Metrics = std::vector<std::pair<std::string, double>>;
 // and EMA), the counters, and the position: `step` steps of phase `phase` are finished, and
 // `updates` updates of the step after them. A phase is entered (networks copied, optimisers reset)
 // when its step 0 begins, so a checkpoint taken at the end of a phase and one taken at the start of
-// the next are the same. Compute thread only.
+// the next are the same. The tensors lie on ComputeDevice(): pointers into them are no memory of
+// the host's where that is a GPU (CopyMemory). Compute thread only.
 struct TrainingState {
   NetworkState guidance;   // psi; during gts the AR-diffusion network
   NetworkState generator;  // theta
@@ -79,9 +80,9 @@ struct CheckpointIdentity {
   std::uint64_t seed = 0;
 };
 
-// The pieces of this rank's part, with the state's own memory as their data: the generator's, then
-// as many of the guidance network's. The domains share the slice that each of them has at this
-// local rank: each writes about as many chunks of it. Tensor names:
+// The pieces of this rank's part, with the state's own memory (the device's) as their data: the
+// generator's, then as many of the guidance network's. The domains share the slice that each of
+// them has at this local rank: each writes about as many chunks of it. Tensor names:
 // "<network>.<param|adam_m|adam_v|ema>/<parameter>".
 std::vector<PieceToWrite> PiecesOf(const TrainingState& state, const RankLayout& ranks);
 // What the manifest says besides the parts; the same on every rank.
@@ -89,8 +90,8 @@ proto::CheckpointHeader HeaderOf(const TrainingState& state, const CheckpointIde
                                  int world_size);
 
 // Loads a committed checkpoint, verified byte for byte, into a state of any world size.
-// kFailedPrecondition: it belongs to another configuration, teacher or numeric mode. The state is
-// not whole after an error.
+// kFailedPrecondition: it belongs to another configuration, teacher or numeric mode. Also errors of
+// the device. The state is not whole after an error.
 Status RestoreState(FileSystem& files, const std::filesystem::path& checkpoints,
                     const std::string& id, const CheckpointIdentity& identity,
                     TrainingState& state);
