@@ -414,6 +414,39 @@ void CheckAdam(Checks& checks, std::int64_t count, bool with_ema) {
   checks.Add(name + ", bits of the CPU", UnequalBits(got, updated), 0);
 }
 
+// Bit by bit against the CPU's, in place or not.
+void CheckChunkSquares(Checks& checks, std::int64_t chunks, bool in_place) {
+  constexpr std::int64_t kChunk = 4096;
+  const Dd2DeviceApi& api = checks.api();
+  std::mt19937_64 source(6);
+  const Floats in = Normal(source, chunks * kChunk);
+  const float factor = 0.3F;
+  const auto with_squares = [](Floats out, const Doubles& squares) {
+    const auto* words = reinterpret_cast<const float*>(squares.data());
+    out.insert(out.end(), words, words + 2 * squares.size());
+    return out;
+  };
+  const auto run = [&] {
+    const DeviceArray<float> d_in(api, in), d_out(api, in.size());
+    const DeviceArray<double> d_squares(api, static_cast<std::size_t>(chunks));
+    const Dd2ChunkSquares squares{.chunks = chunks,
+                                  .d_in = d_in.data(),
+                                  .factor = factor,
+                                  .d_out = in_place ? d_in.data() : d_out.data(),
+                                  .d_squares = d_squares.data()};
+    Must(api, api.chunk_squares(&squares, nullptr));
+    return with_squares((in_place ? d_in : d_out).Get(), d_squares.Get());
+  };
+  const std::string name = in_place ? "chunk squares in place" : "chunk squares";
+  const Floats got = checks.Twice(name, run);
+  Floats out(in.size());
+  Doubles squares;
+  for (std::int64_t at = 0; at < chunks * kChunk; at += kChunk) {
+    squares.push_back(ScaleAndSquareSum(in.data() + at, factor, kChunk, out.data() + at));
+  }
+  checks.Add(name + ", bits of the CPU", UnequalBits(got, with_squares(out, squares)), 0);
+}
+
 }  // namespace
 
 std::vector<KernelCheck> CheckKernels(const Dd2DeviceApi& api, bool large) {
@@ -437,6 +470,7 @@ std::vector<KernelCheck> CheckKernels(const Dd2DeviceApi& api, bool large) {
     }
   }
   for (const bool with_ema : {true, false}) CheckAdam(checks, large ? 3000001 : 5003, with_ema);
+  for (const bool in_place : {true, false}) CheckChunkSquares(checks, large ? 801 : 11, in_place);
   return std::move(checks).found();
 }
 

@@ -171,6 +171,9 @@ void AddKernels(Dd2DeviceApi& api) {
   api.adam = [](const Dd2AdamStep* a, Dd2Stream s) {
     return Kernel("adam", s, [a = *a] { LaunchAdam(a, nullptr); });
   };
+  api.chunk_squares = [](const Dd2ChunkSquares* c, Dd2Stream s) {
+    return Kernel("chunk_squares", s, [c = *c] { LaunchChunkSquares(c, nullptr); });
+  };
 }
 
 void AddGroups(Dd2DeviceApi& api) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 #include "common/rng.h"
@@ -68,12 +69,34 @@ struct Scenario {
   int updates = 5;
   int poisoned_update = -1;  // its last shard has a NaN
   AdamStep step = {};
-  int local_size = 0;  // ranks of a domain; 0: one domain
+  int local_size = 0;          // ranks of a domain; 0: one domain
+  std::int64_t untrained = 0;  // elements in front that have a gradient of zero
 };
+
+// The gradients of the shards of rank `rank`, and their scalars. What lies in front of the chunk of
+// `step.first` is not to be looked at.
+UpdateScalars FillShards(ExactUpdater& updater, const Scenario& scenario, int update, int rank) {
+  UpdateScalars scalars;
+  scalars.width = 2;
+  const std::vector<int>& first = updater.plan().first;
+  for (int shard = first[rank]; shard < first[rank + 1]; ++shard) {
+    std::vector<float> values = ShardGradient(Layout(), update, shard);
+    if (update == scenario.poisoned_update && shard == scenario.shards - 1) {
+      values[5] = std::numeric_limits<float>::quiet_NaN();
+    }
+    std::fill_n(values.begin(), scenario.untrained, 0.0F);
+    std::fill_n(values.begin(), scenario.step.first / kParamChunk * kParamChunk,
+                std::numeric_limits<float>::quiet_NaN());
+    const at::Tensor gradient = updater.GradientOfShard(shard - first[rank], scenario.step.first);
+    std::ranges::copy(values, gradient.data_ptr<float>());
+    scalars.per_shard.push_back(1.0 / (3 + shard));
+    scalars.per_shard.push_back(shard);
+  }
+  return scalars;
+}
 
 Outcome RunRank(Collectives& collectives, const Scenario& scenario) {
   const ParamLayout layout = Layout();
-  const ShardPlan plan = MakeShardPlan(scenario.shards, collectives.world_size());
   const int rank = collectives.rank();
   RankLayout ranks = OneDomain(rank, collectives.world_size());
   if (scenario.local_size > 0) {
@@ -88,22 +111,11 @@ Outcome RunRank(Collectives& collectives, const Scenario& scenario) {
   ExactUpdater updater(collectives, ranks, scenario.shards, state.params.flat().numel());
   Outcome outcome;
   for (int update = 0; update < scenario.updates; ++update) {
-    UpdateScalars scalars;
-    scalars.width = 2;
-    for (int shard = plan.first[rank]; shard < plan.first[rank + 1]; ++shard) {
-      std::vector<float> values = ShardGradient(layout, update, shard);
-      if (update == scenario.poisoned_update && shard == scenario.shards - 1) {
-        values[5] = std::numeric_limits<float>::quiet_NaN();
-      }
-      const at::Tensor gradient = updater.GradientOfShard(shard - plan.first[rank]);
-      std::ranges::copy(values, gradient.data_ptr<float>());
-      scalars.per_shard.push_back(1.0 / (3 + shard));
-      scalars.per_shard.push_back(shard);
-    }
+    const UpdateScalars scalars = FillShards(updater, scenario, update, rank);
     const Result<UpdateResult> result = updater.Apply(state, scenario.step, scalars);
     EXPECT_TRUE(result) << result.error().message();
     EXPECT_FALSE(updater.has_pending());
-    EXPECT_TRUE(updater.Spread(state));
+    EXPECT_TRUE(updater.Spread(state, scenario.step.first));
     outcome.norms.push_back(std::isfinite(result->gradient_norm) ? result->gradient_norm : -1);
     outcome.applied.push_back(result->applied);
     outcome.means.insert(outcome.means.end(), result->mean.begin(), result->mean.end());
@@ -208,10 +220,13 @@ TEST_P(ExactUpdaterTest, NonFiniteUpdateChangesNothing) {
 TEST_P(ExactUpdaterTest, ElementsInFrontOfTheFirstStayAsTheyAre) {
   constexpr std::size_t kFirst = 9001;
   Scenario scenario = Usual(GetParam());
+  scenario.untrained = kFirst;
   const Outcome whole = RunWorld(1, scenario);
   scenario.step.first = kFirst;
   const std::vector<float> initial = ShardGradient(Layout(), 1000, 0);
-  for (const int world_size : {1, 2, 3}) {
+  for (const auto& [world_size, local_size] :
+       std::vector<std::pair<int, int>>{{1, 0}, {2, 0}, {3, 0}, {5, 0}, {2, 1}, {4, 2}, {6, 3}}) {
+    scenario.local_size = local_size;
     const Outcome part = RunWorld(world_size, scenario);
     EXPECT_EQ(part.norms, whole.norms);
     for (std::size_t i = 0; i < initial.size(); ++i) {
@@ -337,6 +352,81 @@ TEST(ExactUpdaterCutTest, RollForwardAndComputingAgainGiveTheSameBits) {
                 }) == applied);
     for (const int fatal : {0, 1, 2}) EXPECT_TRUE(CutUpdate(fatal, poisoned, nullptr) == applied);
   }
+}
+
+// The next world is another one, and its first update is one of the whole network.
+TEST(ExactUpdaterCutTest, RollForwardOfAPartInAnotherWorld) {
+  Scenario part = Usual(4);
+  part.step.first = part.untrained = 9001;
+  const auto run = [&](Collectives& collectives, bool cut) {
+    const int rank = collectives.rank();
+    const auto alone = NewLocalCollectives();
+    FailingCollectives failing(collectives, cut ? 2 : -1);
+    RankLayout own_domain{.rank = rank, .world_size = collectives.world_size()};
+    NetworkState state = MakeNetworkState(Layout(), 0, 1, false);
+    std::ranges::copy(ShardGradient(Layout(), 1000, 0), state.params.flat().data_ptr<float>());
+    ExactUpdater updater(failing, own_domain, 4, state.params.flat().numel());
+    const bool whole =
+        updater.Apply(state, part.step, FillShards(updater, part, 0, rank)).has_value();
+    EXPECT_EQ(whole, !cut);
+    EXPECT_EQ(updater.has_pending(), cut);
+    updater.Regroup(*alone, OneDomain(0, 1));
+    EXPECT_EQ(cut && updater.RollForward(), cut);
+    const Scenario next = Usual(4);
+    EXPECT_TRUE(updater.Apply(state, next.step, FillShards(updater, next, 1, 0)));
+    EXPECT_EQ(state.adam_steps, 2);
+    return Prefix(state.params.flat(), Layout().size());
+  };
+  const auto alone = NewLocalCollectives();
+  const std::vector<float> calm = run(*alone, false);
+  for (const int world_size : {1, 2, 3, 5}) {
+    ThreadWorld(world_size).Run([&](Collectives& collectives) {
+      EXPECT_TRUE(run(collectives, true) == calm) << world_size << " ranks";
+    });
+  }
+}
+
+// Counts what this rank gives to others.
+class CountingCollectives final : public Collectives {
+ public:
+  explicit CountingCollectives(Collectives& inner) : inner_(inner) {}
+  std::int64_t floats() const { return floats_; }
+  int rank() const override { return inner_.rank(); }
+  int world_size() const override { return inner_.world_size(); }
+  Status AllToAll(std::span<const float> send, std::span<const std::int64_t> send_counts,
+                  std::span<float> receive, std::span<const std::int64_t> receive_counts) override {
+    floats_ += static_cast<std::int64_t>(send.size());
+    return inner_.AllToAll(send, send_counts, receive, receive_counts);
+  }
+  Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all) override {
+    floats_ += static_cast<std::int64_t>(all.size() / sizeof(float));
+    return inner_.AllGather(mine, all);
+  }
+  void Abort() override { inner_.Abort(); }
+
+ private:
+  Collectives& inner_;
+  std::int64_t floats_ = 0;
+};
+
+TEST(ExactUpdaterPartTest, ExchangesOnlyWhatIsTrained) {
+  Scenario scenario = Usual(4);
+  scenario.updates = 1;
+  const auto floats = [&] {
+    std::vector<std::int64_t> of_rank(2);
+    ThreadWorld(2).Run([&](Collectives& collectives) {
+      CountingCollectives counting(collectives);
+      RunRank(counting, scenario);
+      of_rank[collectives.rank()] = counting.floats();
+    });
+    return std::accumulate(of_rank.begin(), of_rank.end(), std::int64_t{0});
+  };
+  const std::int64_t whole = floats();
+  scenario.step.first = scenario.untrained = 9001;
+  const std::int64_t saved = whole - floats();
+  // Two of six chunks of the sums and of the gradient, on each rank; the parameters in front of the
+  // first, to both; the squared norms of those chunks, as doubles, from both to both.
+  EXPECT_EQ(saved, 2 * (2 + 2) * kParamChunk + 2 * 9001 + 2 * 2 * 2);
 }
 
 TEST(ExactUpdaterScalarsTest, NewestWishReachesEveryRank) {

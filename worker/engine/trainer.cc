@@ -272,7 +272,7 @@ Status Trainer::Commit(NetworkState& network, const AdamStep& adam, const Update
   book(result);
   state_.step_wish = WishOf(result);
   ++state_.updates;
-  return updater_.Spread(network);
+  return updater_.Spread(network, adam.first);
 }
 
 void Trainer::BookMetric(const std::string& name, double value) {
@@ -311,11 +311,12 @@ Status Trainer::GtsUpdate(TeacherData& data, const Wish& wish) {
   TellFrozen(NetworkRole::kGenerator);
   const PhaseConfig& settings = phase();
   const std::int64_t update = state_.step;
+  const std::int64_t first = HeadOnly() ? head_begin_ : 0;
   UpdateScalars scalars = ScalarsFor(wish, 1);
   int local = 0;
   for (const ShardRange& range : LocalShards(settings.batch)) {
     const std::vector<std::uint64_t> samples = StoredSamples(range, update, data);
-    state_.guidance.params.BindGradient(updater_.GradientOfShard(local++));
+    state_.guidance.params.BindGradient(updater_.GradientOfShard(local++, first));
     DD2_TRY_ASSIGN(const at::Tensor loss,
                    GtsLossOf(data, samples, range, Key(RngUse::kTime, update),
                              Key(RngUse::kForwardNoise, update)));
@@ -325,7 +326,7 @@ Status Trainer::GtsUpdate(TeacherData& data, const Wish& wish) {
   AdamStep adam = Adam(settings.guidance, state_.counters.phase_guidance_updates());
   adam.ema_decay = EmaDecay(settings.ema_max, state_.counters.phase_guidance_updates());
   BoostHead(settings.head_lr_ratio, adam);
-  if (HeadOnly()) adam.first = head_begin_;
+  adam.first = first;
   return Commit(state_.guidance, adam, scalars, [&](const UpdateResult& result) {
     CountGuidanceUpdate(result.applied, state_.counters);
     BookLoss("gts", result, adam.learning_rate);

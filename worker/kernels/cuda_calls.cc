@@ -186,6 +186,11 @@ Dd2DeviceCode Adam(const Dd2AdamStep* step, Dd2Stream stream) {
   return FromCuda(LaunchAdam(*step, StreamOf(stream)), "adam");
 }
 
+Dd2DeviceCode ChunkSquares(const Dd2ChunkSquares* squares, Dd2Stream stream) {
+  if (squares->chunks < 1 || squares->chunks > INT32_MAX) return Bad("chunk_squares: chunks");
+  return FromCuda(LaunchChunkSquares(*squares, StreamOf(stream)), "chunk_squares");
+}
+
 Dd2DeviceApi MakeApi() {
   Dd2DeviceApi api{};
   api.version = DD2_DEVICE_API_VERSION;
@@ -216,6 +221,7 @@ Dd2DeviceApi MakeApi() {
   api.gated_residual_backward = GatedResidualBackward;
   api.column_sums = ColumnSums;
   api.adam = Adam;
+  api.chunk_squares = ChunkSquares;
   AddGroupCalls(api);
   return api;
 }

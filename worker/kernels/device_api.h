@@ -125,6 +125,16 @@ typedef struct Dd2AdamStep {
   float* d_ema;  // null: left alone
 } Dd2AdamStep;
 
+// d_out = factor * d_in, in chunks of 4096, and the sum of squares of each chunk of d_out, with the
+// bits of the CPU's ScaleAndSquareSum (worker/parallel/update_kernels.h).
+typedef struct Dd2ChunkSquares {
+  int64_t chunks;
+  const float* d_in;
+  float factor;
+  float* d_out;       // may be d_in
+  double* d_squares;  // [chunks]
+} Dd2ChunkSquares;
+
 typedef struct Dd2DeviceApi {
   uint32_t version;    // DD2_DEVICE_API_VERSION; read it before anything but `size`
   uint32_t size;       // of this struct
@@ -159,9 +169,11 @@ typedef struct Dd2DeviceApi {
   Dd2DeviceCode (*gated_residual_backward)(const Dd2GatedResidual* gated, Dd2Stream stream);
   Dd2DeviceCode (*column_sums)(const Dd2ColumnSums* sums, Dd2Stream stream);
   Dd2DeviceCode (*adam)(const Dd2AdamStep* step, Dd2Stream stream);
+  Dd2DeviceCode (*chunk_squares)(const Dd2ChunkSquares* squares, Dd2Stream stream);
 
-  // Groups (NCCL). All calls return at once, also with BUSY: then `group_state` says when the group
-  // can be used again. No two threads at once on one group. Counts are of floats, per rank.
+  // Groups (NCCL); null: this library has none (one for tests). All calls return at once, also with
+  // BUSY: then `group_state` says when the group can be used again. No two threads at once on one
+  // group. Counts are of floats, per rank.
   Dd2DeviceCode (*group_id)(uint8_t id[DD2_DEVICE_GROUP_ID_BYTES]);
   Dd2DeviceCode (*begin_group)(const uint8_t id[DD2_DEVICE_GROUP_ID_BYTES], int32_t world_size,
                                int32_t rank, Dd2Group* group);

@@ -1,16 +1,22 @@
 #include "worker/parallel/exact_update.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "common/check.h"
+#include "worker/kernels/torch_device.h"
+#include "worker/parallel/tensor_exchange.h"
+#include "worker/parallel/tensor_update.h"
 #include "worker/parallel/update_kernels.h"
 
 namespace dd2 {
 namespace {
+
+// Elements of each slice that travel at a time when slices are gathered.
+constexpr std::int64_t kGatherPiece = std::int64_t{1} << 24;
 
 // What every rank contributes to the exchange of scalars, followed by the squared norms of the
 // chunks of its slice and by its per-shard scalars, all doubles.
@@ -67,96 +73,28 @@ NetworkState MakeNetworkState(const ParamLayout& layout, int local_rank, int loc
   state.slice = (chunks + local_size - 1) / local_size * kParamChunk;
   state.begin = local_rank * state.slice;
   state.params = ParamBuffer(layout, requires_grad, state.slice * local_size);
-  state.adam_m = at::zeros({state.slice}, at::kFloat);
-  state.adam_v = at::zeros({state.slice}, at::kFloat);
-  state.ema = at::zeros({state.slice}, at::kFloat);
+  state.adam_m = at::zeros({state.slice}, OnDevice());
+  state.adam_v = at::zeros({state.slice}, OnDevice());
+  state.ema = at::zeros({state.slice}, OnDevice());
   return state;
 }
 
-// What depends on the world size. The gradient is padded so that every rank of the world owns an
-// equal run of whole chunks, whatever the state is padded to.
+// What depends on the world size.
 struct ExactUpdater::Buffers {
-  Buffers(const ShardPlan& plan, int my_rank, std::int64_t state_capacity)
-      : rank(my_rank),
-        slice(SliceFor(state_capacity, plan.world_size)),
-        capacity(slice * plan.world_size),
-        summer(std::countr_zero(static_cast<unsigned>(plan.shards)), kParamChunk) {
-    for (int i = 0; i < LocalShards(plan, rank); ++i) {
-      shard_gradients.push_back(at::zeros({capacity}, at::kFloat));
-    }
-    const auto my_nodes = static_cast<std::int64_t>(plan.nodes[rank].size());
-    send = at::zeros({my_nodes * capacity}, at::kFloat);
-    send_counts.assign(plan.world_size, my_nodes * slice);
-    std::int64_t received_nodes = 0;
-    for (const std::vector<TreeNode>& nodes : plan.nodes) {
-      receive_counts.push_back(static_cast<std::int64_t>(nodes.size()) * slice);
-      received_nodes += static_cast<std::int64_t>(nodes.size());
-    }
-    receive = at::zeros({received_nodes * slice}, at::kFloat);
-    const float* values = receive.const_data_ptr<float>();
-    for (const std::vector<TreeNode>& nodes : plan.nodes) {
-      for (const TreeNode& node : nodes) {
-        received.push_back({node, values});
-        values += slice;
-      }
-    }
-    gradient = at::zeros({slice}, at::kFloat);
-    chunk_squares.assign(slice / kParamChunk, 0.0);
-  }
+  Buffers(const ShardPlan& plan, int rank, std::int64_t capacity)
+      : sums(GradientSums::New(plan, rank, capacity)) {}
 
-  static std::int64_t SliceFor(std::int64_t state_capacity, int world_size) {
-    const std::int64_t chunks = state_capacity / kParamChunk;
-    return (chunks + world_size - 1) / world_size * kParamChunk;
-  }
-  void SumLocalShards(const ShardPlan& plan);
-  void FinishTree(const ShardPlan& plan);
-
-  const int rank;
-  const std::int64_t slice;     // of the gradient
-  const std::int64_t capacity;  // of the gradient
-  TreeSummer summer;
-  std::vector<at::Tensor> shard_gradients;  // [capacity] per local shard
-  at::Tensor send;                          // [world, my nodes, slice]
-  at::Tensor receive;                       // [all nodes in rank order, slice]
-  std::vector<std::int64_t> send_counts, receive_counts;
-  std::vector<TreeLeaf> received;
-  at::Tensor gradient;                // [slice] mean over the shards
-  std::vector<double> chunk_squares;  // squared norm of each chunk of `gradient`
-  std::vector<std::byte> mine, all;   // exchange of scalars
+  const std::unique_ptr<GradientSums> sums;
+  std::int64_t zeroed_from = 0;      // of the shards' gradients
+  at::Tensor slice;                  // of the mean, on the CPU
+  std::vector<std::byte> mine, all;  // exchange of scalars
 };
-
-// Sums each node of this rank and lays it out by destination.
-void ExactUpdater::Buffers::SumLocalShards(const ShardPlan& plan) {
-  std::vector<TreeLeaf> leaves;
-  for (int i = 0; i < static_cast<int>(shard_gradients.size()); ++i) {
-    leaves.push_back({{plan.first[rank] + i, 1}, shard_gradients[i].const_data_ptr<float>()});
-  }
-  const auto node_count = static_cast<std::int64_t>(plan.nodes[rank].size());
-  float* out = send.data_ptr<float>();
-  for (std::int64_t offset = 0; offset < capacity; offset += kParamChunk) {
-    const std::int64_t destination = offset / slice;
-    for (std::int64_t n = 0; n < node_count; ++n) {
-      const float* sum = summer.Sum(plan.nodes[rank][n], leaves, offset, kParamChunk);
-      std::copy_n(sum, kParamChunk, out + (destination * node_count + n) * slice + offset % slice);
-    }
-  }
-}
-
-void ExactUpdater::Buffers::FinishTree(const ShardPlan& plan) {
-  const float factor = 1.0F / static_cast<float>(plan.shards);  // exact: a power of two
-  float* out = gradient.data_ptr<float>();
-  for (std::int64_t offset = 0; offset < slice; offset += kParamChunk) {
-    const float* sum = summer.Sum({0, plan.shards}, received, offset, kParamChunk);
-    chunk_squares[offset / kParamChunk] = ScaleAndSquareSum(sum, factor, kParamChunk, out + offset);
-  }
-}
 
 namespace {
 
-// One fused pass over the own slice of the state from step.first on, which is cut where the boosted
-// range begins and ends. `gradient` is that of the whole network.
-void AdamOnSlice(NetworkState& network, const AdamStep& step, double norm,
-                 const at::Tensor& gradient) {
+// The parts of the own slice of the state, as positions in it: from step.first on, cut where the
+// boosted range begins and ends.
+std::vector<AdamRange> RangesOf(const NetworkState& network, const AdamStep& step, double norm) {
   const AdamFactors plain = MakeFactors(step, network.adam_steps, norm);
   AdamStep boosted_step = step;
   boosted_step.learning_rate *= step.boost;
@@ -165,20 +103,25 @@ void AdamOnSlice(NetworkState& network, const AdamStep& step, double norm,
   const std::int64_t first = std::clamp(step.first - begin, std::int64_t{0}, network.slice);
   const std::int64_t cut1 = std::clamp(step.boosted_begin - begin, first, network.slice);
   const std::int64_t cut2 = std::clamp(step.boosted_end - begin, cut1, network.slice);
-  const at::Tensor updated = at::empty({network.slice}, at::kFloat);
-  const float* gradients = gradient.const_data_ptr<float>() + begin;
-  float* parameters = network.params.flat().data_ptr<float>() + begin;
-  float* ema = step.ema_decay < 0 ? nullptr : network.ema.data_ptr<float>();
-  const auto run = [&](const AdamFactors& factors, std::int64_t from, std::int64_t to) {
-    AdamAndEma(factors, to - from, gradients + from, parameters + from,
-               network.adam_m.data_ptr<float>() + from, network.adam_v.data_ptr<float>() + from,
-               ema == nullptr ? nullptr : ema + from, updated.data_ptr<float>() + from);
-  };
-  run(plain, first, cut1);
-  run(boosted, cut1, cut2);
-  run(plain, cut2, network.slice);
-  std::copy(updated.const_data_ptr<float>() + first,
-            updated.const_data_ptr<float>() + network.slice, parameters + first);
+  return {{first, cut1, plain}, {cut1, cut2, boosted}, {cut2, network.slice, plain}};
+}
+
+// One fused pass over the own slice of the state from step.first on. `gradient` is that of the
+// network from element `gradient_begin` on.
+void AdamOnSlice(NetworkState& network, const AdamStep& step, double norm,
+                 const at::Tensor& gradient, std::int64_t gradient_begin) {
+  std::vector<AdamRange> ranges = RangesOf(network, step, norm);
+  const std::int64_t first = ranges.front().begin, count = network.slice - first;
+  if (count == 0) return;
+  for (AdamRange& range : ranges) {
+    range.begin -= first;
+    range.end -= first;
+  }
+  const auto of_slice = [&](const at::Tensor& tensor) { return tensor.narrow(0, first, count); };
+  const std::int64_t begin = network.begin + first;
+  AdamAndEma(ranges, gradient.narrow(0, begin - gradient_begin, count),
+             network.params.flat().detach().narrow(0, begin, count), of_slice(network.adam_m),
+             of_slice(network.adam_v), step.ema_decay < 0 ? at::Tensor() : of_slice(network.ema));
 }
 
 // What the ranks' contributions add up to. Chunks come in rank order, which is chunk order.
@@ -240,16 +183,6 @@ Result<Exchanged> Exchange(Collectives& collectives, const ShardPlan& plan,
   return Unpack(all, plan, chunk_squares.size(), scalars.width);
 }
 
-std::span<const std::byte> Bytes(const at::Tensor& tensor) {
-  return std::as_bytes(
-      std::span(tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())));
-}
-
-std::span<std::byte> WritableBytes(const at::Tensor& tensor) {
-  return std::as_writable_bytes(
-      std::span(tensor.data_ptr<float>(), static_cast<std::size_t>(tensor.numel())));
-}
-
 }  // namespace
 
 ExactUpdater::ExactUpdater(Collectives& collectives, const RankLayout& layout, int shards,
@@ -279,11 +212,42 @@ ExactUpdater::Buffers& ExactUpdater::buffers() {
   return *buffers_;
 }
 
-at::Tensor ExactUpdater::GradientOfShard(int local_shard) {
+at::Tensor ExactUpdater::GradientOfShard(int local_shard, std::int64_t first) {
   Buffers& b = buffers();
   DD2_CHECK(local_shard >= 0);
-  DD2_CHECK(local_shard < static_cast<int>(b.shard_gradients.size()));
-  return b.shard_gradients[local_shard].zero_();
+  DD2_CHECK(local_shard < static_cast<int>(b.sums->shards().size()));
+  const at::Tensor& gradient = b.sums->shards()[local_shard];
+  b.zeroed_from = CutGradient(first, capacity_, layout_.world_size).first;
+  gradient.narrow(0, b.zeroed_from, gradient.numel() - b.zeroed_from).zero_();
+  return gradient;
+}
+
+Result<std::vector<double>> ExactUpdater::SumGradients(const GradientCut& cut) {
+  Buffers& b = buffers();
+  DD2_CHECK(b.zeroed_from <= cut.first);
+  const at::Tensor sums = b.sums->SumNodes(cut);
+  const std::int64_t count = cut.slice * layout_.world_size;
+  if (!whole_gradient_.defined() || whole_gradient_.numel() != count) {
+    whole_gradient_ = at::empty({count}, OnDevice());
+  }
+  const bool on_host = sums.is_cpu();
+  // One rank has all that it needs: a device's memory is too dear for copies.
+  if (layout_.world_size == 1 && !on_host) return b.sums->Finish(cut, sums, whole_gradient_);
+  std::vector<std::int64_t> receive_counts;
+  for (const std::vector<TreeNode>& nodes : plan_.nodes) {
+    receive_counts.push_back(static_cast<std::int64_t>(nodes.size()) * cut.slice);
+  }
+  const std::vector<std::int64_t> send_counts(receive_counts.size(), receive_counts[layout_.rank]);
+  const at::Tensor arrivals = b.sums->Arrivals(cut);
+  DD2_TRY(AllToAll(*collectives_, sums, send_counts, arrivals, receive_counts));
+  if (on_host && (!b.slice.defined() || b.slice.numel() != cut.slice)) {
+    b.slice = at::empty({cut.slice}, at::kFloat);
+  }
+  const at::Tensor mean =
+      on_host ? b.slice : whole_gradient_.narrow(0, layout_.rank * cut.slice, cut.slice);
+  std::vector<double> chunk_squares = b.sums->Finish(cut, arrivals, mean);
+  DD2_TRY(AllGather(*collectives_, mean, whole_gradient_));
+  return chunk_squares;
 }
 
 Result<UpdateResult> ExactUpdater::Apply(NetworkState& network, const AdamStep& step,
@@ -292,19 +256,11 @@ Result<UpdateResult> ExactUpdater::Apply(NetworkState& network, const AdamStep& 
   DD2_CHECK(network.slice * layout_.local_size == capacity_);
   DD2_CHECK(network.params.flat().numel() == capacity_);
   DropPending();
-  b.SumLocalShards(plan_);
-  DD2_TRY(collectives_->AllToAll(
-      {b.send.const_data_ptr<float>(), static_cast<std::size_t>(b.send.numel())}, b.send_counts,
-      {b.receive.data_ptr<float>(), static_cast<std::size_t>(b.receive.numel())},
-      b.receive_counts));
-  b.FinishTree(plan_);
-  if (!whole_gradient_.defined() || whole_gradient_.numel() != b.capacity) {
-    whole_gradient_ = at::zeros({b.capacity}, at::kFloat);
-  }
-  DD2_TRY(collectives_->AllGather(Bytes(b.gradient), WritableBytes(whole_gradient_)));
+  DD2_TRY_ASSIGN(const std::vector<double> chunk_squares,
+                 SumGradients(CutGradient(step.first, capacity_, layout_.world_size)));
   pending_ = {.network = &network, .step = step};
   DD2_TRY_ASSIGN(Exchanged exchanged,
-                 Exchange(*collectives_, plan_, scalars, b.chunk_squares, b.mine, b.all));
+                 Exchange(*collectives_, plan_, scalars, chunk_squares, b.mine, b.all));
   UpdateResult& result = exchanged.result;
   result.gradient_norm = std::sqrt(exchanged.squared_norm);
   result.applied = Finish(result.gradient_norm);
@@ -315,38 +271,57 @@ bool ExactUpdater::Finish(double norm) {
   const Pending pending = std::exchange(pending_, Pending());
   if (!std::isfinite(norm)) return false;
   ++pending.network->adam_steps;
-  AdamOnSlice(*pending.network, pending.step, norm, whole_gradient_);
+  // Where it begins does not depend on the world.
+  const std::int64_t begin = CutGradient(pending.step.first, capacity_, 1).first;
+  AdamOnSlice(*pending.network, pending.step, norm, whole_gradient_, begin);
   return true;
 }
 
 bool ExactUpdater::RollForward() {
   DD2_CHECK(has_pending());
   // The owners computed these sums from the same values: a factor of 1 changes none.
-  double squared_norm = 0;
-  float* values = whole_gradient_.data_ptr<float>();
-  for (std::int64_t offset = 0; offset < whole_gradient_.numel(); offset += kParamChunk) {
-    squared_norm += ScaleAndSquareSum(values + offset, 1.0F, kParamChunk, values + offset);
-  }
-  return Finish(std::sqrt(squared_norm));
+  const std::vector<double> squares = ScaleAndSquareChunks(whole_gradient_, 1.0F, whole_gradient_);
+  return Finish(std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0)));
 }
 
-Status ExactUpdater::GatherInDomain(const at::Tensor& slice, const at::Tensor& full) {
-  const std::int64_t count = slice.numel();
-  DD2_CHECK(slice.is_contiguous() && count * layout_.local_size == capacity_);
+Status ExactUpdater::GatherInDomain(const at::Tensor& slice, std::int64_t first,
+                                    const at::Tensor& full) {
+  const std::int64_t size = slice.numel();
+  DD2_CHECK(slice.is_contiguous() && size * layout_.local_size == capacity_);
   DD2_CHECK(layout_.world_size == collectives_->world_size());
-  std::vector<std::int64_t> counts(static_cast<std::size_t>(layout_.world_size), 0);
-  std::fill_n(counts.begin() + layout_.domain_begin(), layout_.local_size, count);
-  // One copy per receiver: that is how the exchange takes it.
-  const at::Tensor send = slice.detach().repeat({layout_.local_size});
-  return collectives_->AllToAll(
-      {send.const_data_ptr<float>(), static_cast<std::size_t>(send.numel())}, counts,
-      {full.data_ptr<float>(), static_cast<std::size_t>(capacity_)}, counts);
+  // In pieces of all slices at a time, so that what is sent and what arrives stays small.
+  for (std::int64_t begin = 0; begin < size; begin += kGatherPiece) {
+    const std::int64_t end = std::min(begin + kGatherPiece, size);
+    std::vector<std::int64_t> counts(static_cast<std::size_t>(layout_.world_size), 0);
+    std::int64_t total = 0;
+    for (int local = 0; local < layout_.local_size; ++local) {
+      const std::int64_t from = std::clamp(first - local * size, begin, end);
+      total += counts[layout_.domain_begin() + local] = end - from;
+    }
+    const std::int64_t mine = counts[layout_.rank];
+    // One copy per receiver: that is how the exchange takes it.
+    const at::Tensor send = slice.detach().narrow(0, end - mine, mine).repeat({layout_.local_size});
+    std::vector<std::int64_t> send_counts(counts.size(), 0);
+    std::fill_n(send_counts.begin() + layout_.domain_begin(), layout_.local_size, mine);
+    // Whole slices lie as they arrive.
+    const bool whole = end - begin == size;
+    const at::Tensor received =
+        whole ? full.narrow(0, capacity_ - total, total) : at::empty({total}, full.options());
+    DD2_TRY(AllToAll(*collectives_, send, send_counts, received, counts));
+    std::int64_t at = 0;
+    for (int local = 0; local < layout_.local_size && !whole; ++local) {
+      const std::int64_t count = counts[layout_.domain_begin() + local];
+      full.narrow(0, local * size + end - count, count).copy_(received.narrow(0, at, count));
+      at += count;
+    }
+  }
+  return {};
 }
 
-Status ExactUpdater::Spread(NetworkState& network) {
+Status ExactUpdater::Spread(NetworkState& network, std::int64_t first) {
   if (layout_.local_size == 1) return {};
   const at::Tensor full = network.params.flat().detach();
-  return GatherInDomain(full.narrow(0, network.begin, network.slice), full);
+  return GatherInDomain(full.narrow(0, network.begin, network.slice), first, full);
 }
 
 Result<UpdateResult> ExactUpdater::ExchangeScalars(const UpdateScalars& scalars) {
@@ -358,8 +333,8 @@ Result<UpdateResult> ExactUpdater::ExchangeScalars(const UpdateScalars& scalars)
 
 Result<at::Tensor> ExactUpdater::Gather(const at::Tensor& slice) {
   if (layout_.local_size == 1) return slice;
-  at::Tensor full = at::empty({capacity_}, at::kFloat);
-  DD2_TRY(GatherInDomain(slice, full));
+  at::Tensor full = at::empty({capacity_}, OnDevice());
+  DD2_TRY(GatherInDomain(slice, 0, full));
   return full;
 }
 

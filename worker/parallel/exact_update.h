@@ -8,16 +8,17 @@
 #include "common/result.h"
 #include "worker/models/param_buffer.h"
 #include "worker/parallel/collectives.h"
+#include "worker/parallel/gradient_sums.h"
 #include "worker/parallel/rank_layout.h"
 #include "worker/parallel/shard_plan.h"
 
 namespace dd2 {
 
-// The trained state of one network on one rank: the full parameters (what forward passes read) and
-// this rank's slice of Adam's moments and of the EMA. State is cut over the ranks of a failure
-// domain, so every domain holds all of it, and it stays where it is when domains come and go.
-// Slices are equal runs of whole chunks: local rank i owns [i * slice, (i + 1) * slice) of the
-// padded flat buffer.
+// The trained state of one network on one rank, on ComputeDevice(): the full parameters (what
+// forward passes read) and this rank's slice of Adam's moments and of the EMA. State is cut over
+// the ranks of a failure domain, so every domain holds all of it, and it stays where it is when
+// domains come and go. Slices are equal runs of whole chunks: local rank i owns [i * slice, (i + 1)
+// * slice) of the padded flat buffer.
 struct NetworkState {
   ParamBuffer params;  // full, capacity = slice * local_size
   at::Tensor adam_m;   // [slice]
@@ -38,7 +39,8 @@ struct AdamStep {
   double epsilon = 1e-8;
   double clip_norm = 0;            // 0: no clipping
   double ema_decay = -1;           // < 0: leave the EMA alone
-  std::int64_t first = 0;          // elements in front of it stay as they are, EMA and moments too
+  std::int64_t first = 0;          // elements in front of it stay as they are, EMA and moments
+                                   // too; their gradients are zero, and nobody looks at them
   std::int64_t boosted_begin = 0;  // elements [boosted_begin, boosted_end) of the flat buffer use
   std::int64_t boosted_end = 0;    // learning_rate * boost (gts, regress: the head)
   double boost = 1.0;
@@ -84,14 +86,16 @@ class ExactUpdater {
   const RankLayout& layout() const { return layout_; }
   const ShardPlan& plan() const { return plan_; }
 
-  // The gradient buffer of local shard i (at least [capacity], zeroed here): bind it, run backward.
-  at::Tensor GradientOfShard(int local_shard);
+  // The gradient buffer of local shard i (at least [capacity]): bind it, run backward. It is zeroed
+  // from `first` on, which is no greater than that of the step (AdamStep::first).
+  at::Tensor GradientOfShard(int local_shard, std::int64_t first = 0);
   // Does the update with the gradients of all local shards, on this rank's slices of the state.
   // After an error the update is pending when has_pending(), else nothing has happened.
   Result<UpdateResult> Apply(NetworkState& network, const AdamStep& step,
                              const UpdateScalars& scalars);
-  // Takes the slices of the parameters from the other ranks of the domain. Can be done again.
-  Status Spread(NetworkState& network);
+  // Takes the slices of the parameters, from element `first` on, from the other ranks of the
+  // domain. Can be done again.
+  Status Spread(NetworkState& network, std::int64_t first = 0);
 
   // This rank holds the whole gradient of an update that it has not done. `network` of its Apply
   // must be alive.
@@ -113,8 +117,12 @@ class ExactUpdater {
     AdamStep step;
   };
   Buffers& buffers();
-  // `slice` of every rank of the domain, one behind the other, into `full` (which may hold it).
-  Status GatherInDomain(const at::Tensor& slice, const at::Tensor& full);
+  // The sum over the world into whole_gradient_, on every rank; squared norms of the chunks of this
+  // rank's slice of it.
+  Result<std::vector<double>> SumGradients(const GradientCut& cut);
+  // `slice` of every rank of the domain, one behind the other, into `full` (which may hold it),
+  // from element `first` of `full` on.
+  Status GatherInDomain(const at::Tensor& slice, std::int64_t first, const at::Tensor& full);
   bool Finish(double norm);  // the pending update; false: not finite
 
   Collectives* collectives_;
@@ -122,7 +130,9 @@ class ExactUpdater {
   ShardPlan plan_;
   const std::int64_t capacity_;
   Pending pending_;
-  at::Tensor whole_gradient_;         // mean over the shards, [>= capacity]; of the pending update
+  // Mean over the shards, of the pending update: elements of its cut, which is of the world that
+  // computed it and outlives that.
+  at::Tensor whole_gradient_;
   std::unique_ptr<Buffers> buffers_;  // sized for this world; null: not yet used
 };
 

@@ -94,4 +94,23 @@ Status GenerationCollectives::AllGather(std::span<const std::byte> mine, std::sp
   return Counted([&](Collectives& current) { return current.AllGather(mine, all); });
 }
 
+DeviceExchange* GenerationCollectives::devices() {
+  return current_ && current_->devices() != nullptr ? &devices_ : nullptr;
+}
+
+Status GenerationCollectives::Devices::AllToAll(const float* d_send,
+                                                std::span<const std::int64_t> send_counts,
+                                                float* d_receive,
+                                                std::span<const std::int64_t> receive_counts) {
+  return all_.Counted([&](Collectives& current) {
+    return current.devices()->AllToAll(d_send, send_counts, d_receive, receive_counts);
+  });
+}
+
+Status GenerationCollectives::Devices::AllGather(const float* d_mine, float* d_all,
+                                                 std::int64_t count) {
+  return all_.Counted(
+      [&](Collectives& current) { return current.devices()->AllGather(d_mine, d_all, count); });
+}
+
 }  // namespace dd2

@@ -52,9 +52,21 @@ class GenerationCollectives final : public Collectives {
   Status AllToAll(std::span<const float> send, std::span<const std::int64_t> send_counts,
                   std::span<float> receive, std::span<const std::int64_t> receive_counts) override;
   Status AllGather(std::span<const std::byte> mine, std::span<std::byte> all) override;
+  DeviceExchange* devices() override;
   void Abort() override;  // the current generation
 
  private:
+  // Those of the current generation, counted as the others are.
+  class Devices final : public DeviceExchange {
+   public:
+    explicit Devices(GenerationCollectives& all) : all_(all) {}
+    Status AllToAll(const float* d_send, std::span<const std::int64_t> send_counts,
+                    float* d_receive, std::span<const std::int64_t> receive_counts) override;
+    Status AllGather(const float* d_mine, float* d_all, std::int64_t count) override;
+
+   private:
+    GenerationCollectives& all_;
+  };
   Status Counted(const std::function<Status(Collectives&)>& exchange);
 
   std::mutex mutex_;  // guards what AbortBefore reads
@@ -62,6 +74,7 @@ class GenerationCollectives final : public Collectives {
   std::uint64_t generation_ = 0;
   ConnectAbort* connecting_ = nullptr;
   std::unique_ptr<Collectives> current_;  // changed by the compute thread only, under the mutex
+  Devices devices_{*this};
   bool failed_ = false;
   std::atomic<std::uint64_t> entered_{0};
   std::atomic<bool> waiting_{false};

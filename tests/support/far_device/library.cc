@@ -59,6 +59,12 @@ Dd2DeviceCode Adam(const Dd2AdamStep* step, Dd2Stream) {
   return Run([&] { return LaunchAdam(a, nullptr); });
 }
 
+Dd2DeviceCode ChunkSquares(const Dd2ChunkSquares* squares, Dd2Stream) {
+  Dd2ChunkSquares c = *squares;
+  ToNear(c.d_in, c.d_out, c.d_squares);
+  return Run([&] { return LaunchChunkSquares(c, nullptr); });
+}
+
 void AddKernels(Dd2DeviceApi& api) {
   api.score = Score;
   api.modulated_norm = [](const Dd2ModulatedNorm* n, Dd2Stream) {
@@ -75,6 +81,7 @@ void AddKernels(Dd2DeviceApi& api) {
   };
   api.column_sums = ColumnSums;
   api.adam = Adam;
+  api.chunk_squares = ChunkSquares;
 }
 
 void AddMemory(Dd2DeviceApi& api) {
