@@ -175,8 +175,9 @@ struct Flat {
   std::int64_t teacher = 0;
   std::int64_t network = 0;         // padded to whole slices of the ranks of a domain
   std::int64_t slice = 0;           // NetworkState::slice
-  std::int64_t gradient_slice = 0;  // ExactUpdater::Buffers::slice
+  std::int64_t gradient_slice = 0;  // GradientCut::slice of the whole network
   std::int64_t gradient = 0;
+  std::int64_t shard_gradient = 0;  // of GradientSums::shards
   std::int64_t tensors = 0;
 };
 
@@ -201,19 +202,25 @@ Flat FlatOf(const PlanInput& in) {
   flat.network = flat.slice * in.ranks;
   flat.gradient_slice = ChunksOf(flat.network, world);
   flat.gradient = flat.gradient_slice * world;
+  flat.shard_gradient = flat.network + (world - 1) * kFlatChunk;
   flat.tensors = static_cast<std::int64_t>(tensors.size());
   return flat;
 }
 
-// Made at the first update and kept: ExactUpdater::Buffers.
+// Made at the first update and kept: GradientSums, and the whole gradient. A device sums in place,
+// sends the sum of one node as it lies, and alone needs no exchange.
 void AddUpdateBuffers(const PlanInput& in, const Flat& flat, Place place, MemoryPlan& plan) {
   const ShardShare share = ShareOfShards(in.config.batch.shards, in.world_size());
   plan.parts.push_back({"gradients of shards, " + std::to_string(share.shards) + " x " +
-                            FormatBytes(flat.gradient * kFloatBytes),
-                        place, share.shards * flat.gradient * kFloatBytes});
-  const std::int64_t exchange =
-      (share.sums + 1) * flat.gradient + (share.all_sums + 1) * flat.gradient_slice;
-  plan.parts.push_back({"exchange of gradients", place, exchange * kFloatBytes});
+                            FormatBytes(flat.shard_gradient * kFloatBytes),
+                        place, share.shards * flat.shard_gradient * kFloatBytes});
+  const bool device = in.hardware.device;
+  const std::int64_t sent = device && share.sums == 1 ? 0 : share.sums;
+  std::int64_t arrived = share.all_sums + 1;  // one slice more: of the mean
+  if (device) arrived = in.world_size() == 1 ? 0 : share.all_sums;
+  plan.parts.push_back(
+      {"exchange of gradients", place,
+       ((sent + 1) * flat.gradient + arrived * flat.gradient_slice) * kFloatBytes});
 }
 
 void AddState(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {

@@ -142,26 +142,33 @@ class Roofline {
 
   // Gradients of local shards cleared, added to and summed; Adam and the average on the slice; the
   // network spread, and rounded for a device.
-  double UpdateSeconds(std::int64_t shards) const {
-    const double network = backbone_parameters_ + head_parameters_;
-    const double slice = network / in_.ranks;
-    return MemorySeconds(kFloatBytes * (network * (4 * D(shards) + 4) + slice * 9) +
-                         (in_.hardware.device ? 6 * network : 0));
+  double UpdateSeconds(const PhaseConfig& phase, std::int64_t shards) const {
+    const double trained = Trained(phase);
+    return MemorySeconds(kFloatBytes * (trained * (4 * D(shards) + 4) + LargestPart(phase) * 9) +
+                         (in_.hardware.device ? 6 * trained : 0));
   }
   // The all-to-all of sums and the all-gather of the gradient among all ranks, then the slices of
-  // the parameters among those of a domain.
-  double ExchangeSeconds(std::int64_t sums) const {
-    const double network = kFloatBytes * (backbone_parameters_ + head_parameters_);
+  // the parameters among those of a domain: the rank that has most of them gives it to each other.
+  double ExchangeSeconds(const PhaseConfig& phase, std::int64_t sums) const {
     const double ranks = in_.ranks, world = in_.world_size();
     const double on_node = std::min(world, ranks * in_.domains_per_node);
-    const double among_all = (D(sums) + 1) * network;
+    const double among_all = kFloatBytes * (D(sums) + 1) * Trained(phase);
     const double far = among_all * (world - on_node) / world;
-    const double near = among_all * (on_node - 1) / world + network * (ranks - 1) / ranks;
+    const double near =
+        among_all * (on_node - 1) / world + kFloatBytes * LargestPart(phase) * (ranks - 1);
     return far / (in_.hardware.network_rate * kNetworkShare) +
            near / (in_.hardware.node_rate * kNetworkShare);
   }
 
  private:
+  // The head lies behind the backbone: what is trained is the end of the flat buffer.
+  double Trained(const PhaseConfig& phase) const {
+    return phase.trains == kTrainsHead ? head_parameters_ : backbone_parameters_ + head_parameters_;
+  }
+  // What the slice of the last rank of a domain has of it.
+  double LargestPart(const PhaseConfig& phase) const {
+    return std::min(Trained(phase), (backbone_parameters_ + head_parameters_) / in_.ranks);
+  }
   // Of activations in a forward pass: each tensor inside a block is written and read.
   double Traffic(double b) const {
     const ModelSizes& m = in_.model;
@@ -205,8 +212,8 @@ void AddTraining(const PlanInput& in, const Roofline& roofline, const PhaseConfi
   }
   time.gradient_seconds =
       phase.kind == PhaseKind::kCsd ? seconds(roofline.Guidance(phase, b)) : time.compute_seconds;
-  time.update_seconds = updates * roofline.UpdateSeconds(share.shards);
-  time.exchange_seconds = updates * roofline.ExchangeSeconds(share.sums);
+  time.update_seconds = updates * roofline.UpdateSeconds(phase, share.shards);
+  time.exchange_seconds = updates * roofline.ExchangeSeconds(phase, share.sums);
   if (phase.kind == PhaseKind::kGts && in.config.cache.enabled) {
     time.cache_read_rate = phase.batch * D(ScoreBytes(in.model)) / time.step_seconds();
   }

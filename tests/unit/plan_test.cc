@@ -176,7 +176,9 @@ TEST(PlanTest, PartsAreTheWholeAndFollowTheRanks) {
   EXPECT_NEAR(static_cast<double>(plan.memory.shared_bytes), 2 * 32 * network, 1e-3 * 64 * network);
   EXPECT_NEAR(static_cast<double>(plan.checkpoint_bytes), 32 * network, 1e-3 * 32 * network);
   // Eight times the ranks have an eighth of the gradients; the state is cut over a node.
-  const RunPlan eight = PlanOf(Input("var-d16", "h200", 8));
+  PlanInput input = Input("var-d16", "h200", 8);
+  for (PhaseConfig& phase : input.config.phases) phase.block = std::min(phase.block, 16);
+  const RunPlan eight = PlanOf(input);
   EXPECT_NEAR(static_cast<double>(PartOf(eight.memory, "gradients")), 4 * network,
               1e-2 * 4 * network);
   EXPECT_EQ(PartOf(eight.memory, "moments"), PartOf(plan.memory, "moments"));
@@ -208,6 +210,18 @@ TEST(PlanTest, HeadAloneCostsLessThanAllParameters) {
   EXPECT_EQ(plan.phases[1].name, "gts");
   EXPECT_EQ(plan.phases[2].name, "gts-2");
   EXPECT_LT(plan.phases[1].compute_seconds, 0.6 * plan.phases[2].compute_seconds);
+  // Nor are the gradients of the rest summed and sent.
+  const PlanInput input = Input("var-d16", "h200", 8);
+  const RunPlan nodes = PlanOf(input);
+  const double head = static_cast<double>(Sum(HeadTensors(input.model, input.config.model))) /
+                      static_cast<double>(nodes.network_parameters);
+  const PhaseTime &part = nodes.phases[1], &whole = nodes.phases[2];
+  EXPECT_LT(head, 0.3);
+  // The head lies on one rank of a domain, which updates it and gives it to all others alone.
+  EXPECT_GT(part.update_seconds, head * whole.update_seconds);
+  EXPECT_LT(part.update_seconds, 2 * head * whole.update_seconds);
+  EXPECT_GT(part.exchange_seconds, head * whole.exchange_seconds);
+  EXPECT_LT(part.exchange_seconds, 2 * head * whole.exchange_seconds);
 }
 
 TEST(PlanTest, WhatDoesNotFitIsSaidWithWhatHelps) {
@@ -293,16 +307,24 @@ const Alternative* Find(const std::vector<Alternative>& alternatives, const std:
   return found == alternatives.end() ? nullptr : &*found;
 }
 
+// Has so many shards that a node is too small for it, and three or four are, as their ranks send
+// two sums each.
+PlanInput LargeInput(int domains) {
+  PlanInput input = Input("var-d30", "h200", domains);
+  input.config.batch.shards = 128;
+  return input;
+}
+
 TEST(PlanTest, TheLeastThatFitsIsAdvised) {
   const auto advice = [](const PlanInput& input) {
     const RunPlan plan = PlanOf(input);
     return AdviceOn(input, plan, AlternativesTo(input, plan));
   };
-  EXPECT_EQ(advice(Input("var-d30", "h200", 1)),
-            "take 2 nodes (3 to go on after the loss of one), or batch.shards: 32 (another "
+  EXPECT_EQ(advice(LargeInput(1)),
+            "take 2 nodes (5 to go on after the loss of one), or batch.shards: 64 (another "
             "result): the least that fits");
-  EXPECT_EQ(advice(Input("var-d30", "h200", 2)), "take 3 nodes to go on after the loss of one");
-  EXPECT_EQ(advice(Input("var-d30", "h200", 3)), "");
+  EXPECT_EQ(advice(LargeInput(2)), "take 5 nodes to go on after the loss of one");
+  EXPECT_EQ(advice(LargeInput(5)), "");
   // Of settings those that keep the result come first.
   PlanInput input = Input("llamagen-b", "cpu", 1);
   const MemoryPlan memory = PlanOf(input).memory;
@@ -385,16 +407,16 @@ TEST(PlanTest, TheVerdictSaysWhoseMemoryItIs) {
 }
 
 TEST(PlanTest, WhatIsLeftOfANodeTooFewIsPlanned) {
-  EXPECT_FALSE(PlanOf(Input("var-d30", "h200", 1)).after_loss);
-  const PlanInput input = Input("var-d30", "h200", 2);
+  EXPECT_FALSE(PlanOf(LargeInput(1)).after_loss);
+  const PlanInput input = LargeInput(2);
   const RunPlan plan = PlanOf(input);
   EXPECT_TRUE(plan.fits);
   ASSERT_TRUE(plan.after_loss);
   EXPECT_FALSE(plan.after_loss->fits);
-  EXPECT_EQ(plan.after_loss->device_bytes, PlanOf(Input("var-d30", "h200", 1)).memory.device_bytes);
+  EXPECT_EQ(plan.after_loss->device_bytes, PlanOf(LargeInput(1)).memory.device_bytes);
   EXPECT_THAT(FormatPlan(input, plan, {}),
-              HasSubstr("after the loss of a node: 142.1 GB a device"));
-  EXPECT_TRUE(PlanOf(Input("var-d30", "h200", 3)).after_loss->fits);
+              HasSubstr("after the loss of a node: 197.6 GB a device"));
+  EXPECT_TRUE(PlanOf(LargeInput(5)).after_loss->fits);
 }
 
 TEST(PlanTest, TheIntervalIsThatOfTheCoordinator) {

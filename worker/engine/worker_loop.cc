@@ -29,6 +29,7 @@
 #include "worker/kernels/torch_device.h"
 #include "worker/parallel/generation_collectives.h"
 #include "worker/parallel/gloo_collectives.h"
+#include "worker/parallel/joined_collectives.h"
 #include "worker/parallel/rank_layout.h"
 
 namespace dd2 {
@@ -126,7 +127,9 @@ Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
   gloo.world_size = assignment.world_size();
   if (!assignment.host().empty()) gloo.interface_host = assignment.host();
   gloo.timeout = config.timeouts.collective;
-  return ConnectGloo(gloo, abort);
+  DD2_TRY_ASSIGN(std::unique_ptr<Collectives> host, ConnectGloo(gloo, abort));
+  if (ComputeDevice().is_cpu() || DeviceKernels().begin_group == nullptr) return host;
+  return JoinDevices(std::move(host), DeviceKernels(), gloo.timeout, abort);
 }
 
 // One rank of a run, through all its generations: takes leases, runs their steps, checkpoints, and
