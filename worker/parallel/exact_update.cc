@@ -300,7 +300,8 @@ Status ExactUpdater::GatherInDomain(const at::Tensor& slice, std::int64_t first,
     }
     const std::int64_t mine = counts[layout_.rank];
     // One copy per receiver: that is how the exchange takes it.
-    const at::Tensor send = slice.detach().narrow(0, end - mine, mine).repeat({layout_.local_size});
+    const at::Tensor send =
+        slice.detach().narrow(0, end - mine, mine).expand({layout_.local_size, mine}).contiguous();
     std::vector<std::int64_t> send_counts(counts.size(), 0);
     std::fill_n(send_counts.begin() + layout_.domain_begin(), layout_.local_size, mine);
     // Whole slices lie as they arrive.

@@ -16,11 +16,11 @@ constexpr Dd2DeviceCode kOk = DD2_DEVICE_OK;
 constexpr Dd2DeviceCode kFailed = DD2_DEVICE_FAILED;
 constexpr Dd2DeviceCode kNoMemory = DD2_DEVICE_OUT_OF_MEMORY;
 
-// The kernels' threads share one scheduler.
+std::mutex kernels;  // of all kinds: their threads share one scheduler
+
 template <class Launch>
 Dd2DeviceCode Run(const Launch& launch) {
-  static std::mutex mutex;
-  const std::lock_guard lock(mutex);
+  const std::lock_guard lock(kernels);
   return launch() == cudaSuccess ? kOk : kFailed;
 }
 
