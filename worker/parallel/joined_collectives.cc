@@ -1,6 +1,5 @@
 #include "worker/parallel/joined_collectives.h"
 
-#include <algorithm>
 #include <atomic>
 #include <string>
 #include <utility>
@@ -10,8 +9,6 @@
 
 namespace dd2 {
 namespace {
-
-constexpr Dd2Stream kDefaultStream = nullptr;  // where LibTorch puts its work
 
 // What forming a group asks of a store, as one exchange in which rank 0 has something to say.
 GroupStore StoreOf(Collectives& host) {
@@ -31,6 +28,7 @@ GroupStore StoreOf(Collectives& host) {
   return store;
 }
 
+// Puts exchanges on the default stream (null), where LibTorch puts its work, and waits for each.
 class JoinedCollectives final : public Collectives, private DeviceExchange {
  public:
   explicit JoinedCollectives(std::unique_ptr<Collectives> host) : host_(std::move(host)) {}
@@ -64,13 +62,12 @@ class JoinedCollectives final : public Collectives, private DeviceExchange {
  private:
   Status AllToAll(const float* d_send, std::span<const std::int64_t> send_counts, float* d_receive,
                   std::span<const std::int64_t> receive_counts) override {
-    return Ended(
-        Waited(group_->AllToAll(d_send, send_counts, d_receive, receive_counts, kDefaultStream)));
+    return Ended(Waited(group_->AllToAll(d_send, send_counts, d_receive, receive_counts, nullptr)));
   }
   Status AllGather(const float* d_mine, float* d_all, std::int64_t count) override {
-    return Ended(Waited(group_->AllGather(d_mine, d_all, count, kDefaultStream)));
+    return Ended(Waited(group_->AllGather(d_mine, d_all, count, nullptr)));
   }
-  Status Waited(const Status& begun) { return begun ? group_->Wait(kDefaultStream) : begun; }
+  Status Waited(const Status& begun) { return begun ? group_->Wait(nullptr) : begun; }
   Status Ended(Status status) {
     if (!status) Abort();
     return status;
