@@ -51,7 +51,7 @@ def check_kills(work, calm):
     expect_same(calm[config].digest(), killed.digest())
     lost = work.start(path, "lost", shrink=True, ranks=1, domains=2, set=settings)
     lost.wait_for(phase="gts", step=1)
-    lost.kill_domain()
+    lost.signal(lost.agents("local-2") + lost.workers("local-2"))
     lost.finish()
     expect_same(calm[config].digest(), lost.digest())
     expect(calm[config].record() == lost.record(), "metrics.jsonl differs")

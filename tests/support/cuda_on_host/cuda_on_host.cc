@@ -1,3 +1,4 @@
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -15,64 +16,77 @@ constexpr std::size_t kStackBytes = 64 << 10;
 
 enum class State { kReady, kAtWarp, kAtBlock, kDone };
 
+// A stack of its own that runs one thread of a block after another. It is entered once by
+// makecontext; from then on it is left and entered by _setjmp and _longjmp, which make no system
+// call.
 struct Fiber {
-  ucontext_t context;
+  ucontext_t first;
+  jmp_buf here;
+  bool entered = false;
   std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
   State state = State::kDone;
   float offered = 0;  // to the other lanes
 };
 
 struct Block {
-  ucontext_t scheduler;
-  std::vector<Fiber> fibers;
+  jmp_buf scheduler;
+  std::vector<std::unique_ptr<Fiber>> fibers;
   unsigned running = 0;
   const std::function<void()>* thread = nullptr;
 };
 Block block_state;
 
-void Enter() {
-  (*block_state.thread)();
-  block_state.fibers[block_state.running].state = State::kDone;
+void Wait(State where) {
+  Fiber& self = *block_state.fibers[block_state.running];
+  self.state = where;
+  if (_setjmp(self.here) == 0) _longjmp(block_state.scheduler, 1);
 }
 
-void Wait(State where) {
-  Fiber& self = block_state.fibers[block_state.running];
-  self.state = where;
-  swapcontext(&self.context, &block_state.scheduler);
+void RunThreads() {
+  for (;;) {
+    (*block_state.thread)();
+    Wait(State::kDone);
+  }
 }
+
+void Enter(Fiber& fiber) {
+  if (_setjmp(block_state.scheduler) != 0) return;
+  if (fiber.entered) _longjmp(fiber.here, 1);
+  fiber.entered = true;
+  getcontext(&fiber.first);
+  fiber.first.uc_stack.ss_sp = fiber.stack.get();
+  fiber.first.uc_stack.ss_size = kStackBytes;
+  makecontext(&fiber.first, RunThreads, 0);
+  setcontext(&fiber.first);
+}
+
+using Fibers = std::vector<std::unique_ptr<Fiber>>::iterator;
 
 // Lets those go on of whom everybody in [begin, end) who has not returned is `at` the same place.
-bool Release(std::vector<Fiber>::iterator begin, std::vector<Fiber>::iterator end, State at) {
-  const auto done = [](const Fiber& fiber) { return fiber.state == State::kDone; };
-  const auto there = [at](const Fiber& fiber) {
-    return fiber.state == at || fiber.state == State::kDone;
+bool Release(Fibers begin, Fibers end, State at) {
+  const auto done = [](const auto& fiber) { return fiber->state == State::kDone; };
+  const auto there = [at](const auto& fiber) {
+    return fiber->state == at || fiber->state == State::kDone;
   };
   if (!std::all_of(begin, end, there) || std::all_of(begin, end, done)) return false;
   for (auto fiber = begin; fiber != end; ++fiber) {
-    if (fiber->state == at) fiber->state = State::kReady;
+    if ((*fiber)->state == at) (*fiber)->state = State::kReady;
   }
   return true;
 }
 
 void RunBlock(unsigned threads) {
   Block& block = block_state;
-  block.fibers.resize(std::max<std::size_t>(block.fibers.size(), threads));
+  while (block.fibers.size() < threads) block.fibers.push_back(std::make_unique<Fiber>());
   const auto begin = block.fibers.begin(), end = begin + threads;
-  for (auto fiber = begin; fiber != end; ++fiber) {
-    getcontext(&fiber->context);
-    fiber->context.uc_stack.ss_sp = fiber->stack.get();
-    fiber->context.uc_stack.ss_size = kStackBytes;
-    fiber->context.uc_link = &block.scheduler;
-    makecontext(&fiber->context, Enter, 0);
-    fiber->state = State::kReady;
-  }
-  while (std::any_of(begin, end, [](const Fiber& f) { return f.state != State::kDone; })) {
+  for (auto fiber = begin; fiber != end; ++fiber) (*fiber)->state = State::kReady;
+  while (std::any_of(begin, end, [](const auto& f) { return f->state != State::kDone; })) {
     bool moved = false;
     for (unsigned i = 0; i < threads; ++i) {
-      if (block.fibers[i].state != State::kReady) continue;
+      if (block.fibers[i]->state != State::kReady) continue;
       block.running = i;
       threadIdx = dim3(i, 0, 0);
-      swapcontext(&block.scheduler, &block.fibers[i].context);
+      Enter(*block.fibers[i]);
       moved = true;
     }
     for (unsigned first = 0; first < threads; first += kWarp) {
@@ -102,9 +116,9 @@ void WaitForBlock() { Wait(State::kAtBlock); }
 
 float ShuffleXor(float value, int mask) {
   const unsigned lane = block_state.running;
-  block_state.fibers[lane].offered = value;
+  block_state.fibers[lane]->offered = value;
   Wait(State::kAtWarp);
-  const float other = block_state.fibers[lane ^ static_cast<unsigned>(mask)].offered;
+  const float other = block_state.fibers[lane ^ static_cast<unsigned>(mask)]->offered;
   Wait(State::kAtWarp);  // everybody has looked
   return other;
 }
