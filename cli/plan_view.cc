@@ -66,8 +66,9 @@ std::string Where(const PlanInput& in) {
 std::string Head(const PlanInput& in, const RunPlan& plan) {
   const ModelSizes& m = in.model;
   return in.config.name + " on " + Where(in) + "\n" +
-         (in.hardware.device ? "this dd2 trains on CPUs only: what devices would need and take\n"
-                             : "") +
+         (in.hardware.device
+              ? "training on GPUs has not been run on one yet: what they would need and take\n"
+              : "") +
          "\nteacher    " + m.name + " (" + ModelKindName(m.kind) +
          "): " + std::to_string(m.layers) + " layers, width " + std::to_string(m.width) + ", " +
          std::to_string(m.tokens) + " tokens of " + std::to_string(m.channels) + " channels, " +
@@ -232,9 +233,9 @@ std::vector<std::string> AssumptionsOf(const PlanInput& in) {
       "not counted; the score cache gives what gts reads"};
   if (in.hardware.device) {
     lines.push_back(
-        "devices: this dd2 trains on CPUs; a device is taken to hold what a worker holds now, with "
-        "activations and passes in bf16, state, gradients and score in fp32, blocks run again in "
-        "the backward pass");
+        "devices: not measured on one; activations and passes in bf16, state, gradients and score "
+        "in "
+        "fp32, blocks run again in the backward pass");
   }
   if (in.model.kind == ModelKind::kLlamaGen) {
     lines.push_back("LlamaGen's teacher already takes codes through an MLP (method 4.3)");

@@ -478,11 +478,11 @@ TEST(PlanTest, TimeIsCalledALowerBound) {
   const std::string text = FormatPlan(input, PlanOf(input), {});
   EXPECT_THAT(text, HasSubstr("a lower bound"));
   EXPECT_THAT(text, HasSubstr("115.5 hours on 8 A800"));
-  EXPECT_THAT(text, HasSubstr("this dd2 trains on CPUs only"));
+  EXPECT_THAT(text, HasSubstr("training on GPUs has not been run on one yet"));
   const PlanInput cpu = Input("var-d16", "cpu", 1);
   const std::string here = FormatPlan(cpu, PlanOf(cpu), {});
   EXPECT_THAT(here, Not(HasSubstr("A800")));
-  EXPECT_THAT(here, Not(HasSubstr("CPUs only")));
+  EXPECT_THAT(here, Not(HasSubstr("training on GPUs")));
 }
 
 TEST(PlanTest, ShardsFallOnRanks) {
