@@ -271,11 +271,13 @@ Result<boost::json::object> Measure(const Size& size, std::string_view precision
 bool Run(const Device& device, bool tiny, boost::json::object& report) {
   // The far device of the tests has no bf16.
   const bool cuda = device.api().torch_type == static_cast<std::int32_t>(at::kCUDA);
+  const auto bad = [](const Status& status) {
+    if (!status) std::printf("BAD  %s\n", status.error().message().c_str());
+    return !status;
+  };
+  if (bad(LoadTorchPart(device))) return false;
   const Checks checks(cuda);
-  if (const Status used = UseTorchDevice(device); !used) {
-    std::printf("BAD  %s\n", used.error().message().c_str());
-    return false;
-  }
+  if (bad(UseTorchDevice(device))) return false;
   bool fine = true;
   boost::json::array list;
   for (const Check& check : checks.OnDevice()) {

@@ -13,8 +13,12 @@ namespace {
 
 std::optional<Device> process_device;  // set before other threads begin
 
-// LibTorch's CUDA part registers itself when it is loaded. Nothing of ours links it, so that a
-// process on the CPU needs none of its libraries.
+bool IsCuda(const Device& device) {
+  return device.api().torch_type == static_cast<std::int32_t>(at::kCUDA);
+}
+
+// It registers itself when it is loaded. Nothing of ours links it, so that a process on the CPU
+// needs none of its libraries.
 Status LoadTorchCuda() {
   if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return {};
   return Error(
@@ -61,11 +65,13 @@ class CopyStream {
 
 }  // namespace
 
+Status LoadTorchPart(const Device& device) { return IsCuda(device) ? LoadTorchCuda() : Status(); }
+
 Status UseTorchDevice(const Device& device) {
   DD2_CHECK(!process_device);
-  if (device.api().torch_type == static_cast<std::int32_t>(at::kCUDA)) {
+  DD2_TRY(LoadTorchPart(device));
+  if (IsCuda(device)) {
     setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
-    DD2_TRY(LoadTorchCuda());
     MakeDeterministic();
   }
   process_device = device;

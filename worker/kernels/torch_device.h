@@ -11,10 +11,12 @@ namespace dd2 {
 // Where the networks of this process and their state lie, and where they are computed: the CPU, or
 // the one GPU that it took. LibTorch's side of device.h.
 
-// Takes `device` for good, before the first tensor is made: loads LibTorch's CUDA part, and turns
-// off whatever makes the bits of a result depend on timing (design 4): TF32, cuDNN's and cuBLAS's
-// choices, kernels with atomics, which then throw. kFailedPrecondition: LibTorch's CUDA libraries
-// are not there.
+// Loads LibTorch's CUDA part when `device` is a GPU. Before the first backward pass of the process,
+// in which LibTorch counts the devices. kFailedPrecondition: its libraries are not there.
+Status LoadTorchPart(const Device& device);
+// Takes `device` for good, before its first tensor is made: loads that part, and turns off whatever
+// makes the bits of a result depend on timing (design 4): TF32, cuDNN's and cuBLAS's choices,
+// kernels with atomics, which then throw.
 Status UseTorchDevice(const Device& device);
 
 // The CPU unless UseTorchDevice was called. Any thread.
