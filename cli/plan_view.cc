@@ -234,8 +234,7 @@ std::vector<std::string> AssumptionsOf(const PlanInput& in) {
   if (in.hardware.device) {
     lines.push_back(
         "devices: not measured on one; activations and passes in bf16, state, gradients and score "
-        "in "
-        "fp32, blocks run again in the backward pass");
+        "in fp32, blocks run again in the backward pass");
   }
   if (in.model.kind == ModelKind::kLlamaGen) {
     lines.push_back("LlamaGen's teacher already takes codes through an MLP (method 4.3)");

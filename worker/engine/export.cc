@@ -279,9 +279,10 @@ Status WriteExport(const std::filesystem::path& folder, const NetworkSpec& spec,
   DD2_TRY(files.MakeDirectories(folder));
   std::vector<TensorToWrite> tensors;
   const at::Tensor network = params.HostFlat();
-  const at::Tensor tokenizer = teacher.tokenizer->params().HostFlat();
+  at::Tensor tokenizer;  // as long as `tensors`, which point to it
   AddTensors(params.layout(), network, "", tensors);
   if (teacher.tokenizer->travels()) {
+    tokenizer = teacher.tokenizer->params().HostFlat();
     AddTensors(teacher.tokenizer->params().layout(), tokenizer, kTokenizerPrefix, tensors);
   }
   const std::filesystem::path temporary = folder / (std::string(kWeightsFile) + ".tmp");

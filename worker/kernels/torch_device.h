@@ -33,8 +33,8 @@ const Dd2DeviceApi& DeviceKernels();
 void CheckKernel(Dd2DeviceCode code);
 
 // Copies between host memory and memory of ComputeDevice(), either way; done when it returns. On
-// threads other than the compute thread it does not wait for what that has begun: call
-// WaitForCompute there first.
+// no thread does it wait for what the compute thread has begun: WaitForCompute comes first where
+// that may still use the memory.
 Status CopyMemory(void* to, const void* from, std::size_t bytes);
 // Compute thread: waits until everything it has begun on ComputeDevice() is done.
 Status WaitForCompute();

@@ -11,7 +11,7 @@ namespace dd2 {
 // fp32, contiguous, [rows, width], all of them on one device: on the CPU these are the functions of
 // row_kernels.h, on a GPU its kernels (device_api.h). Not for headers that others include.
 
-// Of tensors of the CPU.
+// Addresses on the tensor's device: only kernels may follow those of a GPU.
 inline float* Data(const at::Tensor& tensor) { return tensor.mutable_data_ptr<float>(); }
 inline const float* Values(const at::Tensor& tensor) { return tensor.const_data_ptr<float>(); }
 inline RowShape ShapeOf(const at::Tensor& tensor) { return {tensor.size(0), tensor.size(1)}; }
