@@ -68,7 +68,7 @@ json::object Describe(const proto::CheckpointManifest& manifest) {
   if (manifest.has_evaluation()) {
     document["evaluation"] = {{"phase", manifest.evaluation().phase()},
                               {"step", manifest.evaluation().step()},
-                              {"fdr", manifest.evaluation().fdr()}};
+                              {manifest.evaluation().figure(), manifest.evaluation().value()}};
   }
   json::array parts;
   for (const proto::CheckpointPart& part : manifest.parts()) {
@@ -101,9 +101,9 @@ void PrintText(const proto::CheckpointManifest& manifest) {
   }
   if (manifest.has_evaluation()) {
     const proto::Evaluation& evaluation = manifest.evaluation();
-    line("FDr", FormatValue(evaluation.fdr()) + ", evaluated at phase " +
-                    std::to_string(evaluation.phase()) + ", step " +
-                    std::to_string(evaluation.step()));
+    line(evaluation.figure() == "fid" ? "FID" : "FDr",
+         FormatValue(evaluation.value()) + ", evaluated at phase " +
+             std::to_string(evaluation.phase()) + ", step " + std::to_string(evaluation.step()));
   }
   line("seed", std::to_string(header.seed()));
   line("configuration", header.config_digest());

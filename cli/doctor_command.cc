@@ -70,7 +70,7 @@ int Examine(const DoctorArguments& arguments) {
     auto loaded = LoadRunConfig(arguments.config);
     if (!loaded) return Fail(loaded.error());
     config = std::move(*loaded);
-    if (const Status teacher = CheckTeacherFiles(*config); !teacher) {
+    if (const Status teacher = CheckInputFiles(*config); !teacher) {
       findings.push_back(Failed("teacher", teacher.error(), "set teacher.path"));
     }
   }

@@ -53,16 +53,25 @@ std::string SpeedTile(const ReportData& data, const std::string& batch, const st
   return Tile(label, RatioText(*speedup), below);
 }
 
+// Where a figure came from and what the teacher has.
+std::string Beside(const json::object& result, const std::string& figure) {
+  std::string below;
+  if (const auto start = FindNumber(result, figure + "_start"))
+    below = "from " + FigureText(*start);
+  if (const auto teacher = FindNumber(result, figure + "_teacher")) {
+    below += (below.empty() ? "teacher " : "; teacher ") + FigureText(*teacher);
+  }
+  return below;
+}
+
 std::string Tiles(const ReportData& data) {
   const json::object& result = data.result;
   std::string tiles;
   if (const auto end = FindNumber(result, "fdr_end")) {
-    std::string below;
-    if (const auto start = FindNumber(result, "fdr_start")) below = "from " + FigureText(*start);
-    if (const auto teacher = FindNumber(result, "fdr_teacher")) {
-      below += (below.empty() ? "teacher " : "; teacher ") + FigureText(*teacher);
-    }
-    tiles += Tile("FDr, one step", FigureText(*end), below);
+    tiles += Tile("FDr, one step", FigureText(*end), Beside(result, "fdr"));
+  }
+  if (const auto end = FindNumber(result, "fid_end")) {
+    tiles += Tile("FID, one step", FigureText(*end), Beside(result, "fid"));
   }
   if (const auto accuracy = FindNumber(result, "accuracy")) {
     const auto teacher = FindNumber(result, "accuracy_teacher");
@@ -200,7 +209,41 @@ std::string QualityByClass(const ReportData& data) {
          "variety or is shifted.</p>\n";
 }
 
+std::string AdmRow(const ReportData& data, const std::string& name, const std::string& suffix,
+                   const std::string& samples_key, bool main) {
+  const json::object& result = data.result;
+  if (!FindNumber(result, "fid_" + suffix)) return {};
+  std::string row =
+      std::string(main ? "<tr class=\"main\">" : "<tr>") + "<th>" + EscapeHtml(name) + "</th>";
+  for (const char* figure : {"fid", "sfid", "inception_score", "precision", "recall"}) {
+    row += "<td class=\"n\">" +
+           Cell(FindNumber(result, std::string(figure) + "_" + suffix), FigureText) + "</td>";
+  }
+  return row + "<td class=\"n\">" + Cell(FindNumber(result, samples_key), CountText) +
+         "</td></tr>\n";
+}
+
+// Of a run that was judged by Inception.
+std::string AdmQuality(const ReportData& data) {
+  const std::string rows =
+      AdmRow(data, "Teacher", "teacher", "teacher_samples", false) +
+      AdmRow(data, "One step, before training", "start", "samples_start", false) +
+      AdmRow(data, "One step, end", "end", "samples", true);
+  if (rows.empty()) return {};
+  return "<h2>Quality</h2>\n<div class=\"scroll\"><table><thead><tr><th></th><th "
+         "class=\"n\">FID</th>"
+         "<th class=\"n\">sFID</th><th class=\"n\">Inception Score</th><th "
+         "class=\"n\">Precision</th>"
+         "<th class=\"n\">Recall</th><th class=\"n\">Samples</th></tr></thead><tbody>\n" +
+         rows +
+         "</tbody></table></div>\n<p class=\"note\">As ADM’s evaluation suite defines them, "
+         "against "
+         "eval.reference. FID and sFID: lower is better, and both fall with the number of samples "
+         "(50,000 is customary).</p>\n";
+}
+
 std::string Quality(const ReportData& data) {
+  if (const std::string adm = AdmQuality(data); !adm.empty()) return adm;
   std::string rows =
       QualityRow(data, "Tokenizer reconstructions of the test set", "reconstruction",
                  "accuracy_reconstruction", "test_images", false) +
@@ -354,20 +397,22 @@ std::string TuningCurve(const ReportData& data) {
 }
 
 std::string QualityCurve(const ReportData& data) {
+  const bool adm = FindNumber(data.result, "fid_start").has_value();
+  const std::string figure = adm ? "fid" : "fdr";
   // The final evaluation takes more samples and stands in the table.
-  Track track = TrackOf(data, {"eval/fdr"}, "csd");
+  Track track = TrackOf(data, {"eval/" + figure}, "csd");
   // Distillation starts from the regression, where there is one.
-  const Track regressed = TrackOf(data, {"eval/fdr"}, "regress");
+  const Track regressed = TrackOf(data, {"eval/" + figure}, "regress");
   const bool regresses = std::ranges::any_of(
       data.phase_kinds, [](const auto& phase) { return phase.second == "regress"; });
   std::optional<double> start;
-  if (!regresses) start = FindNumber(data.result, "fdr_start");
+  if (!regresses) start = FindNumber(data.result, figure + "_start");
   if (!regressed.points.empty()) start = regressed.points.back().second;
   if (start && !track.points.empty() && track.points.front().first > 0) {
     track.points.insert(track.points.begin(), {0.0, *start});
   }
   Chart chart{
-      .title = "FDr of the one-step generator",
+      .title = std::string(adm ? "FID" : "FDr") + " of the one-step generator",
       .note = "measured during distillation with fewer samples than the table: compare the shape",
       .x_label = "distillation cycle",
       .series = {},
@@ -376,7 +421,7 @@ std::string QualityCurve(const ReportData& data) {
       .levels = {},
       .borders = track.borders};
   chart.series.push_back({.points = track.points, .dots = true, .faint = false});
-  if (const auto teacher = FindNumber(data.result, "fdr_teacher")) {
+  if (const auto teacher = FindNumber(data.result, figure + "_teacher")) {
     chart.levels.emplace_back(*teacher, "teacher " + FigureText(*teacher));
   }
   return RenderChart(chart);

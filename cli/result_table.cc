@@ -75,6 +75,12 @@ Result<std::string> FormatResultTable(std::string_view result_json) {
   AddFigure(out, result, "fdr_start", "FDr one step, before training", "%.2f");
   AddFigure(out, result, "fdr_end", "FDr one step, after training", "%.2f");
   AddFigure(out, result, "accuracy", "class accuracy, after training", "%.3f");
+  AddFigure(out, result, "fid_teacher", "FID teacher", "%.2f");
+  AddFigure(out, result, "fid_start", "FID one step, before training", "%.2f");
+  AddFigure(out, result, "fid_end", "FID one step, after training", "%.2f");
+  AddFigure(out, result, "inception_score_end", "Inception Score, after training", "%.1f");
+  AddFigure(out, result, "precision_end", "precision, after training", "%.3f");
+  AddFigure(out, result, "recall_end", "recall, after training", "%.3f");
   AddFigure(out, result, "speedup_batch1", "sampling speed-up at batch 1", "%.1fx");
   AddFigure(out, result, "speedup_batch64", "sampling speed-up at batch 64", "%.1fx");
   AddTimes(out, result);

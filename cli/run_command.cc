@@ -92,7 +92,7 @@ tl::expected<ShrunkRun, StartFailure> PlanOf(const RunArguments& arguments) {
     // What the run itself would be refused for.
     std::error_code ignored;
     if (!run.teacher || fs::exists(config.teacher.path, ignored)) {
-      DD2_TRY(CheckTeacherFiles(config));
+      DD2_TRY(CheckInputFiles(config));
     }
     return run;
   }();
@@ -107,7 +107,7 @@ Status FinishRehearsal(const ShrunkRun& plan, PreparedRun& run) {
                       " with small networks and few steps: what it makes is useless");
   run.config_path = run.folder / "config.yaml";  // what a resume is told to take
   Status ready = WriteSmallTeacher(plan);
-  if (ready) ready = CheckTeacherFiles(plan.config);
+  if (ready) ready = CheckInputFiles(plan.config);
   if (!ready) AbandonRun(run);
   return ready;
 }

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <system_error>
+#include <tuple>
 
 #include "cli/config_diff.h"
 #include "cli/model_sizes.h"
 #include "common/config.h"
+#include "storage/npz.h"
 #include "storage/safetensors.h"
 #include "storage/teacher_folder.h"
 
@@ -233,12 +235,12 @@ Status CheckImportedTeacher(const RunConfig& config) {
   const auto measures = [](const PhaseConfig& phase) {
     return phase.kind == PhaseKind::kEval || phase.eval_every > 0;
   };
-  if (std::ranges::any_of(config.phases, measures)) {
+  if (!config.eval.by_inception() && std::ranges::any_of(config.phases, measures)) {
     return Error(Code::kInvalidArgument,
                  "teacher.path " + folder.string() +
-                     " was imported and has no evaluation network: take the phase eval and "
-                     "eval_every out of the configuration, and measure exported models (dd2 "
-                     "sample --out FILE.npz, then dd2 eval --images FILE.npz)");
+                     " was imported and has no evaluation network: set eval.inception and "
+                     "eval.reference (FID, docs/CLI.md), or take the phase eval and eval_every "
+                     "out of the configuration");
   }
   for (const std::string_view name : {kTransformerFile, kTokenizerFile}) {
     const auto file = SafetensorsFile::Open(folder / name);
@@ -247,10 +249,30 @@ Status CheckImportedTeacher(const RunConfig& config) {
   return {};
 }
 
+// Whether they hold what they should is seen by the workers, when they begin.
+Status CheckJudgeFiles(const EvalConfig& eval) {
+  if (!eval.by_inception()) return {};
+  for (const auto& [setting, path, advice] :
+       {std::tuple("eval.inception", &eval.inception,
+                   "FID's network pt_inception-2015-12-05, as pytorch-fid publishes it"),
+        std::tuple("eval.reference", &eval.reference,
+                   "ADM's VIRTUAL_imagenet256_labeled.npz or alike")}) {
+    std::error_code ignored;
+    if (fs::is_regular_file(*path, ignored)) continue;
+    return Error(Code::kNotFound, std::string(setting) + " " + *path + " is not there (" + advice +
+                                      "); to train without FID, empty both eval.inception and "
+                                      "eval.reference and take eval and eval_every out");
+  }
+  const auto reference = NpzFile::Open(eval.reference);
+  if (!reference) return reference.error().Wrap("eval.reference");
+  return {};
+}
+
 }  // namespace
 
-Status CheckTeacherFiles(const RunConfig& config) {
+Status CheckInputFiles(const RunConfig& config) {
   DD2_TRY(CheckPassMode(config));
+  DD2_TRY(CheckJudgeFiles(config.eval));
   const fs::path folder = config.teacher.path;
   std::error_code ignored;
   if (fs::exists(folder / kTeacherFile, ignored)) return CheckImportedTeacher(config);
@@ -268,7 +290,7 @@ Status CheckTeacherFiles(const RunConfig& config) {
 tl::expected<RunConfig, StartFailure> CheckRequest(const RunRequest& request) {
   auto config = LoadRunConfig(request.config, OverridesOf(request));
   if (!config) return tl::unexpected(BadInput(config.error()));
-  if (auto teacher = CheckTeacherFiles(*config); !teacher) {
+  if (auto teacher = CheckInputFiles(*config); !teacher) {
     return tl::unexpected(BadInput(teacher.error()));
   }
   return std::move(*config);

@@ -61,10 +61,10 @@ tl::expected<PreparedRun, StartFailure> PrepareRun(const RunRequest& request, Ru
 // Takes back what PrepareRun made of a new folder: for a run that could not be started at all.
 void AbandonRun(const PreparedRun& run);
 
-// The three weight files of the teacher's folder open and are whole. kNotFound: one is missing;
-// kCorruption: a truncated or foreign file, with its name.
-// Or those of an imported one; kInvalidArgument: `config` asks for measurements, which it lacks the
-// network for, or it is a LlamaGen, which cannot be distilled yet.
-Status CheckTeacherFiles(const RunConfig& config);
+// The teacher's weight files open and are whole, and those of eval.inception are there. kNotFound:
+// one is missing; kCorruption: a truncated or foreign file, with its name. kInvalidArgument:
+// `config` asks an imported teacher for measurements without eval.inception, or it is a LlamaGen
+// that takes codes through a table.
+Status CheckInputFiles(const RunConfig& config);
 
 }  // namespace dd2

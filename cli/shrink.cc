@@ -98,6 +98,17 @@ void ShrinkPhase(PhaseConfig& phase, int shards) {
   phase.checkpoint_every = std::min(phase.checkpoint_every, 1);
 }
 
+// Features of all reference images are no work of a minute. The files themselves are looked at when
+// the large run begins.
+void LeaveOutFid(RunConfig& config) {
+  config.eval.inception.clear();
+  config.eval.reference.clear();
+  config.checkpoint.keep_best = 0;
+  std::erase_if(config.phases,
+                [](const PhaseConfig& phase) { return phase.kind == PhaseKind::kEval; });
+  for (PhaseConfig& phase : config.phases) phase.eval_every = 0;
+}
+
 }  // namespace
 
 Result<ShrunkRun> Shrink(const RunConfig& config, const fs::path& folder) {
@@ -120,6 +131,7 @@ Result<ShrunkRun> Shrink(const RunConfig& config, const fs::path& folder) {
        {&small.eval.samples, &small.eval.curve_samples, &small.eval.reference_images}) {
     *images = std::min(*images, kImages);
   }
+  if (small.eval.by_inception()) LeaveOutFid(small);
   for (PhaseConfig& phase : small.phases) ShrinkPhase(phase, small.batch.shards);
   // Settings that follow from others, and the rules once more.
   DD2_TRY_ASSIGN(out.config, ParseRunConfig(DumpRunConfig(small), config.name + " --shrink",

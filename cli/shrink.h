@@ -11,7 +11,7 @@ namespace dd2 {
 
 // `dd2 run --shrink`: a rehearsal. Every phase of a configuration, each a few small steps, on small
 // networks of the teacher's kind: the whole way of a large run in a minute, without its devices and
-// without its teacher. What comes out is useless.
+// without its teacher. What comes out is useless. Evaluation by FID (eval.inception) is left out.
 
 // Random ones that stand for a released teacher.
 struct SmallTeacher {

@@ -60,6 +60,11 @@ class RunRules {
           "\"" + config_.model.precision.substr(0, 60) +
               "\" is neither fp32 (the default) nor bf16");
     }
+    if (config_.eval.inception.empty() != config_.eval.reference.empty()) {
+      const bool has_network = config_.eval.reference.empty();
+      Add(has_network ? "eval.reference" : "eval.inception", {"eval.inception", "eval.reference"},
+          std::string("is empty: FID takes both, eval.inception and eval.reference (or neither)"));
+    }
     if (!ParseCheckpointInterval(config_.checkpoint.interval)) {
       Add("checkpoint.interval", {},
           "\"" + config_.checkpoint.interval.substr(0, 60) +

@@ -21,7 +21,7 @@ enum class PhaseKind : std::uint8_t {
   kGts = 3,           // AR-diffusion tuning with the ground truth score (method 4)
   kCsd = 4,           // K guidance updates + 1 generator update, repeated (method 5)
   kAlign = 5,         // EMA into generator, generator frozen, guidance only (method 3)
-  kEval = 6,          // FD, FDr, class accuracy, speed
+  kEval = 6,          // FDr and class accuracy, or FID and its relatives; speed
   kExport = 7,        // one safetensors file + JSON that `dd2 sample` and `dd2 eval` take
   kRegress = 8,       // optional warm start of the generator on ODE trajectories, as in DD1
 };
@@ -72,7 +72,7 @@ struct CacheConfig {
 struct CheckpointConfig {
   int keep_last = 3;              // the newest ones are kept
   int keep_every = 0;             // and every k-th that was ever committed, for good; 0: none
-  int keep_best = 0;              // and the n with the best FDr; 0: none. Others are deleted
+  int keep_best = 0;              // and the n with the best FDr or FID; 0: none. Others are deleted
   std::string interval = "auto";  // ParseCheckpointInterval
   int memory_every = 10;          // steps of training between snapshots in memory; 0: none
 };
@@ -86,9 +86,15 @@ struct CheckpointInterval {
 std::optional<CheckpointInterval> ParseCheckpointInterval(std::string_view text);
 
 struct EvalConfig {
+  // Both or neither. With them images are judged as ADM's suite does it (FID and the rest), without
+  // by the teacher's evaluation network (FDr), which an imported teacher lacks.
+  std::string inception;  // weights of FID's network, .pth or .safetensors
+  std::string reference;  // .npz with images or their statistics
+  bool by_inception() const { return !inception.empty(); }
+
   int samples = 5000;            // of the final evaluation, stratified over classes
-  int curve_samples = 2000;      // of each point of the FDr curve
-  int reference_images = 10000;  // test images that distances are measured to
+  int curve_samples = 2000;      // of each point of the curve of quality
+  int reference_images = 10000;  // test images that FDr is measured to
 };
 
 // Where the coordinator listens, for workers and agents as well as for HTTP.
@@ -137,7 +143,7 @@ struct PhaseConfig {
   double generator_t_min = 0.05;
   double generator_t_max = 0.98;
   double sid_alpha = 1.0;    // alpha of the SiD loss
-  int eval_every = 0;        // csd: cycles between points of the FDr curve; 0: none
+  int eval_every = 0;        // csd: cycles between points of the curve of quality; 0: none
   int checkpoint_every = 0;  // steps between checkpoints inside the phase; 0: only at its end
 };
 

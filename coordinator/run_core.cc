@@ -175,7 +175,7 @@ void RunCore::OnProgress(WorkerMember& member, const proto::Progress& progress, 
     SetMetric(step.metrics, metric.name(), metric.value());
     SetMetric(state_.metrics, metric.name(), metric.value());
     state_.metrics_unix_ms = at.unix_ms;
-    if (metric.name() == "eval/fdr") OnEvaluation(reported, metric.value(), out);
+    OnEvaluation(reported, metric, out);
   }
   if (!step.metrics.empty()) out.emplace_back(RecordAction{std::move(step)});
   strikes_.clear();

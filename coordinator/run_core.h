@@ -82,7 +82,7 @@ class RunCore {
   void Expire(Moment at, Actions& out);
 
   // Checkpoints beside the messages about them (run_core_checkpoint.cc).
-  void OnEvaluation(RunPosition position, double fdr, Actions& out);
+  void OnEvaluation(RunPosition position, const proto::Metric& metric, Actions& out);
   // Why the disk cannot hold the next checkpoints; empty: it can, or nobody knows.
   std::string LackOfSpace() const;
   void RequestDueCheckpoint(Moment at, Actions& out);

@@ -34,14 +34,17 @@ bool Trains(PhaseKind kind) {
 
 // Journalled, so that a restarted coordinator gives the same checkpoints up. The final evaluation
 // has more samples than the points of the curve and is not compared with them.
-void RunCore::OnEvaluation(RunPosition position, double fdr, Actions& out) {
+void RunCore::OnEvaluation(RunPosition position, const proto::Metric& metric, Actions& out) {
+  if (metric.name() != "eval/fdr" && metric.name() != "eval/fid") return;
   const auto phase = static_cast<std::size_t>(position.phase);
-  if (!std::isfinite(fdr) || options_.config.phases.at(phase).kind == PhaseKind::kEval) return;
+  if (!std::isfinite(metric.value()) || options_.config.phases.at(phase).kind == PhaseKind::kEval)
+    return;
   proto::JournalRecord record;
   proto::Evaluation& evaluation = *record.mutable_evaluated();
   evaluation.set_phase(position.phase);
   evaluation.set_step(position.step);
-  evaluation.set_fdr(fdr);
+  evaluation.set_value(metric.value());
+  evaluation.set_figure(metric.name().substr(std::string_view("eval/").size()));
   ledger_.OnEvaluation(evaluation);
   Journal(std::move(record), out);
 }

@@ -30,13 +30,13 @@ std::vector<std::string> ExpiredCheckpoints(const CheckpointConfig& rule,
   std::vector<std::size_t> best;
   for (std::size_t i = 0; i < size; ++i) {
     const auto& evaluation = committed[i].evaluation;
-    if (!evaluation || !std::isfinite(evaluation->fdr())) continue;
+    if (!evaluation || !std::isfinite(evaluation->value())) continue;
     if (evaluations.emplace(evaluation->phase(), evaluation->step()).second) best.push_back(i);
   }
   // Among equals the newer one.
   std::sort(best.begin(), best.end(), [&](std::size_t a, std::size_t b) {
-    return std::make_tuple(committed[a].evaluation->fdr(), b) <
-           std::make_tuple(committed[b].evaluation->fdr(), a);
+    return std::make_tuple(committed[a].evaluation->value(), b) <
+           std::make_tuple(committed[b].evaluation->value(), a);
   });
   const auto count = static_cast<std::size_t>(std::max(rule.keep_best, 0));
   for (std::size_t i = 0; i < std::min(best.size(), count); ++i) kept[best[i]] = true;

@@ -146,12 +146,11 @@ TEST_F(EvaluatorTest, DistancesOfADivergedGeneratorAreLeftOut) {
   weights.flat().fill_(std::nan(""));
   const Network diverged(spec_, weights);
   EvalInputs inputs;
-  inputs.context = &context;
   inputs.generator = &diverged;
   inputs.samples = 40;
   inputs.latency_repeats_batch1 = 0;
   inputs.latency_repeats_batch64 = 0;
-  const auto text = RunEvaluation(inputs, *alone);
+  const auto text = RunEvaluation(inputs, context, *alone);
   ASSERT_TRUE(text) << text.error().message();
   const boost::json::object out = boost::json::parse(*text).as_object();
   EXPECT_FALSE(out.contains("fdr_end"));
@@ -187,20 +186,17 @@ TEST_F(EvaluatorTest, RunEvaluationReportsAndDraws) {
   const std::filesystem::path folder =
       std::filesystem::path(::testing::TempDir()) / "evaluation-samples";
   std::filesystem::remove_all(folder);
-  const Network start(spec_, MakeTinyGenerator(spec_, 10));
   std::vector<std::string> texts;
   std::mutex mutex;
   ThreadWorld(2).Run([&](Collectives& collectives) {
     const EvalContext context = Context(collectives);
     EvalInputs inputs;
-    inputs.context = &context;
     inputs.generator = &*network_;
-    inputs.start = &start;
     inputs.samples = 300;
     inputs.samples_folder = folder;
     inputs.latency_repeats_batch1 = 2;
     inputs.latency_repeats_batch64 = 1;
-    const auto text = RunEvaluation(inputs, collectives);
+    const auto text = RunEvaluation(inputs, context, collectives);
     const std::lock_guard lock(mutex);
     texts.push_back(text ? *text : "error: " + text.error().message());
   });
@@ -209,16 +205,16 @@ TEST_F(EvaluatorTest, RunEvaluationReportsAndDraws) {
   const boost::json::object out = boost::json::parse(texts[0]).as_object();
   for (const char* field :
        {"fdr_end", "fd_end", "accuracy", "samples", "fdr_teacher", "fd_teacher", "accuracy_teacher",
-        "teacher_samples", "fdr_start", "fdr_reconstruction", "fd_reconstruction", "accuracy_real",
+        "teacher_samples", "fdr_reconstruction", "fd_reconstruction", "accuracy_real",
         "speedup_batch1", "speedup_batch64", "latency", "classes", "fdr_by_class_end",
-        "fdr_by_class_teacher", "fdr_by_class_start"}) {
+        "fdr_by_class_teacher"}) {
     EXPECT_TRUE(out.contains(field)) << field;
   }
   const boost::json::object& single = out.at("latency").at("batch1").as_object();
   EXPECT_NEAR(out.at("speedup_batch1").as_double(),
               single.at("teacher_ms").as_double() / single.at("one_step_ms").as_double(), 1e-9);
   EXPECT_EQ(out.at("samples").as_int64(), 300);
-  for (const char* name : {"teacher", "generator", "start", "real", "reconstruction"}) {
+  for (const char* name : {"teacher", "generator", "real", "reconstruction"}) {
     const auto image = ReadGreyPng(folder / (std::string(name) + ".png"));
     ASSERT_TRUE(image) << name;
     EXPECT_EQ(image->width, 300);
@@ -240,13 +236,12 @@ TEST_F(EvaluatorTest, AnErrorOfRankZeroReachesEveryRank) {
   ThreadWorld(2).Run([&](Collectives& collectives) {
     const EvalContext context = Context(collectives);
     EvalInputs inputs;
-    inputs.context = &context;
     inputs.generator = &*network_;
     inputs.samples = 20;
     inputs.samples_folder = blocked;
     inputs.latency_repeats_batch1 = 0;
     inputs.latency_repeats_batch64 = 0;
-    const auto text = RunEvaluation(inputs, collectives);
+    const auto text = RunEvaluation(inputs, context, collectives);
     const std::lock_guard lock(mutex);
     messages.push_back(text ? "no error" : text.error().message());
   });

@@ -10,20 +10,17 @@
 #include <optional>
 
 #include "common/json.h"
-#include "storage/npz.h"
-#include "worker/engine/adm_cache.h"
-#include "worker/engine/adm_metrics.h"
+#include "worker/engine/adm_evaluation.h"
 #include "worker/engine/image_set.h"
 #include "worker/engine/options.h"
 #include "worker/models/inception.h"
+#include "worker/parallel/collectives.h"
 
 namespace dd2 {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::int64_t kBatch = 25;        // images in the network at once: 250 MB of feature maps
-constexpr std::int64_t kFewestImages = 4;  // a third neighbour must exist
 constexpr std::int64_t kUnbiasedEnough = 10000;
 constexpr std::int64_t kCustomary = 50000;
 constexpr std::chrono::seconds kQuiet{10};  // between lines of progress without a terminal
@@ -36,7 +33,7 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
   ~Progress() {
-    if (terminal_) std::fputc('\n', stderr);
+    if (terminal_ && shown_ != begun_) std::fputc('\n', stderr);
   }
 
   void Show(std::int64_t done) {
@@ -59,86 +56,15 @@ class Progress {
   Clock::time_point shown_ = begun_;
 };
 
-Result<AdmSet> ComputeSet(const std::string& what, ImageSet& images, const Inception& inception) {
-  Progress progress(what, images.count());
-  const AdmSource source = [&](std::int64_t begin, std::int64_t end) -> Result<AdmFeatures> {
-    std::vector<at::Tensor> pool;
-    std::vector<at::Tensor> spatial;
-    for (std::int64_t at = begin; at < end; at += kBatch) {
-      DD2_TRY_ASSIGN(const at::Tensor batch, images.Read(at, std::min(end, at + kBatch)));
-      const InceptionFeatures features = inception.Features(batch);
-      pool.push_back(features.pool);
-      spatial.push_back(features.spatial);
-      progress.Show(at + batch.size(0));
-    }
-    return AdmFeatures{.pool = at::cat(pool), .spatial = at::cat(spatial)};
-  };
-  const std::unique_ptr<Collectives> alone = NewLocalCollectives();
-  return CollectAdmSet(images.count(), Inception::kPool, Inception::kSpatial, source, *alone);
-}
-
-// The set from the cache, or computed and kept there.
-Result<AdmSet> SetOf(const std::string& what, ImageSet& images, const Inception& inception,
-                     bool use_cache) {
-  if (!use_cache) return ComputeSet(what, images, inception);
-  DD2_TRY_ASSIGN(const Digest128 digest, images.Digest());
-  const Digest128 key = AdmCacheKey(digest, inception.digest());
-  const std::filesystem::path folder = AdmCacheFolder();
-  Result<AdmSet> kept = LoadAdmSet(folder, key, images.count());
-  if (kept) return kept;
-  if (kept.error().code() != Code::kNotFound) {
-    std::fprintf(stderr, "%s: computed again, %s\n", what.c_str(), kept.error().message().c_str());
-  }
-  DD2_TRY_ASSIGN(AdmSet set, ComputeSet(what, images, inception));
-  if (const Status stored = StoreAdmSet(folder, key, set); !stored) {
-    std::fprintf(stderr, "%s: not kept in %s: %s\n", what.c_str(), folder.c_str(),
-                 stored.error().message().c_str());
-  }
-  return set;
-}
-
-// What the reference file gives; absent parts cannot be measured against.
-struct Reference {
-  std::unique_ptr<ImageSet> images;
-  std::optional<FeatureStats> pool_stats;
-  std::optional<FeatureStats> spatial_stats;
-  std::optional<at::Tensor> pool;
-};
-
-Result<Reference> OpenReference(const std::filesystem::path& path) {
-  DD2_TRY_ASSIGN(const NpzFile file, NpzFile::Open(path));
-  Reference reference;
-  if (file.Has("mu")) {
-    DD2_TRY_ASSIGN(reference.pool_stats, ReadStats(file, "mu", "sigma", Inception::kPool));
-  }
-  if (file.Has("mu_s")) {
-    DD2_TRY_ASSIGN(reference.spatial_stats,
-                   ReadStats(file, "mu_s", "sigma_s", Inception::kSpatial));
-  }
-  if (file.Has("arr_0")) {
-    DD2_TRY_ASSIGN(reference.images, ImageSet::Open(path));
-  } else if (!reference.pool_stats) {
-    return Error(Code::kInvalidArgument,
-                 path.string() +
-                     " has neither images (arr_0) nor statistics (mu, sigma): take ADM's "
-                     "VIRTUAL_imagenet256_labeled.npz, or numpy.savez('ref.npz', images)");
-  }
-  return reference;
-}
-
-Status Complete(Reference& reference, const Inception& inception, bool use_cache) {
-  if (reference.images == nullptr) return {};
-  DD2_TRY_ASSIGN(const AdmSet set, SetOf("reference", *reference.images, inception, use_cache));
-  reference.pool = set.pool;
-  if (!reference.pool_stats) reference.pool_stats = set.pool_stats;
-  if (!reference.spatial_stats) reference.spatial_stats = set.spatial_stats;
-  return {};
-}
-
-Status CheckCount(const std::string& what, const ImageSet& images) {
-  if (images.count() >= kFewestImages) return {};
-  return Error(Code::kInvalidArgument, what + " has " + std::to_string(images.count()) +
-                                           " images, at least 4 are needed (50,000 is customary)");
+// The features of `images`, with progress on standard error while they are computed.
+AdmSetOptions OptionsFor(const std::string& what, const ImageSet& images, bool use_cache) {
+  const auto progress = std::make_shared<Progress>(what, images.count());
+  return {.use_cache = use_cache,
+          .progress = [progress](std::int64_t done) { progress->Show(done); },
+          .warn =
+              [what](const std::string& line) {
+                std::fprintf(stderr, "%s: %s\n", what.c_str(), line.c_str());
+              }};
 }
 
 boost::json::value NumberOrNull(std::optional<double> number) {
@@ -146,30 +72,7 @@ boost::json::value NumberOrNull(std::optional<double> number) {
   return *number;
 }
 
-struct Figures {
-  std::int64_t samples = 0;
-  double fid = 0;
-  std::optional<double> spatial_fid;
-  InceptionScoreResult score;
-  std::optional<PrecisionRecallResult> shares;
-};
-
-Result<Figures> Compare(const AdmSet& samples, const Reference& reference,
-                        const Inception& inception) {
-  Figures figures{.samples = samples.count(), .spatial_fid = {}, .score = {}, .shares = {}};
-  figures.fid = FrechetDistance(samples.pool_stats, *reference.pool_stats);
-  if (reference.spatial_stats) {
-    figures.spatial_fid = FrechetDistance(samples.spatial_stats, *reference.spatial_stats);
-  }
-  figures.score = InceptionScore(samples.pool, inception.last_weight());
-  if (reference.pool) {
-    const std::unique_ptr<Collectives> alone = NewLocalCollectives();
-    DD2_TRY_ASSIGN(figures.shares, PrecisionRecall(*reference.pool, samples.pool, *alone));
-  }
-  return figures;
-}
-
-void Print(const Figures& figures, bool as_json) {
+void Print(const AdmFigures& figures, bool as_json) {
   const std::string label = FidLabel(figures.samples);
   std::optional<double> precision;
   std::optional<double> recall;
@@ -227,12 +130,12 @@ Status EvalImages(const std::vector<std::string>& arguments) {
         "as .pth or .safetensors");
   }
   const bool use_cache = !options.Has("--no-cache");
+  const std::unique_ptr<Collectives> alone = NewLocalCollectives();
   // What is wrong with any input is said before the hours of computing.
   DD2_TRY_ASSIGN(const std::unique_ptr<ImageSet> images,
                  ImageSet::Open(options.Text("--images", "")));
-  DD2_TRY(CheckCount("--images", *images));
-  DD2_TRY_ASSIGN(Reference reference, OpenReference(options.Text("--reference", "")));
-  if (reference.images != nullptr) DD2_TRY(CheckCount("--reference", *reference.images));
+  DD2_TRY(CheckAdmCount("--images", images->count()));
+  DD2_TRY_ASSIGN(AdmReference reference, OpenAdmReference(options.Text("--reference", "")));
   DD2_TRY_ASSIGN(const Inception inception, Inception::Load(options.Text("--inception", "")));
   if (images->count() < kUnbiasedEnough) {
     std::fprintf(stderr,
@@ -240,9 +143,13 @@ Status EvalImages(const std::vector<std::string>& arguments) {
                  "equally many\n",
                  static_cast<long long>(images->count()), FidLabel(images->count()).c_str());
   }
-  DD2_TRY(Complete(reference, inception, use_cache));
-  DD2_TRY_ASSIGN(const AdmSet samples, SetOf("samples", *images, inception, use_cache));
-  DD2_TRY_ASSIGN(const Figures figures, Compare(samples, reference, inception));
+  if (reference.images != nullptr) {
+    const AdmSetOptions request = OptionsFor("reference", *reference.images, use_cache);
+    DD2_TRY(CompleteAdmReference(reference, inception, request, *alone));
+  }
+  DD2_TRY_ASSIGN(const AdmSet samples,
+                 AdmSetOf(*images, inception, OptionsFor("samples", *images, use_cache), *alone));
+  DD2_TRY_ASSIGN(const AdmFigures figures, CompareAdm(samples, reference, inception, *alone));
   Print(figures, options.Has("--json"));
   return {};
 }

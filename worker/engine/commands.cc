@@ -12,6 +12,7 @@
 #include "storage/npz.h"
 #include "storage/safetensors.h"
 #include "worker/engine/adm_command.h"
+#include "worker/engine/adm_evaluation.h"
 #include "worker/engine/evaluation.h"
 #include "worker/engine/evaluator.h"
 #include "worker/engine/export.h"
@@ -129,13 +130,7 @@ Status WriteSampleNpz(const std::filesystem::path& path, const ExportedModel& mo
                  NpzWriter::Create(RealFileSystem(), path));
   std::vector<std::int64_t> labels;
   DD2_TRY(DrawChunks(model, classes, count, seed, [&](const Drawn& chunk) -> Status {
-    const at::Tensor bytes = ((chunk.images + 1) * 127.5)
-                                 .round()
-                                 .clamp(0, 255)
-                                 .to(at::kByte)
-                                 .permute({0, 2, 3, 1})
-                                 .expand({-1, -1, -1, 3})
-                                 .contiguous();
+    const at::Tensor bytes = ImageBytes(chunk.images);
     if (labels.empty()) {
       const std::int64_t shape[] = {all, bytes.size(1), bytes.size(2), 3};
       DD2_TRY(writer->Begin("arr_0", Dtype::kU8, shape));
@@ -242,13 +237,13 @@ void PrintPoint(const EvalPoint& point, const EvalContext& context, std::uint64_
                 bool as_json) {
   const EvalPoint& reference = context.reconstruction_point();
   if (as_json) {
-    boost::json::object out{{"accuracy", point.accuracy},
-                            {"samples", point.samples},
+    boost::json::object out{{"samples", point.samples},
                             {"seed", seed},
                             {"fd_reconstruction", reference.fd},
                             {"accuracy_reconstruction", reference.accuracy},
                             {"test_images", context.images().size(0)}};
-    AddDistances(point, "", out);
+    AddQuality(QualityOf(point), "", out);
+    AddClasses(point, "", out);
     std::printf("%s\n", boost::json::serialize(out).c_str());
     return;
   }

@@ -14,7 +14,6 @@ struct LabelledImages {
   at::Tensor labels;  // [N] int64, 0..9
   std::int64_t count() const { return images.size(0); }
 };
-using ImageSet = LabelledImages;
 
 enum class Split : std::uint8_t { kTrain, kTest };  // 60,000 and 10,000 images
 

@@ -79,9 +79,9 @@ Result<ScoredImages> ScoreImages(const Classifier& classifier, std::int64_t coun
 Status CheckMeasurable(const TeacherBundle& bundle) {
   if (bundle.classifier) return {};
   return Error(Code::kFailedPrecondition,
-               "an imported teacher has no evaluation network: take the phase eval and eval_every "
-               "out of the configuration, and measure exported models (dd2 sample --out "
-               "FILE.npz, then dd2 eval --images FILE.npz)");
+               "an imported teacher has no evaluation network: set eval.inception and "
+               "eval.reference (FID), or take the phase eval and eval_every out of the "
+               "configuration");
 }
 
 Result<EvalContext> EvalContext::Create(const TeacherBundle& bundle,

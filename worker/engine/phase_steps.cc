@@ -28,6 +28,10 @@ constexpr std::int64_t kCheckImages = 1000;
 // Blocks between two exchanges of the sample phase: how long a pause or stop may have to wait.
 constexpr std::int64_t kBlocksPerStep = 8;
 
+// Figures of the eval phase that are metrics too, as far as the judge gives them.
+constexpr const char* kEvalMetrics[] = {
+    "fdr", "fd", "accuracy", "fid", "sfid", "inception_score", "precision", "recall"};
+
 // The last sample phase at or before `phase`.
 std::optional<std::int32_t> SamplePhaseFor(const RunConfig& config, std::int32_t phase) {
   for (std::int32_t i = phase; i >= 0; --i) {
@@ -47,7 +51,8 @@ PhaseSteps::PhaseSteps(const WorkerOptions& options, const RunConfig& config,
       collectives_(collectives),
       state_(state),
       teacher_mode_(std::move(teacher_mode)),
-      trainer_(config, teacher, collectives, state) {}
+      trainer_(config, teacher, collectives, state),
+      judge_(config, teacher, collectives) {}
 
 PhaseSteps::~PhaseSteps() = default;
 
@@ -64,24 +69,14 @@ Status PhaseSteps::EnterPhase(std::int32_t index) {
     sequences_loaded_ = false;
   }
   const bool distils = phase().kind == PhaseKind::kCsd || phase().kind == PhaseKind::kRegress;
-  if (!distils || !teacher_.classifier) return {};
+  if (!distils || !judge_.able()) return {};
   if (!state_.start) DD2_TRY(EvaluateStart());
   return ShowStart();
 }
 
 Status PhaseSteps::Regroup(const RankLayout& ranks) {
   trainer_.Regroup(ranks);
-  // A rank that came later, or was interrupted while it was made, lacks it.
-  DD2_TRY_ASSIGN(const std::int64_t all_have_reference, Smallest(reference_ ? 1 : 0));
-  if (all_have_reference == 0) reference_.reset();
-  return {};
-}
-
-Result<std::int64_t> PhaseSteps::Smallest(std::int64_t mine) {
-  std::vector<std::int64_t> all(static_cast<std::size_t>(collectives_.world_size()));
-  DD2_TRY(collectives_.AllGather(std::as_bytes(std::span(&mine, 1)),
-                                 std::as_writable_bytes(std::span(all))));
-  return *std::ranges::min_element(all);
+  return judge_.Regroup();
 }
 
 Result<PhaseStepResult> PhaseSteps::Run(std::int64_t lease_end, const Wish& wish) {
@@ -136,8 +131,9 @@ Result<PhaseStepResult> PhaseSteps::ImportedTeacherCheck(const Wish& wish) {
 }
 
 Result<PhaseStepResult> PhaseSteps::TeacherCheck(const Wish& wish) {
+  DD2_TRY(judge_.Prepare());
   if (!teacher_.classifier) return ImportedTeacherCheck(wish);
-  DD2_TRY_ASSIGN(const EvalContext* reference, Reference());
+  DD2_TRY_ASSIGN(const EvalContext* reference, judge_.TestImages());
   const at::NoGradGuard no_grad;
   const std::int64_t count = std::min(kCheckImages, reference->images().size(0));
   const at::Tensor ids = ToDevice(reference->ids().narrow(0, 0, count));
@@ -175,7 +171,7 @@ Result<PhaseStepResult> PhaseSteps::Sample(std::int64_t lease_end, const Wish& w
   DD2_TRY_ASSIGN(TeacherData * data, Data());
   // Ranks that were told of a lease twice (a coordinator came back) may see it cut differently.
   DD2_TRY_ASSIGN(const std::int64_t end,
-                 Smallest(std::min(lease_end, state_.step + kBlocksPerStep)));
+                 Smallest(std::min(lease_end, state_.step + kBlocksPerStep), collectives_));
   PhaseStepResult result;
   result.steps_done = end - state_.step;
   for (std::int64_t block = state_.step; block < end; ++block) {
@@ -218,7 +214,7 @@ Result<PhaseStepResult> PhaseSteps::Regress(const Wish& wish) {
   DD2_TRY_ASSIGN(TeacherData * data, LoadedData());
   PhaseStepResult result;
   DD2_TRY_ASSIGN(result.outcome, trainer_.RegressStep(*data, wish));
-  if (state_.step + 1 == phase().steps && teacher_.classifier) {
+  if (state_.step + 1 == phase().steps && judge_.able()) {
     DD2_TRY(AddCurvePoint(result.outcome.metrics));
   }
   return result;
@@ -250,36 +246,15 @@ Result<PhaseStepResult> PhaseSteps::Csd(const Wish& wish) {
 
 Status PhaseSteps::AddCurvePoint(Metrics& metrics) {
   DD2_TRY_ASSIGN(const ParamBuffer ema, trainer_.GatherGeneratorEma());
-  DD2_TRY_ASSIGN(const EvalPoint point, CurvePoint(Network(trainer_.spec(), ema)));
-  metrics.emplace_back("eval/fdr", point.fdr);
-  metrics.emplace_back("eval/fd", point.fd);
-  metrics.emplace_back("eval/accuracy", point.accuracy);
+  DD2_TRY_ASSIGN(const Quality point, judge_.CurvePoint(Network(trainer_.spec(), ema)));
+  for (const auto& [name, value] : point.figures) metrics.emplace_back("eval/" + name, value);
   return {};
-}
-
-Result<const EvalContext*> PhaseSteps::Reference() {
-  DD2_TRY(CheckMeasurable(teacher_));
-  if (!reference_) {
-    DD2_TRY_ASSIGN(const LabelledImages test, LoadFashionMnist(config_.dataset.path, Split::kTest));
-    const std::int64_t count =
-        std::min<std::int64_t>(config_.eval.reference_images, test.images.size(0));
-    DD2_TRY_ASSIGN(reference_,
-                   EvalContext::FromImages(teacher_, test.images.narrow(0, 0, count),
-                                           test.labels.narrow(0, 0, count), collectives_));
-  }
-  return &*reference_;
-}
-
-Result<EvalPoint> PhaseSteps::CurvePoint(const Network& generator) {
-  DD2_TRY_ASSIGN(const EvalContext* reference, Reference());
-  return EvaluateGenerator(generator, *reference, config_.eval.curve_samples, config_.seed,
-                           collectives_);
 }
 
 // The one-step quality of the tuned AR-diffusion network: where distillation starts from.
 Status PhaseSteps::EvaluateStart() {
   DD2_TRY_ASSIGN(const ParamBuffer ema, trainer_.GatherGeneratorEma());
-  DD2_TRY_ASSIGN(state_.start, CurvePoint(Network(trainer_.spec(), ema)));
+  DD2_TRY_ASSIGN(state_.start, judge_.CurvePoint(Network(trainer_.spec(), ema)));
   return {};
 }
 
@@ -300,11 +275,9 @@ Status PhaseSteps::ShowStart() {
 }
 
 Result<PhaseStepResult> PhaseSteps::Evaluate(const Wish& wish) {
-  DD2_TRY_ASSIGN(const EvalContext* reference, Reference());
   DD2_TRY_ASSIGN(const ParamBuffer ema, trainer_.GatherGeneratorEma());
   const Network generator(trainer_.spec(), ema);
   EvalInputs inputs;
-  inputs.context = reference;
   inputs.generator = &generator;
   inputs.teacher = config_.teacher;
   inputs.samples = config_.eval.samples;
@@ -312,20 +285,19 @@ Result<PhaseStepResult> PhaseSteps::Evaluate(const Wish& wish) {
   inputs.samples_folder = options_.run / "samples";
   DD2_TRY(AddTeacherSequences(inputs));
   PhaseStepResult result;
-  DD2_TRY_ASSIGN(const std::string text, RunEvaluation(inputs, collectives_));
+  DD2_TRY_ASSIGN(const std::string text, judge_.Final(inputs));
   boost::json::object fields = boost::json::parse(text).as_object();
   if (state_.start) {
-    if (std::isfinite(state_.start->fdr)) fields["fdr_start"] = state_.start->fdr;
-    if (std::isfinite(state_.start->fd)) fields["fd_start"] = state_.start->fd;
-    fields["accuracy_start"] = state_.start->accuracy;
+    AddQuality(*state_.start, "_start", fields);
     fields["samples_start"] = state_.start->samples;
   }
-  for (const std::string name : {"fdr", "fd"}) {
-    if (const boost::json::value* value = fields.if_contains(name + "_end")) {
-      result.outcome.metrics.emplace_back("eval/" + name, value->to_number<double>());
-    }
+  for (const char* name : kEvalMetrics) {
+    const std::string field =
+        std::string_view(name) == "accuracy" ? name : std::string(name) + "_end";
+    const boost::json::value* value = fields.if_contains(field);
+    if (value == nullptr) continue;
+    result.outcome.metrics.emplace_back(std::string("eval/") + name, value->to_number<double>());
   }
-  result.outcome.metrics.emplace_back("eval/accuracy", fields.at("accuracy").to_number<double>());
   DD2_TRY_ASSIGN(const StepOutcome agreed, trainer_.Agree(wish));
   result.outcome.wish = agreed.wish;
   result.result_json = boost::json::serialize(fields);

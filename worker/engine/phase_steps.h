@@ -10,7 +10,7 @@
 #include "common/run_config.h"
 #include "storage/score_cache.h"
 #include "worker/engine/evaluation.h"
-#include "worker/engine/evaluator.h"
+#include "worker/engine/judge.h"
 #include "worker/engine/teacher_data.h"
 #include "worker/engine/trainer.h"
 #include "worker/engine/worker_loop.h"
@@ -32,8 +32,7 @@ class PhaseSteps {
              Collectives& collectives, TrainingState& state, std::string teacher_mode);
   ~PhaseSteps();
 
-  // The collectives are of another generation now. Caches stay, those that are filled together
-  // only when every rank has them: collective.
+  // The collectives are of another generation now. Collective.
   Status Regroup(const RankLayout& ranks);
   Trainer& trainer() { return trainer_; }
 
@@ -57,15 +56,11 @@ class PhaseSteps {
   Result<PhaseStepResult> Export(const Wish& wish);
   // The data of the last sample phase at or before the current one.
   Result<TeacherData*> Data();
-  Result<TeacherData*> LoadedData();  // with every sequence known
-  Result<const EvalContext*> Reference();
-  Result<EvalPoint> CurvePoint(const Network& generator);
+  Result<TeacherData*> LoadedData();       // with every sequence known
   Status AddCurvePoint(Metrics& metrics);  // of the generator's EMA, under eval/
   Status AddTeacherSequences(EvalInputs& inputs);
   Status EvaluateStart();
   Status ShowStart();  // rank 0: a picture of what distillation starts from
-  // The smallest of the ranks' numbers.
-  Result<std::int64_t> Smallest(std::int64_t mine);
 
   const WorkerOptions& options_;
   const RunConfig& config_;
@@ -77,7 +72,7 @@ class PhaseSteps {
   std::unique_ptr<ScoreCache> cache_;
   std::unique_ptr<TeacherData> data_;
   bool sequences_loaded_ = false;
-  std::optional<EvalContext> reference_;
+  Judge judge_;
 };
 
 // Intra-op threads of this process: part of the numeric mode.

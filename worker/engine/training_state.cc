@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <utility>
 #include <vector>
 
@@ -78,6 +77,24 @@ Status ReadGroup(const CheckpointReader& reader, const Group& group) {
   return {};
 }
 
+using MetricList = google::protobuf::RepeatedPtrField<proto::Metric>;
+
+void PutMetrics(const Metrics& metrics, MetricList& out) {
+  for (const auto& [name, value] : metrics) {
+    proto::Metric* metric = out.Add();
+    metric->set_name(name);
+    metric->set_value(value);
+  }
+}
+
+Metrics MetricsOf(const MetricList& list) {
+  Metrics metrics;
+  for (const proto::Metric& metric : list) metrics.emplace_back(metric.name(), metric.value());
+  return metrics;
+}
+
+constexpr const char* kSamples = "samples";  // beside the figures of `start`
+
 std::string ExtraJson(const TrainingState& state) {
   boost::json::object extra;
   extra["generator_adam_steps"] = state.generator.adam_steps;
@@ -86,19 +103,12 @@ std::string ExtraJson(const TrainingState& state) {
   if (state.start) {
     boost::json::object& start = extra["start"].emplace_object();
     // JSON has no word for what is not finite: left out.
-    if (std::isfinite(state.start->fd)) start["fd"] = state.start->fd;
-    if (std::isfinite(state.start->fdr)) start["fdr"] = state.start->fdr;
-    start["accuracy"] = state.start->accuracy;
-    start["samples"] = state.start->samples;
+    for (const auto& [name, value] : state.start->figures) {
+      if (std::isfinite(value)) start[name] = value;
+    }
+    start[kSamples] = state.start->samples;
   }
   return boost::json::serialize(extra);
-}
-
-// `otherwise` when there is no such number.
-double NumberOf(const boost::json::object& object, const char* key,
-                double otherwise = std::numeric_limits<double>::quiet_NaN()) {
-  const boost::json::value* value = object.if_contains(key);
-  return value != nullptr && value->is_number() ? value->to_number<double>() : otherwise;
 }
 
 Status ReadExtra(const std::string& text, TrainingState& state) {
@@ -115,10 +125,11 @@ Status ReadExtra(const std::string& text, TrainingState& state) {
   state.guidance.adam_steps = extra->at("guidance_adam_steps").to_number<std::int64_t>();
   state.start.reset();
   if (const boost::json::object* start = extra->at("start").if_object()) {
-    state.start = EvalPoint{.fd = NumberOf(*start, "fd"),
-                            .fdr = NumberOf(*start, "fdr"),
-                            .accuracy = NumberOf(*start, "accuracy"),
-                            .samples = static_cast<std::int64_t>(NumberOf(*start, "samples", 0))};
+    Quality& quality = state.start.emplace();
+    for (const auto& [name, value] : *start) {
+      if (name == kSamples) quality.samples = value.to_number<std::int64_t>();
+      if (name != kSamples) quality.figures.emplace_back(name, value.to_number<double>());
+    }
   }
   return {};
 }
@@ -184,16 +195,10 @@ proto::RankState SmallStateOf(const TrainingState& state) {
   small.set_generator_adam_steps(state.generator.adam_steps);
   small.set_guidance_adam_steps(state.guidance.adam_steps);
   if (state.start) {
-    small.mutable_start()->set_fd(state.start->fd);
-    small.mutable_start()->set_fdr(state.start->fdr);
-    small.mutable_start()->set_accuracy(state.start->accuracy);
+    PutMetrics(state.start->figures, *small.mutable_start()->mutable_figures());
     small.mutable_start()->set_samples(state.start->samples);
   }
-  for (const auto& [name, value] : state.step_metrics) {
-    proto::Metric* metric = small.add_step_metrics();
-    metric->set_name(name);
-    metric->set_value(value);
-  }
+  PutMetrics(state.step_metrics, *small.mutable_step_metrics());
   small.mutable_step_wish()->set_version(state.step_wish.version);
   small.mutable_step_wish()->set_checkpoint_requests(state.step_wish.checkpoint_requests);
   small.mutable_step_wish()->set_paused(state.step_wish.paused);
@@ -210,15 +215,10 @@ void TakeOver(const proto::RankState& small, TrainingState& state) {
   state.guidance.adam_steps = small.guidance_adam_steps();
   state.start.reset();
   if (small.has_start()) {
-    state.start = EvalPoint{.fd = small.start().fd(),
-                            .fdr = small.start().fdr(),
-                            .accuracy = small.start().accuracy(),
-                            .samples = small.start().samples()};
+    state.start =
+        Quality{.figures = MetricsOf(small.start().figures()), .samples = small.start().samples()};
   }
-  state.step_metrics.clear();
-  for (const proto::Metric& metric : small.step_metrics()) {
-    state.step_metrics.emplace_back(metric.name(), metric.value());
-  }
+  state.step_metrics = MetricsOf(small.step_metrics());
   state.step_wish = Wish{.version = small.step_wish().version(),
                          .checkpoint_requests = small.step_wish().checkpoint_requests(),
                          .paused = small.step_wish().paused(),

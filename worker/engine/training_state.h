@@ -12,7 +12,7 @@
 #include "common/run_config.h"
 #include "proto/control.pb.h"
 #include "storage/checkpoint_store.h"
-#include "worker/engine/evaluator.h"
+#include "worker/engine/quality.h"
 #include "worker/models/networks.h"
 #include "worker/parallel/exact_update.h"
 #include "worker/parallel/rank_layout.h"
@@ -50,7 +50,7 @@ struct TrainingState {
   Metrics step_metrics;
   Wish step_wish;
   // Of the one-step generator before any csd update; nothing until it was evaluated.
-  std::optional<EvalPoint> start;
+  std::optional<Quality> start;
   // The networks are those of the position, but for parameters of other ranks of the domain that
   // have not been spread yet. False: a fresh process, or taking them over was interrupted.
   bool whole = false;

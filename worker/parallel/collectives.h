@@ -44,6 +44,9 @@ class Collectives {
   virtual void Abort() = 0;
 };
 
+// The smallest of the ranks' numbers, on every rank. Collective.
+Result<std::int64_t> Smallest(std::int64_t mine, Collectives& collectives);
+
 // A world of one: copies.
 std::unique_ptr<Collectives> NewLocalCollectives();
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <vector>
 
 #include "common/check.h"
 #include "worker/parallel/collectives.h"
@@ -38,6 +39,13 @@ class LocalCollectives final : public Collectives {
 };
 
 }  // namespace
+
+Result<std::int64_t> Smallest(std::int64_t mine, Collectives& collectives) {
+  std::vector<std::int64_t> all(static_cast<std::size_t>(collectives.world_size()));
+  DD2_TRY(collectives.AllGather(std::as_bytes(std::span(&mine, 1)),
+                                std::as_writable_bytes(std::span(all))));
+  return *std::ranges::min_element(all);
+}
 
 std::unique_ptr<Collectives> NewLocalCollectives() { return std::make_unique<LocalCollectives>(); }
 

@@ -1,0 +1,95 @@
+"""A run from an imported teacher is judged by FID (eval.inception, eval.reference): figures in the record, the result and
+the report, the best checkpoint kept by them; the same on one rank that was killed. Inception has
+random weights here: its figures mean nothing, but they must be the same."""
+
+import io
+import json
+import os
+import random
+import struct
+import zipfile
+
+from dd2 import ROOT, Workspace, dd2, expect, expect_same
+
+from inception_weights import write_inception
+
+FIGURES = ("fid", "sfid", "inception_score", "precision", "recall")
+
+
+def write_images(path, count, side=24):
+    shape = (count, side, side, 3)
+    head = str({"descr": "|u1", "fortran_order": False, "shape": shape}).encode()
+    head += b" " * (-(len(head) + 11) % 64) + b"\n"
+    array = io.BytesIO()
+    array.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head)
+    array.write(random.Random(3).randbytes(count * side * side * 3))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", array.getvalue())
+
+
+def write_config(path):
+    """released.yaml, judged."""
+    text = (ROOT / "tests/configs/released.yaml").read_text()
+    text = text.replace("  - kind: export", "  - kind: eval\n  - kind: export")
+    text = text.replace("    cycles: 2\n", "    cycles: 2\n    eval_every: 1\n")
+    path.write_text(text + "\neval:\n  samples: 30\n  curve_samples: 10\ncheckpoint:\n  keep_last: 1\n  keep_best: 1\n")
+
+
+def check_figures(run):
+    result = json.loads((run.folder / "result.json").read_text())
+    for name in FIGURES:
+        for when in ("start", "end"):
+            expect(f"{name}_{when}" in result, f"no {name}_{when} in {sorted(result)}")
+    expect(result["samples"] == 30 and result["samples_start"] == 10, str(result))
+    expect(result["fid_end"] > 0 and 0 <= result["precision_end"] <= 1, str(result))
+    expect("speedup_batch1" in result and "fdr_end" not in result, str(result))
+    curve = {record["step"]: record["eval/fid"] for record in run.record() if record["kind"] == "csd"}
+    expect(sorted(curve) == [1, 2], f"points of the curve: {curve}")
+    expect("FID one step, after training" in run.tail(), run.tail())
+    report = (run.folder / "report.html").read_text()
+    expect("FID of the one-step generator" in report and "Inception Score" in report, "the report has no FID")
+    expect((run.folder / "samples/generator.png").stat().st_size > 10_000, "no pictures")
+    # Of the checkpoints of csd the best one is kept besides the last.
+    best = min(curve, key=curve.get)
+    kept = json.loads(dd2("checkpoint", "ls", run.folder, "--json").stdout)
+    shown = [json.loads(dd2("checkpoint", "show", run.folder, one["id"], "--json").stdout) for one in kept["checkpoints"]]
+    expect(any(one["step"] == best and one["evaluation"]["fid"] == curve[best] for one in shown), f"{curve} but {shown}")
+
+
+def check_refusals(work, config, sets):
+    def refused(name, words, *settings):
+        run = work.new_run(config, name, set=[*sets, *settings]).start().finish(exit_code=words[0])
+        for word in words[1:]:
+            expect(word in run.tail(), f"no '{word}' in {run.tail()}")
+
+    broken = work.path / "broken.npz"
+    broken.write_bytes(b"no archive")
+    few = work.path / "few.npz"
+    write_images(few, 3)
+    refused("half", (2, "eval.reference", "both"), "eval.reference=")
+    refused("absent", (7, "eval.inception", "pytorch-fid"), "eval.inception=/nonexistent/inception.pth")
+    refused("broken", (8, "broken.npz"), f"eval.reference={broken}")
+    refused("few", (5, "few.npz has 3 images"), f"eval.reference={few}")
+    refused("none", (2, "no evaluation network", "eval.inception"), "eval.reference=", "eval.inception=")
+
+
+with Workspace() as work:
+    os.environ["XDG_CACHE_HOME"] = str(work.path / "cache-of-features")
+    rehearsal = work.run("configs/var-d16.yaml", "rehearsal", shrink=True)  # its random teacher is what we want
+    write_inception(work.path / "inception.safetensors")
+    write_images(work.path / "reference.npz", 40)
+    config = work.path / "judged.yaml"
+    write_config(config)
+    sets = [f"teacher.path={rehearsal.folder / 'teacher'}", f"eval.inception={work.path / 'inception.safetensors'}",
+            f"eval.reference={work.path / 'reference.npz'}"]
+    check_refusals(work, config, sets)
+    calm = work.run(config, "two-ranks", ranks=2, set=sets)
+    check_figures(calm)
+    # On one rank, with the features of the reference that the first run kept.
+    killed = work.start(config, "one-rank", ranks=1, set=sets)
+    killed.wait_for(phase="csd", step=1)
+    killed.kill_all()
+    killed.resume()
+    expect_same(calm.digest(), killed.digest())
+    expect(killed.record() == calm.record(), "metrics.jsonl differs")
+    expect(any((work.path / "cache-of-features/dd2/eval").iterdir()), "features of the reference were not kept")
