@@ -13,6 +13,7 @@
 #include "storage/npz.h"
 #include "worker/engine/adm_cache.h"
 #include "worker/engine/adm_metrics.h"
+#include "worker/engine/command_frame.h"
 #include "worker/engine/image_set.h"
 #include "worker/engine/options.h"
 #include "worker/models/inception.h"
@@ -71,7 +72,7 @@ Result<AdmSet> ComputeSet(const std::string& what, ImageSet& images, const Incep
       spatial.push_back(features.spatial);
       progress.Show(at + batch.size(0));
     }
-    return AdmFeatures{.pool = at::cat(pool), .spatial = at::cat(spatial)};
+    return AdmFeatures{.pool = at::cat(pool).cpu(), .spatial = at::cat(spatial).cpu()};
   };
   const std::unique_ptr<Collectives> alone = NewLocalCollectives();
   return CollectAdmSet(images.count(), Inception::kPool, Inception::kSpatial, source, *alone);
@@ -215,9 +216,10 @@ std::string FidLabel(std::int64_t samples) {
 }
 
 Status EvalImages(const std::vector<std::string>& arguments) {
-  DD2_TRY_ASSIGN(const Options options,
-                 Options::Parse(arguments, {"--images", "--reference", "--inception"},
-                                {"--json", "--no-cache"}, 0));
+  DD2_TRY_ASSIGN(
+      const Options options,
+      Options::Parse(arguments, {"--images", "--reference", "--inception", kDeviceOption},
+                     {"--json", "--no-cache"}, 0));
   if (!options.Has("--reference")) {
     return Usage("--reference FILE.npz is missing: ADM's VIRTUAL_imagenet256_labeled.npz or alike");
   }
@@ -233,6 +235,7 @@ Status EvalImages(const std::vector<std::string>& arguments) {
   DD2_TRY(CheckCount("--images", *images));
   DD2_TRY_ASSIGN(Reference reference, OpenReference(options.Text("--reference", "")));
   if (reference.images != nullptr) DD2_TRY(CheckCount("--reference", *reference.images));
+  DD2_TRY(TakeDevice(options));
   DD2_TRY_ASSIGN(const Inception inception, Inception::Load(options.Text("--inception", "")));
   if (images->count() < kUnbiasedEnough) {
     std::fprintf(stderr,
