@@ -26,7 +26,7 @@ from tensor_files import read_tensors, write_tensors
 
 FAR = {**os.environ, "DD2_DEVICE_LIBRARY": binary("libfar_device.so")}
 CUDA = ("--device", "cuda")
-ADAPT = ("--steps", 4, "--batch", 4, "--held-out", 2, "--shards", 2)
+ADAPT = ("--steps", 16, "--batch", 4, "--held-out", 2, "--shards", 2)
 
 
 def dd2(*words):
