@@ -87,7 +87,8 @@ class NpzFile {
 // removes what it wrote. Equal arrays give equal files. Not thread-safe.
 class NpzWriter {
  public:
-  // kUnavailable, kResourceExhausted: the disk, as in all that follows.
+  // Removes what killed processes of this machine left of the same file. kUnavailable,
+  // kResourceExhausted: the disk, as in all that follows.
   static Result<std::unique_ptr<NpzWriter>> Create(FileSystem& files,
                                                    const std::filesystem::path& path);
   NpzWriter(const NpzWriter&) = delete;

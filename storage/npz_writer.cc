@@ -1,8 +1,12 @@
+#include <signal.h>
 #include <unistd.h>
 #include <zlib.h>
 
+#include <cerrno>
+#include <charconv>
 #include <string>
 
+#include "common/process.h"
 #include "storage/npy_header.h"
 #include "storage/npz.h"
 #include "storage/zip_records.h"
@@ -23,6 +27,31 @@ void Put64(std::string& out, std::uint64_t value) {
 }
 
 std::span<const std::byte> Bytes(std::string_view text) { return std::as_bytes(std::span(text)); }
+
+// What a file is called while a process of this machine writes it, up to the process's number.
+std::string TemporaryStem(const std::filesystem::path& path) {
+  return path.filename().string() + ".tmp." + HostName() + ".";
+}
+
+bool IsOver(std::string_view process) {
+  pid_t pid = 0;
+  const char* const end = process.data() + process.size();
+  const auto [rest, problem] = std::from_chars(process.data(), end, pid);
+  return problem == std::errc() && rest == end && pid > 0 && ::kill(pid, 0) != 0 && errno == ESRCH;
+}
+
+// Of processes of this machine that were killed while they wrote `path`. Those of other machines
+// that share the folder cannot be told from live ones.
+void RemoveLeftovers(FileSystem& files, const std::filesystem::path& path) {
+  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
+  const Result<std::vector<std::string>> names = files.List(folder);
+  if (!names) return;  // Create says what is wrong
+  const std::string stem = TemporaryStem(path);
+  for (const std::string& name : *names) {
+    if (!name.starts_with(stem) || !IsOver(std::string_view(name).substr(stem.size()))) continue;
+    static_cast<void>(files.Remove(folder / name));
+  }
+}
 
 }  // namespace
 
@@ -102,12 +131,13 @@ std::string NpzWriter::Ending() const {
 }
 
 NpzWriter::NpzWriter(FileSystem& files, const std::filesystem::path& path)
-    : files_(files), path_(path), temporary_(path) {
-  temporary_ += ".tmp." + std::to_string(::getpid());
-}
+    : files_(files),
+      path_(path),
+      temporary_(path.parent_path() / (TemporaryStem(path) + std::to_string(::getpid()))) {}
 
 Result<std::unique_ptr<NpzWriter>> NpzWriter::Create(FileSystem& files,
                                                      const std::filesystem::path& path) {
+  RemoveLeftovers(files, path);
   std::unique_ptr<NpzWriter> writer(new NpzWriter(files, path));
   DD2_TRY_ASSIGN(writer->file_, files.Create(writer->temporary_));
   return writer;

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 import os
-import struct
 import subprocess
 import sys
 
@@ -20,34 +19,10 @@ if importlib.util.find_spec("torch") is None:
 import torch
 
 from released_models import LlamaGen, LlamaGenTokenizer, Var, VarTokenizer
+from tensor_files import read_tensors, write_tensors
 
 # Sums of up to 10^6 fp32 products in another order.
 TOLERANCE = 1e-4
-TYPES = {"F32": torch.float32, "I64": torch.int64}
-
-
-def write_tensors(path, tensors):
-    entries, offset = {}, 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        kind = next(key for key, value in TYPES.items() if value == tensor.dtype)
-        entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    head = json.dumps(entries).encode()
-    data = b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors.values())
-    path.write_bytes(struct.pack("<Q", len(head)) + head + data)
-
-
-def read_tensors(path):
-    content = path.read_bytes()
-    begin = 8 + struct.unpack("<Q", content[:8])[0]
-    tensors = {}
-    for name, entry in json.loads(content[8:begin]).items():
-        if name != "__metadata__":
-            first, last = (begin + offset for offset in entry["data_offsets"])
-            values = torch.frombuffer(bytearray(content[first:last]), dtype=TYPES[entry["dtype"]])
-            tensors[name] = values.view(entry["shape"])
-    return tensors
 
 
 def dd2(*words):

@@ -14,7 +14,7 @@ if(DD2_WITH_TORCH)
   add_test(NAME functional.world_size.scales
     COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/world_size_test.py 1 fashion-mnist-var)
   list(APPEND dd2_functional functional.world_size.scales)
-  foreach(name memory elastic incidents control checkpoint_tools supervise bad_input doctor import released plan rehearsal fid device)
+  foreach(name memory elastic incidents control checkpoint_tools supervise bad_input doctor import released plan rehearsal fid device device_commands)
     add_test(NAME functional.${name}
       COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/functional/${name}_test.py)
     list(APPEND dd2_functional functional.${name})

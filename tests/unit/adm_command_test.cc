@@ -2,11 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <fstream>
 
 #include "storage/npz.h"
 #include "tests/unit/storage_testing.h"
 #include "worker/engine/adm_cache.h"
+#include "worker/engine/adm_evaluation.h"
 #include "worker/engine/image_set.h"
 #include "worker/models/inception.h"
 
@@ -118,6 +121,65 @@ TEST(AdmCache, NoticesDamage) {
   EXPECT_EQ(LoadAdmSet(folder.path(), key, 5).error().code(), Code::kCorruption);
 }
 
+// A judge of random weights; variances must be positive.
+Inception SomeInception() {
+  at::manual_seed(7);
+  const ParamBuffer params(Inception::Layout(), /*requires_grad=*/false);
+  params.flat().normal_(0, 0.05);
+  for (const ParamSpec& spec : params.layout().specs()) {
+    if (spec.name.ends_with("running_var")) at::Tensor(params[spec.name]).fill_(1);
+  }
+  return Inception(params);
+}
+
+TEST(AdmEvaluation, JudgesMadeImagesAsThoseOfAFile) {
+  const TemporaryFolder folder;
+  const Inception inception = SomeInception();
+  const at::Tensor images = at::rand({30, 1, 8, 8}) * 2.2 - 1.1;  // some are beyond black and white
+  const at::Tensor bytes = ImageBytes(images);
+  ASSERT_EQ(bytes.sizes().vec(), (std::vector<std::int64_t>{30, 8, 8, 3}));
+  EXPECT_EQ(bytes[3][2][5][1].item<int>(),
+            std::clamp(std::lround((images[3][0][2][5].item<double>() + 1) * 127.5), 0L, 255L));
+  const ArrayToWrite array{
+      .name = "arr_0",
+      .dtype = Dtype::kU8,
+      .shape = bytes.sizes().vec(),
+      .bytes = std::as_bytes(std::span(bytes.const_data_ptr<std::uint8_t>(),
+                                       static_cast<std::size_t>(bytes.numel())))};
+  const fs::path path = folder.path() / "images.npz";
+  ASSERT_TRUE(WriteNpz(RealFileSystem(), path, std::span(&array, 1)));
+  const auto file = ImageSet::Open(path);
+  ASSERT_TRUE(file);
+  const auto alone = NewLocalCollectives();
+  std::int64_t last = 0;
+  const AdmSetOptions options{.use_cache = false,
+                              .progress = [&](std::int64_t done) { last = done; }};
+  const auto of_file = AdmSetOf(**file, inception, options, *alone);
+  const ImageSource source = [&](std::int64_t begin, std::int64_t end) {
+    return images.narrow(0, begin, end - begin);
+  };
+  const auto made = AdmSetOfMade(30, source, inception, *alone);
+  ASSERT_TRUE(of_file && made);
+  EXPECT_EQ(last, 30);
+  EXPECT_EQ(made->count(), 30);
+  EXPECT_TRUE(made->pool.equal(of_file->pool));
+  EXPECT_TRUE(made->pool_stats.mean.equal(of_file->pool_stats.mean));
+  EXPECT_TRUE(made->spatial_stats.covariance.equal(of_file->spatial_stats.covariance));
+}
+
+TEST(AdmEvaluation, FiguresThatTheReferenceDoesNotAllowAreLeftOut) {
+  const auto names = [](const AdmFigures& figures) {
+    std::string all;
+    for (const auto& [name, value] : QualityOf(figures).figures) all += name + " ";
+    return all;
+  };
+  AdmFigures figures{.samples = 9, .spatial_fid = {}, .score = {}, .shares = {}};
+  EXPECT_EQ(names(figures), "fid inception_score ");
+  figures.spatial_fid = 1;
+  figures.shares = PrecisionRecallResult();
+  EXPECT_EQ(names(figures), "fid sfid inception_score precision recall ");
+}
+
 TEST(EvalImages, LabelsSayHowManySamples) {
   EXPECT_EQ(FidLabel(50000), "FID");
   EXPECT_EQ(FidLabel(5000), "FID-5k");
@@ -142,7 +204,7 @@ TEST(EvalImages, SaysWhatIsWrongBeforeItComputes) {
   ExpectRefusal({"--images", few, "--reference", enough, "--inception", "w.safetensors"},
                 "--images has 3 images");
   ExpectRefusal({"--images", enough, "--reference", few, "--inception", "w.safetensors"},
-                "--reference has 3 images");
+                "few.npz has 3 images");
   ExpectRefusal({"--images", enough, "--reference", enough, "--inception",
                  kGolden / "torch_files/state_dict.pt"},
                 "not the FID network");

@@ -3,17 +3,27 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
 #include <functional>
 #include <numeric>
 
+#include "storage/npz.h"
 #include "tests/support/tiny_teacher.h"
+#include "tests/unit/storage_testing.h"
 #include "worker/distill/flow.h"
 #include "worker/distill/losses.h"
+#include "worker/engine/adm_cache.h"
+#include "worker/engine/adm_command.h"
 #include "worker/engine/evaluator.h"
+#include "worker/engine/flat_adam.h"
 #include "worker/engine/random_batch.h"
 #include "worker/engine/teacher_data.h"
 #include "worker/kernels/torch_device.h"
 #include "worker/models/filters.h"
+#include "worker/models/inception.h"
 
 namespace dd2 {
 namespace {
@@ -189,6 +199,88 @@ TEST(FarDevice, FiltersOfManyCodes) {
     return results;
   };
   CompareWithCpu(compute, 0);
+}
+
+// AdamW of a stage of training: the mean of the shards' gradients, cut, with decay on matrices.
+TEST(FarDevice, StepsOfAStage) {
+  const auto compute = [] {
+    ParamLayout layout;
+    layout.AddLinear("linear", 40, 70);
+    ShardedParams params(layout, 3);
+    at::manual_seed(3);
+    params.master()["linear.weight"].copy_(at::randn({70, 40}));
+    params.master()["linear.bias"].copy_(at::randn({70}));
+    FlatAdam adam(params, {.beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.5, .clip_norm = 1});
+    for (int step = 0; step < 5; ++step) {
+      for (int i = 0; i < params.shards(); ++i) {
+        for (const ParamSpec& spec : layout.specs()) {
+          params.gradient(i).narrow(0, spec.offset, spec.numel).copy_(at::randn({spec.numel}));
+        }
+      }
+      adam.Step(step, 0.05);
+    }
+    return Tensors{{"parameters", params.master().flat()}, {"m", adam.m()}, {"v", adam.v()}};
+  };
+  CompareWithCpu(compute, 1e-5);
+}
+
+// Small weights without a pattern, and a normalisation that does something.
+ParamBuffer InceptionParams() {
+  ParamBuffer params(Inception::Layout(), /*requires_grad=*/false);
+  for (const ParamSpec& spec : params.layout().specs()) {
+    const std::int64_t inputs = spec.numel / spec.shape.front();
+    at::Tensor values = at::randn(spec.shape);
+    if (spec.shape.size() > 1) {
+      values = values * std::sqrt(2.0 / static_cast<double>(inputs));
+    } else {
+      values = values * 0.1 + (spec.name.ends_with("weight") || spec.name.ends_with("var") ? 1 : 0);
+    }
+    params[spec.name].copy_(values);
+  }
+  return params;
+}
+
+// `dd2 eval --images` on the CPU and with --device cuda: each keeps its own features.
+TEST(FarDevice, FeaturesOfImages) {
+  const TemporaryFolder folder;
+  const std::filesystem::path weights = folder.path() / "inception.safetensors";
+  at::manual_seed(3);
+  ASSERT_TRUE(SaveParams(weights, InceptionParams(), {}));
+  const at::Tensor images = at::randint(256, {4, 40, 50, 3}, at::kByte);
+  const ArrayToWrite array{
+      .name = "arr_0",
+      .dtype = Dtype::kU8,
+      .shape = images.sizes().vec(),
+      .bytes = {static_cast<const std::byte*>(images.const_data_ptr()), images.nbytes()}};
+  ASSERT_TRUE(WriteNpz(RealFileSystem(), folder.path() / "images.npz", std::span(&array, 1)));
+  setenv("XDG_CACHE_HOME", folder.path().c_str(), 1);
+  setenv("DD2_DEVICE_LIBRARY", DD2_FAR_DEVICE, 1);
+  std::vector<std::string> command{"--images",    folder.path() / "images.npz",
+                                   "--reference", folder.path() / "images.npz",
+                                   "--inception", weights};
+  std::vector<std::filesystem::path> kept;
+  std::vector<AdmSet> sets;
+  const auto measure = [&] {
+    const Status status = EvalImages(command);
+    ASSERT_TRUE(status) << status.error().message();
+    for (const auto& entry : std::filesystem::directory_iterator(AdmCacheFolder())) {
+      if (std::ranges::find(kept, entry.path()) != kept.end()) continue;
+      kept.push_back(entry.path());
+      const auto key = Digest128::FromHex(entry.path().stem().string());
+      ASSERT_TRUE(key);
+      Result<AdmSet> set = LoadAdmSet(AdmCacheFolder(), *key, images.size(0));
+      ASSERT_TRUE(set);
+      sets.push_back(std::move(*set));
+    }
+  };
+  measure();
+  command.insert(command.end(), {"--device", "cuda"});
+  measure();
+  ASSERT_NE(ComputeDevice(), at::Device(at::kCPU));
+  ASSERT_EQ(sets.size(), 2U);
+  EXPECT_GT(sets[0].pool.std().item<double>(), 0.01);
+  EXPECT_TRUE(at::allclose(sets[0].pool, sets[1].pool, 1e-3, 1e-4));
+  EXPECT_TRUE(at::allclose(sets[0].spatial_stats.mean, sets[1].spatial_stats.mean, 1e-3, 1e-4));
 }
 
 TEST(FarDevice, TheHostCannotTouchItsMemory) {

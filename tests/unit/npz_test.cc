@@ -1,7 +1,10 @@
 #include "storage/npz.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 
@@ -224,6 +227,37 @@ TEST(Npz, AnUnfinishedFileLeavesNothing) {
     EXPECT_FALSE(fs::is_empty(folder.path()));
   }
   EXPECT_TRUE(fs::is_empty(folder.path()));
+}
+
+TEST(Npz, WhatAKilledWriterLeftIsRemovedByTheNext) {
+  const TemporaryFolder folder;
+  const auto begin = [&](const char* name) {
+    return NpzWriter::Create(RealFileSystem(), folder.path() / name);
+  };
+  const auto in_folder = [&] {
+    return std::distance(fs::directory_iterator(folder.path()), fs::directory_iterator());
+  };
+  // A process that begins these files and ends without the writers' destructors.
+  const auto killed = [&](const std::vector<const char*>& names) {
+    const pid_t pid = fork();
+    if (pid == 0) {
+      std::vector<Result<std::unique_ptr<NpzWriter>>> writers;
+      for (const char* name : names) writers.push_back(begin(name));
+      _exit(std::ranges::all_of(writers, [](const auto& one) { return one.has_value(); }) ? 0 : 1);
+    }
+    int status = 1;
+    EXPECT_EQ(waitpid(pid, &status, 0), pid);
+    EXPECT_EQ(status, 0);
+  };
+  killed({"x.npz", "y.npz"});
+  WriteAll(folder.path() / "x.npz.tmp.elsewhere.1", "");  // of a machine that shares the folder
+  EXPECT_EQ(in_folder(), 3);
+  const auto writer = begin("x.npz");
+  ASSERT_TRUE(writer);
+  EXPECT_EQ(in_folder(), 3);  // this one, that of y and that of elsewhere
+  EXPECT_TRUE(fs::exists(folder.path() / "x.npz.tmp.elsewhere.1"));
+  killed({"x.npz"});
+  EXPECT_TRUE((*writer)->Finish());  // nobody took it from the living
 }
 
 }  // namespace

@@ -228,6 +228,16 @@ TEST_F(TeacherAdaptTest, RefusesWhatMakesNoSense) {
   ExpectRefused(request, Code::kInvalidArgument, "adapted already");
   request.teacher = folder_.path() / "nowhere";
   ExpectRefused(request, Code::kNotFound, "nowhere");
+  EXPECT_FALSE(fs::exists(request.out));
+}
+
+TEST_F(TeacherAdaptTest, ReadsNothingWhileAnotherOneWorksThere) {
+  AdaptRequest request = Request("adapted");
+  request.teacher = folder_.path() / "nowhere";
+  fs::create_directories(request.out / ".adapting");
+  const auto other = FileLock::Acquire(request.out / ".adapting" / "lock", "another one");
+  ASSERT_TRUE(other);
+  ExpectRefused(request, Code::kUnavailable, "another one");
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "common/file.h"
 #include "storage/npz.h"
+#include "worker/kernels/torch_device.h"
 #include "worker/models/inception.h"
 
 namespace dd2 {
@@ -56,6 +57,7 @@ Digest128 AdmCacheKey(const Digest128& images, const Digest128& network) {
   hasher.UpdateField(kMethod);
   hasher.UpdateField(images.Hex());
   hasher.UpdateField(network.Hex());
+  if (const std::string kind = ComputeKind(); !kind.empty()) hasher.UpdateField(kind);
   return hasher.Finish();
 }
 

@@ -16,7 +16,8 @@ class NpzFile;
 // folder; it may be deleted at any time.
 std::filesystem::path AdmCacheFolder();
 
-// The name's digest: images, network, and how we compute.
+// The name's digest: images, network, and how we compute (on the CPU, or the kind of this process's
+// GPU).
 Digest128 AdmCacheKey(const Digest128& images, const Digest128& network);
 
 // kNotFound: not there; kCorruption: damaged; kInvalidArgument: not of `count` images.

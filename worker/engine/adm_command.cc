@@ -11,6 +11,7 @@
 
 #include "common/json.h"
 #include "worker/engine/adm_evaluation.h"
+#include "worker/engine/command_frame.h"
 #include "worker/engine/image_set.h"
 #include "worker/engine/options.h"
 #include "worker/models/inception.h"
@@ -118,9 +119,10 @@ std::string FidLabel(std::int64_t samples) {
 }
 
 Status EvalImages(const std::vector<std::string>& arguments) {
-  DD2_TRY_ASSIGN(const Options options,
-                 Options::Parse(arguments, {"--images", "--reference", "--inception"},
-                                {"--json", "--no-cache"}, 0));
+  DD2_TRY_ASSIGN(
+      const Options options,
+      Options::Parse(arguments, {"--images", "--reference", "--inception", kDeviceOption},
+                     {"--json", "--no-cache"}, 0));
   if (!options.Has("--reference")) {
     return Usage("--reference FILE.npz is missing: ADM's VIRTUAL_imagenet256_labeled.npz or alike");
   }
@@ -136,6 +138,7 @@ Status EvalImages(const std::vector<std::string>& arguments) {
                  ImageSet::Open(options.Text("--images", "")));
   DD2_TRY(CheckAdmCount("--images", images->count()));
   DD2_TRY_ASSIGN(AdmReference reference, OpenAdmReference(options.Text("--reference", "")));
+  DD2_TRY(TakeDevice(options));
   DD2_TRY_ASSIGN(const Inception inception, Inception::Load(options.Text("--inception", "")));
   if (images->count() < kUnbiasedEnough) {
     std::fprintf(stderr,

@@ -6,18 +6,19 @@
 #include <filesystem>
 #include <memory>
 
-#include "common/exit_codes.h"
 #include "common/file.h"
 #include "common/json.h"
 #include "storage/npz.h"
 #include "storage/safetensors.h"
 #include "worker/engine/adm_command.h"
 #include "worker/engine/adm_evaluation.h"
+#include "worker/engine/command_frame.h"
 #include "worker/engine/evaluation.h"
 #include "worker/engine/evaluator.h"
 #include "worker/engine/export.h"
 #include "worker/engine/options.h"
 #include "worker/engine/png.h"
+#include "worker/kernels/torch_device.h"
 #include "worker/parallel/collectives.h"
 
 namespace dd2 {
@@ -25,21 +26,22 @@ namespace {
 
 constexpr const char* kSampleUsage =
     "usage: dd2 sample --model PATH --out FILE [--classes all|0,1,2] [--count N] [--seed S]\n"
-    "                  [--teacher DIR]\n"
+    "                  [--teacher DIR] [--device cpu|cuda]\n"
     "  --model PATH    an exported model: folder, or one of its files\n"
     "  --out FILE      FILE.png: a grid, rows = classes; FILE.safetensors: codes, images, labels;\n"
     "                  FILE.npz: what `dd2 eval --images` takes\n"
     "  --teacher DIR   the folder of an imported teacher, when it is not where the run had it\n"
     "  --classes LIST  classes to draw (all)\n"
     "  --count N       images of each class (10)\n"
-    "  --seed S        the same seed gives the same images (1)\n";
+    "  --seed S        the same seed gives the same images (1)\n"
+    "  --device D      cpu, or cuda: the first GPU that CUDA_VISIBLE_DEVICES shows (cpu)\n";
 constexpr const char* kEvalUsage =
     "usage: dd2 eval --model PATH [--samples N] [--seed S] [--teacher DIR] [--dataset DIR] "
-    "[--json]\n"
+    "[--device D] [--json]\n"
     "       dd2 eval --teacher DIR [--cfg-scale W] [--samples N] [--seed S] [--dataset DIR] "
-    "[--json]\n"
+    "[--device D] [--json]\n"
     "       dd2 eval --images PATH --reference FILE.npz --inception FILE [--no-cache] "
-    "[--json]\n"
+    "[--device D] [--json]\n"
     "  --model PATH    an exported model: folder, or one of its files\n"
     "  --teacher DIR   the teacher's folder, when it is not where the run had it;\n"
     "                  without --model: measures the teacher\n"
@@ -47,6 +49,7 @@ constexpr const char* kEvalUsage =
     "  --samples N     stratified over the classes (5000)\n"
     "  --seed S        (1)\n"
     "  --cfg-scale W   guidance of the teacher (1.5)\n"
+    "  --device D      cpu, or cuda: the first GPU that CUDA_VISIBLE_DEVICES shows (cpu)\n"
     "  --json          one JSON object instead of a table\n"
     "FID, sFID, Inception Score, precision and recall of any images, as ADM's suite defines them:\n"
     "  --images PATH   .npz or .npy with arr_0 [N, H, W, 3] uint8, or a folder of PNGs\n"
@@ -64,17 +67,6 @@ constexpr std::int64_t kMostCount = 10000;
 constexpr std::int64_t kMostSamples = 1000000;
 constexpr std::int64_t kMostGridSide = 32768;   // pixels
 constexpr std::int64_t kClassStride = 1 << 20;  // noise positions of a class in `sample`
-
-int Fail(const Error& error) {
-  std::fprintf(stderr, "dd2: %s\n", error.message().c_str());
-  return ExitCodeFor(error.code());
-}
-
-bool WantsHelp(const std::vector<std::string>& arguments, const char* usage) {
-  if (std::ranges::find(arguments, "--help") == arguments.end()) return false;
-  std::fputs(usage, stdout);
-  return true;
-}
 
 Result<std::vector<std::int64_t>> ParseClasses(const std::string& text, std::int64_t classes) {
   std::vector<std::int64_t> list;
@@ -98,7 +90,8 @@ Result<std::vector<std::int64_t>> ParseClasses(const std::string& text, std::int
 }
 
 struct Drawn {
-  at::Tensor codes, images, labels;  // [N, n, C], [N, channels, H, H], [N] int64
+  at::Tensor codes, images;  // [N, n, C], [N, channels, H, H] on ComputeDevice()
+  at::Tensor labels;         // [N] int64, in host memory
 };
 
 // Calls `take` with every chunk of images until one fails. Image i of a class depends on (seed,
@@ -113,7 +106,7 @@ Status DrawChunks(const ExportedModel& model, const std::vector<std::int64_t>& c
       const at::Tensor noise = EvalNoise(seed, c * kClassStride + begin, c * kClassStride + end,
                                          model.network->spec().backbone);
       const at::Tensor labels = at::full({end - begin}, c, at::kLong);
-      const at::Tensor codes = model.network->Generate(noise, labels);
+      const at::Tensor codes = model.network->Generate(ToDevice(noise), ToDevice(labels));
       DD2_TRY(take(Drawn{codes, model.tokenizer->Decode(codes), labels}));
     }
   }
@@ -130,7 +123,7 @@ Status WriteSampleNpz(const std::filesystem::path& path, const ExportedModel& mo
                  NpzWriter::Create(RealFileSystem(), path));
   std::vector<std::int64_t> labels;
   DD2_TRY(DrawChunks(model, classes, count, seed, [&](const Drawn& chunk) -> Status {
-    const at::Tensor bytes = ImageBytes(chunk.images);
+    const at::Tensor bytes = ImageBytes(chunk.images).cpu();
     if (labels.empty()) {
       const std::int64_t shape[] = {all, bytes.size(1), bytes.size(2), 3};
       DD2_TRY(writer->Begin("arr_0", Dtype::kU8, shape));
@@ -154,8 +147,8 @@ Status WriteTensors(const std::filesystem::path& path, const ExportedModel& mode
                     std::uint64_t seed) {
   std::vector<at::Tensor> codes, images, labels;
   DD2_TRY(DrawChunks(model, classes, count, seed, [&](const Drawn& chunk) -> Status {
-    codes.push_back(chunk.codes);
-    images.push_back(chunk.images);
+    codes.push_back(chunk.codes.cpu());
+    images.push_back(chunk.images.cpu());
     labels.push_back(chunk.labels.to(at::kFloat));
     return {};
   }));
@@ -193,7 +186,7 @@ Status WriteGrid(const std::filesystem::path& path, const ExportedModel& model,
                    std::to_string(kMostGridSide) +
                    " pixels: name fewer --classes, a smaller --count, or an .npz file");
     }
-    images.push_back(chunk.images);
+    images.push_back(chunk.images.cpu());
     return {};
   }));
   const at::Tensor all = at::cat(images).contiguous();
@@ -210,10 +203,11 @@ Status WriteSamples(const std::filesystem::path& out, const ExportedModel& model
 }
 
 Status Sample(const std::vector<std::string>& arguments) {
-  DD2_TRY_ASSIGN(
-      const Options options,
-      Options::Parse(arguments, {"--model", "--teacher", "--out", "--classes", "--count", "--seed"},
-                     {}, 0));
+  DD2_TRY_ASSIGN(const Options options,
+                 Options::Parse(arguments,
+                                {"--model", "--teacher", "--out", "--classes", "--count", "--seed",
+                                 kDeviceOption},
+                                {}, 0));
   if (!options.Has("--model")) return Usage("--model is missing: a folder that `dd2 export` wrote");
   const std::filesystem::path out = options.Text("--out", "");
   if (out.extension() != ".png" && out.extension() != ".npz" && out.extension() != ".safetensors") {
@@ -221,6 +215,7 @@ Status Sample(const std::vector<std::string>& arguments) {
   }
   DD2_TRY_ASSIGN(const auto count, options.Get<std::int64_t>("--count", 10, 1, kMostCount));
   DD2_TRY_ASSIGN(const auto seed, options.Get<std::uint64_t>("--seed", 1, 0, UINT64_MAX));
+  DD2_TRY(TakeDevice(options));
   DD2_TRY_ASSIGN(const ExportedModel model,
                  LoadExport(options.Text("--model", ""), options.Text("--teacher", "")));
   DD2_TRY_ASSIGN(
@@ -277,15 +272,19 @@ Result<TeacherBundle> TeacherFor(const ExportedModel& model, const std::string& 
 
 Status Eval(const std::vector<std::string>& arguments) {
   if (std::ranges::find(arguments, "--images") != arguments.end()) return EvalImages(arguments);
-  DD2_TRY_ASSIGN(const Options options, Options::Parse(arguments,
-                                                       {"--model", "--teacher", "--dataset",
-                                                        "--samples", "--seed", "--cfg-scale"},
-                                                       {"--json"}, 0));
+  DD2_TRY_ASSIGN(const Options options,
+                 Options::Parse(arguments,
+                                {"--model", "--teacher", "--dataset", "--samples", "--seed",
+                                 "--cfg-scale", kDeviceOption},
+                                {"--json"}, 0));
   if (!options.Has("--model") && !options.Has("--teacher")) {
     return Usage("--model PATH (an exported model) or --teacher DIR is missing");
   }
   DD2_TRY_ASSIGN(const auto samples, options.Get<std::int64_t>("--samples", 5000, 2, kMostSamples));
   DD2_TRY_ASSIGN(const auto seed, options.Get<std::uint64_t>("--seed", 1, 0, UINT64_MAX));
+  TeacherConfig config;
+  DD2_TRY_ASSIGN(config.cfg_scale, options.Get<double>("--cfg-scale", config.cfg_scale, 0, 100));
+  DD2_TRY(TakeDevice(options));
   const std::unique_ptr<Collectives> alone = NewLocalCollectives();
   const bool as_json = options.Has("--json");
   if (options.Has("--model")) {
@@ -300,8 +299,6 @@ Status Eval(const std::vector<std::string>& arguments) {
     PrintPoint(point, context, seed, as_json);
     return {};
   }
-  TeacherConfig config;
-  DD2_TRY_ASSIGN(config.cfg_scale, options.Get<double>("--cfg-scale", config.cfg_scale, 0, 100));
   DD2_TRY_ASSIGN(const TeacherBundle bundle, LoadTeacherBundle(options.Text("--teacher", "")));
   DD2_TRY_ASSIGN(
       const EvalContext context,
@@ -326,26 +323,18 @@ Status Export(const std::vector<std::string>& arguments) {
   return {};
 }
 
-using Action = Status (*)(const std::vector<std::string>&);
-
-int RunAction(Action action, const std::vector<std::string>& arguments, const char* usage) {
-  if (WantsHelp(arguments, usage)) return kExitOk;
-  const Status status = action(arguments);
-  return status ? kExitOk : Fail(status.error());
-}
-
 }  // namespace
 
 int SampleCommand(const std::vector<std::string>& arguments) {
-  return RunAction(Sample, arguments, kSampleUsage);
+  return RunCommand(arguments, kSampleUsage, [&] { return Sample(arguments); });
 }
 
 int EvalCommand(const std::vector<std::string>& arguments) {
-  return RunAction(Eval, arguments, kEvalUsage);
+  return RunCommand(arguments, kEvalUsage, [&] { return Eval(arguments); });
 }
 
 int ExportCommand(const std::vector<std::string>& arguments) {
-  return RunAction(Export, arguments, kExportUsage);
+  return RunCommand(arguments, kExportUsage, [&] { return Export(arguments); });
 }
 
 }  // namespace dd2

@@ -16,6 +16,7 @@
 #include "common/json.h"
 #include "common/rng.h"
 #include "worker/engine/teacher_stages.h"
+#include "worker/kernels/torch_device.h"
 #include "worker/models/llamagen_backbone.h"
 #include "worker/models/released_teacher.h"
 
@@ -30,13 +31,16 @@ constexpr std::uint32_t kPhase = static_cast<std::uint32_t>(StagePhase::kAdapt);
 constexpr std::string_view kOfTrain = "teacher.safetensors";  // of `dd2 teacher train`
 constexpr double kLabelDrop = 0.1;
 constexpr std::int64_t kHeldOutMost = 256;
-// Sequences of one pass: 256 tokens have 16 MB of logits and, in GPT-B, 225 MB of activations.
-constexpr std::int64_t kRowsAtOnce = 4;
+// Sequences of one pass: four of 256 tokens have 16 MB of logits each and, in GPT-B, 225 MB of
+// activations. Products of so few rows leave a GPU half idle.
+constexpr std::int64_t kRowsOnCpu = 4, kRowsOnGpu = 16;
 // The first layer of the MLP is drawn this much wider than one that will be trained. Of gains from
 // 1 to 16 this one left least, .125, of a smooth table of 16384 rows and width 768 (1: .258).
 constexpr double kInputGain = 4;
 constexpr double kRidge = 1e-6;               // of the mean diagonal
 constexpr const char* kPrefix = "backbone.";  // of a teacher's parameters; a file has none
+
+std::int64_t RowsAtOnce() { return ComputeDevice().is_cpu() ? kRowsOnCpu : kRowsOnGpu; }
 
 // Trains the whole network on tokens.
 class AdaptStage : public TrainingStage {
@@ -83,11 +87,11 @@ class AdaptStage : public TrainingStage {
     const at::Tensor tokens = tokens_.index_select(0, chosen);
     const Teacher& model = models_[static_cast<std::size_t>(shard)];
     double sum = 0;
-    for (std::int64_t begin = 0; begin < rows; begin += kRowsAtOnce) {
-      const std::int64_t count = std::min(kRowsAtOnce, rows - begin);
-      const at::Tensor part = tokens.narrow(0, begin, count);
-      const at::Tensor logits =
-          model.Logits(model.Hidden(CodesOf(codebook_, part), labels.narrow(0, begin, count)));
+    for (std::int64_t begin = 0; begin < rows; begin += RowsAtOnce()) {
+      const std::int64_t count = std::min(RowsAtOnce(), rows - begin);
+      const at::Tensor part = ToDevice(tokens.narrow(0, begin, count));
+      const at::Tensor classes = ToDevice(labels.narrow(0, begin, count));
+      const at::Tensor logits = model.Logits(model.Hidden(CodesOf(codebook_, part), classes));
       const at::Tensor loss = at::cross_entropy_loss(logits.flatten(0, 1), part.flatten()) *
                               (static_cast<double>(count) / static_cast<double>(rows));
       loss.backward();
@@ -99,7 +103,7 @@ class AdaptStage : public TrainingStage {
  private:
   const AdaptSettings& settings_;
   const BackboneSpec spec_;
-  const at::Tensor codebook_, tokens_, labels_;
+  const at::Tensor codebook_, tokens_, labels_;  // tokens and labels in host memory
   ShardedParams params_;
   std::vector<Teacher> models_;
 };
@@ -107,14 +111,15 @@ class AdaptStage : public TrainingStage {
 // Mean nats per token, teacher-forced, of a network that sees table [V, d].
 double Nats(const LlamaGenGpt& network, const at::Tensor& table, const at::Tensor& tokens,
             const at::Tensor& labels, ShardPool& pool) {
-  const std::int64_t rows = tokens.size(0);
-  std::vector<double> parts(static_cast<std::size_t>((rows + kRowsAtOnce - 1) / kRowsAtOnce));
+  const std::int64_t rows = tokens.size(0), at_once = RowsAtOnce();
+  std::vector<double> parts(static_cast<std::size_t>((rows + at_once - 1) / at_once));
   pool.Run(static_cast<int>(parts.size()), [&](int b) {
     const at::NoGradGuard no_grad;
-    const std::int64_t begin = b * kRowsAtOnce, count = std::min(kRowsAtOnce, rows - begin);
-    const at::Tensor part = tokens.narrow(0, begin, count);
+    const std::int64_t begin = b * at_once, count = std::min(at_once, rows - begin);
+    const at::Tensor part = ToDevice(tokens.narrow(0, begin, count));
+    const at::Tensor classes = ToDevice(labels.narrow(0, begin, count));
     const at::Tensor past = at::embedding(table, part.narrow(1, 0, part.size(1) - 1));
-    const at::Tensor logits = network.Logits(network.Hidden(past, labels.narrow(0, begin, count)));
+    const at::Tensor logits = network.Logits(network.Hidden(past, classes));
     parts[static_cast<std::size_t>(b)] =
         at::cross_entropy_loss(logits.flatten(0, 1), part.flatten()).item<double>() *
         static_cast<double>(count) / static_cast<double>(rows);
@@ -143,7 +148,7 @@ class Adapter {
       : request_(request),
         settings_(request.settings),
         report_(request.report),
-        pool_(std::min(settings_.threads, settings_.shards)) {
+        pool_(ComputeDevice().is_cpu() ? std::min(settings_.threads, settings_.shards) : 1) {
     if (report_) return;
     report_ = [](std::string_view line) {
       std::printf("%.*s\n", static_cast<int>(line.size()), line.data());
@@ -154,13 +159,16 @@ class Adapter {
   Status Run() {
     const auto begin = std::chrono::steady_clock::now();
     DD2_TRY(CheckVacant());
-    DD2_TRY(Load());
-    DD2_TRY(CheckTokens());
     FileSystem& files = RealFileSystem();
     DD2_TRY(files.MakeDirectories(StateFolder()));
     DD2_TRY_ASSIGN(const FileLock lock,
                    FileLock::Acquire(StateFolder() / "lock", "dd2 teacher adapt"));
-    DD2_TRY(CheckVacant());  // somebody else may have finished meanwhile
+    Status ready = CheckVacant();  // somebody else may have finished meanwhile
+    if (ready) ready = Load();
+    if (!ready) {
+      LeaveNothing();
+      return ready;
+    }
     DD2_TRY_ASSIGN(const ParamBuffer adapted, Train(FitInput()));
     const Seconds spent = std::chrono::steady_clock::now() - begin;
     measured_["seconds"] = std::round(spent.count());
@@ -187,6 +195,14 @@ class Adapter {
                                                 ": give them again, or choose another folder");
   }
 
+  // After bad input, where there is no state of an earlier call.
+  void LeaveNothing() const {
+    std::error_code ignored;
+    if (fs::exists(StateFile(), ignored)) return;
+    static_cast<void>(RealFileSystem().RemoveTree(StateFolder()));
+    fs::remove(request_.out, ignored);  // if it is empty
+  }
+
   Status Load() {
     DD2_TRY_ASSIGN(description_, ReadTeacherDescription(RealFileSystem(), request_.teacher));
     DD2_TRY_ASSIGN(network_, LoadLlamaGen(request_.teacher));
@@ -205,7 +221,7 @@ class Adapter {
              .classes = gpt.classes,
              .kind = BackboneKind::kLlamaGen,
              .ffn_hidden = gpt.ffn_hidden};
-    return {};
+    return CheckTokens();
   }
 
   Status CheckTokens() {
@@ -226,6 +242,7 @@ class Adapter {
   // What determines the bits.
   json::object Settings() const {
     json::object all{{"teacher", description_.digest().Hex()}, {"seed", settings_.seed}};
+    if (const std::string kind = ComputeKind(); !kind.empty()) all["device"] = kind;
     if (!request_.tokens.defined()) return all;
     all["shards"] = settings_.shards;
     all["steps"] = settings_.steps;
@@ -250,14 +267,16 @@ class Adapter {
       at::Tensor(params[input + name]).mul_(kInputGain);
     }
     const CodeMlp mlp(params, input);
-    // Least squares by the normal equations, in fp64; the last row of the solution is the bias.
-    const at::Tensor inner = mlp.Inner(codebook_);
+    // Least squares by the normal equations, in fp64 on the CPU; the last row of the solution is
+    // the bias.
+    const at::Tensor inner = mlp.Inner(codebook_).cpu();
     const at::Tensor rows =
         at::cat({inner, at::ones({inner.size(0), 1}, at::kFloat)}, 1).to(at::kDouble);
     at::Tensor gram = rows.t().matmul(rows);
     gram.diagonal().add_(gram.diagonal().mean() * kRidge);
-    const at::Tensor solution = at::cholesky_solve(rows.t().matmul(network_.table.to(at::kDouble)),
-                                                   at::linalg_cholesky(gram));
+    const at::Tensor table = network_.table.cpu().to(at::kDouble);
+    const at::Tensor solution =
+        at::cholesky_solve(rows.t().matmul(table), at::linalg_cholesky(gram));
     at::Tensor(params[input + "2.weight"]).copy_(solution.narrow(0, 0, spec_.width).t());
     at::Tensor(params[input + "2.bias"]).copy_(solution.select(0, spec_.width));
     const double error = (mlp.Forward(codebook_) - network_.table).square().mean().item<double>() /
@@ -302,6 +321,8 @@ class Adapter {
     const double start = HeldOutNats(stage.params().master());
     report_("adapt  nats per token of held-out sequences: " + std::to_string(before) +
             " with the table, " + std::to_string(start) + " with the fitted MLP");
+    network_.params = ParamBuffer();  // the training needs its memory
+    network_.table = at::Tensor();
     const StageRun run{.state_file = StateFile(),
                        .settings = json::serialize(Settings()),
                        .save_every = settings_.save_every,
@@ -324,10 +345,10 @@ class Adapter {
     sizes.code_channels = spec_.channels;
     const std::string name = "adapted " + teacher.transformer->name;
     const std::vector<TensorShape> layout = LayoutOf(sizes);
+    const at::Tensor host = params.HostFlat();
     const auto read = [&](std::size_t index, std::int64_t begin, std::span<float> out) -> Status {
       const ParamSpec& param = params.layout().Find(kPrefix + layout[index].name);
-      std::copy_n(params.flat().const_data_ptr<float>() + param.offset + begin, out.size(),
-                  out.begin());
+      std::copy_n(host.const_data_ptr<float>() + param.offset + begin, out.size(), out.begin());
       return {};
     };
     FileSystem& files = RealFileSystem();
@@ -364,6 +385,10 @@ class Adapter {
 Status AdaptTeacher(const AdaptRequest& request) {
   try {
     return Adapter(request).Run();
+  } catch (const c10::OutOfMemoryError& problem) {
+    return Error(Code::kResourceExhausted,
+                 std::string("the adaptation needs more memory, less with fewer --shards: ") +
+                     problem.what_without_backtrace());
   } catch (const c10::Error& problem) {
     return Error(Code::kInternal,
                  std::string("the adaptation stopped: ") + problem.what_without_backtrace());

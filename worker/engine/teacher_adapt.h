@@ -24,7 +24,7 @@ struct AdaptSettings {
 
   std::int64_t held_out = 0;  // sequences at the end that measure; 0: a tenth, at most 256
   std::uint64_t seed = 1;
-  int threads = 2;  // do not change the bits; at most `shards` are used
+  int threads = 2;  // do not change the bits; at most `shards` are used, on a GPU one
   int shards = 4;   // of every batch; change the bits. Each takes a copy of the gradients
   int save_every = 200;
   int report_every = 50;
@@ -45,10 +45,11 @@ struct AdaptRequest {
 // held-out sequences with the table, with the fitted MLP and after training.
 //
 // Interrupted, it goes on from the newest state under out/.adapting; finished, it removes that
-// folder. The same seed, shards, settings and tokens give the same weights. kInvalidArgument:
-// impossible settings or shapes, no LlamaGen, or one that is adapted already. kNotFound: a network
-// is missing. kFailedPrecondition: `out` holds a teacher, or a state of other settings.
-// kUnavailable: somebody else adapts into the same folder.
+// folder. It computes on ComputeDevice(): the same seed, shards, settings, tokens and kind of
+// device give the same weights. kInvalidArgument: impossible settings or shapes, no LlamaGen, or
+// one that is adapted already. kNotFound: a network is missing. kFailedPrecondition: `out` holds a
+// teacher, or a state of other settings. kUnavailable: somebody else adapts into the same folder.
+// kResourceExhausted: the memory of a GPU.
 Status AdaptTeacher(const AdaptRequest& request);
 
 }  // namespace dd2

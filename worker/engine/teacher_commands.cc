@@ -1,7 +1,6 @@
 // dd2 teacher logits | decode | encode: a released teacher on given tokens, to be held against its
 // Python original. dd2 teacher adapt: a LlamaGen that takes continuous codes.
 
-#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -9,13 +8,14 @@
 #include <string>
 #include <vector>
 
-#include "common/exit_codes.h"
 #include "common/file.h"
 #include "common/json.h"
 #include "storage/safetensors.h"
+#include "worker/engine/command_frame.h"
 #include "worker/engine/commands.h"
 #include "worker/engine/options.h"
 #include "worker/engine/teacher_adapt.h"
+#include "worker/kernels/torch_device.h"
 #include "worker/models/released_teacher.h"
 #include "worker/models/vqgan.h"
 
@@ -25,7 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kLogitsUsage =
-    "usage: dd2 teacher logits DIR --tokens FILE --out FILE [--cfg X]\n"
+    "usage: dd2 teacher logits DIR --tokens FILE --out FILE [--cfg X] [--device D]\n"
     "  DIR            a teacher that `dd2 teacher import` wrote\n"
     "  --tokens FILE  safetensors: tokens [B, L] int64, labels [B] int64 (one above the last "
     "class:\n"
@@ -34,12 +34,14 @@ constexpr const char* kLogitsUsage =
     "                 dropped\n"
     "  --cfg X        guidance by the teacher's own convention: VAR (1 + X k / (K - 1)) cond - "
     "...\n"
-    "                 uncond at scale k (1.5); LlamaGen uncond + X (cond - uncond) (2)\n";
+    "                 uncond at scale k (1.5); LlamaGen uncond + X (cond - uncond) (2)\n"
+    "  --device D     cpu, or cuda: the first GPU that CUDA_VISIBLE_DEVICES shows (cpu)\n";
 constexpr const char* kDecodeUsage =
-    "usage: dd2 teacher decode DIR --tokens FILE --out FILE\n"
+    "usage: dd2 teacher decode DIR --tokens FILE --out FILE [--device D]\n"
     "  --tokens FILE  safetensors: tokens [B, L] int64\n"
     "  --out FILE     safetensors: f_hat (VAR) or z_q (LlamaGen) [B, C, S, S], image [B, 3, H, H]\n"
-    "                 in about [-1, 1]\n";
+    "                 in about [-1, 1]\n"
+    "  --device D     cpu, or cuda: the first GPU that CUDA_VISIBLE_DEVICES shows (cpu)\n";
 constexpr const char* kAdaptUsage =
     "usage: dd2 teacher adapt DIR [--tokens FILE] --out DIR [options]\n"
     "  DIR              a LlamaGen that `dd2 teacher import` wrote, with its tokenizer\n"
@@ -50,13 +52,16 @@ constexpr const char* kAdaptUsage =
     "                   --lr X (1e-4)\n"
     "  --held-out N     sequences at the end of FILE that measure (a tenth, at most 256)\n"
     "  --seed N         (1)\n"
-    "  --shards N       parts of a batch (4); each takes memory for the gradients. --threads N "
-    "(2)\n"
-    "  --save-every N   steps between two states to go on from (200)\n";
+    "  --shards N       parts of a batch (4); each takes memory for the gradients\n"
+    "  --threads N      that compute shards side by side on the CPU (2); a GPU computes them one\n"
+    "                   behind the other, so that --shards 1 serves it as well\n"
+    "  --save-every N   steps between two states to go on from (200)\n"
+    "  --device D       cpu, or cuda: the first GPU that CUDA_VISIBLE_DEVICES shows (cpu)\n";
 constexpr const char* kEncodeUsage =
-    "usage: dd2 teacher encode DIR --image FILE --out FILE\n"
+    "usage: dd2 teacher encode DIR --image FILE --out FILE [--device D]\n"
     "  --image FILE   safetensors: image [B, 3, H, H] fp32 in [-1, 1]\n"
-    "  --out FILE     safetensors: tokens [B, L] int64\n";
+    "  --out FILE     safetensors: tokens [B, L] int64\n"
+    "  --device D     cpu, or cuda: the first GPU that CUDA_VISIBLE_DEVICES shows (cpu)\n";
 
 // An int64 tensor of `dimensions` dimensions with values in [0, end).
 Result<at::Tensor> ReadNumbers(const SafetensorsFile& file, const fs::path& path,
@@ -140,7 +145,19 @@ void ForEachRow(std::int64_t rows, const char* what, const Step& step) {
   }
 }
 
-at::Tensor Joined(const std::vector<at::Tensor>& rows) { return at::cat(rows).contiguous(); }
+// Rows of any device, whole in host memory.
+class Rows {
+ public:
+  void Add(const at::Tensor& row) { rows_.push_back(row.cpu()); }
+  at::Tensor Joined() const { return at::cat(rows_).contiguous(); }
+
+ private:
+  std::vector<at::Tensor> rows_;
+};
+
+at::Tensor RowOf(const at::Tensor& tensor, std::int64_t b) {
+  return ToDevice(tensor.narrow(0, b, 1));
+}
 
 struct LabelledTokens {
   at::Tensor tokens, labels;  // [B, L], [B]
@@ -168,17 +185,17 @@ Status Logits(const Options& options) {
   DD2_TRY_ASSIGN(
       const LabelledTokens given,
       ReadLabelledTokens(path, teacher->tokens(), teacher->vocabulary(), teacher->classes() + 1));
-  std::vector<at::Tensor> cond, uncond, guided;
+  Rows cond, uncond, guided;
   ForEachRow(given.tokens.size(0), "sequence", [&](std::int64_t b) {
     const ReleasedTransformer::Logits row =
-        teacher->Score(given.tokens.narrow(0, b, 1), given.labels.narrow(0, b, 1), cfg);
-    cond.push_back(row.cond);
-    uncond.push_back(row.uncond);
-    guided.push_back(row.guided);
+        teacher->Score(RowOf(given.tokens, b), RowOf(given.labels, b), cfg);
+    cond.Add(row.cond);
+    uncond.Add(row.uncond);
+    guided.Add(row.guided);
   });
   return WriteTensors(
       options.Text("--out", ""),
-      {{"cond", Joined(cond)}, {"uncond", Joined(uncond)}, {"guided", Joined(guided)}});
+      {{"cond", cond.Joined()}, {"uncond", uncond.Joined()}, {"guided", guided.Joined()}});
 }
 
 Status Decode(const Options& options) {
@@ -190,15 +207,15 @@ Status Decode(const Options& options) {
   DD2_TRY_ASSIGN(const at::Tensor tokens, ReadNumbers(file, path, "tokens", 2, spec.codes));
   DD2_TRY(CheckLength(path, tokens, spec.tokens()));
   const bool by_scales = tokenizer->path() != nullptr;
-  std::vector<at::Tensor> latents, images;
+  Rows latents, images;
   ForEachRow(tokens.size(0), "image", [&](std::int64_t b) {
-    const at::Tensor codes = CodesOf(tokenizer->codebook(), tokens.narrow(0, b, 1));
-    latents.push_back(by_scales ? tokenizer->path()->Features(codes)
-                                : RowsToMap(codes, spec.raster_side, spec.raster_side));
-    images.push_back(tokenizer->Decode(codes));
+    const at::Tensor codes = CodesOf(tokenizer->codebook(), RowOf(tokens, b));
+    latents.Add(by_scales ? tokenizer->path()->Features(codes)
+                          : RowsToMap(codes, spec.raster_side, spec.raster_side));
+    images.Add(tokenizer->Decode(codes));
   });
-  return WriteTensors(options.Text("--out", ""),
-                      {{by_scales ? "f_hat" : "z_q", Joined(latents)}, {"image", Joined(images)}});
+  return WriteTensors(options.Text("--out", ""), {{by_scales ? "f_hat" : "z_q", latents.Joined()},
+                                                  {"image", images.Joined()}});
 }
 
 Status Encode(const Options& options) {
@@ -217,10 +234,10 @@ Status Encode(const Options& options) {
   const std::vector<std::int64_t> shape = {found->second.shape[0], 3, side, side};
   DD2_TRY_ASSIGN(std::vector<float> values, file.ReadF32("image", shape));
   const at::Tensor images = at::from_blob(values.data(), shape, at::kFloat);
-  std::vector<at::Tensor> rows;
+  Rows tokens;
   ForEachRow(images.size(0), "image",
-             [&](std::int64_t b) { rows.push_back(tokenizer->Encode(images.narrow(0, b, 1))); });
-  return WriteTokens(options.Text("--out", ""), Joined(rows));
+             [&](std::int64_t b) { tokens.Add(tokenizer->Encode(RowOf(images, b))); });
+  return WriteTokens(options.Text("--out", ""), tokens.Joined());
 }
 
 Result<AdaptSettings> ReadAdaptSettings(const Options& options) {
@@ -266,22 +283,15 @@ using Action = Status (*)(const Options&);
 int RunAction(const std::vector<std::string>& arguments, const char* usage,
               const std::set<std::string>& valued, const std::set<std::string>& needed,
               Action action) {
-  if (std::ranges::find(arguments, "--help") != arguments.end()) {
-    std::fputs(usage, stdout);
-    return kExitOk;
-  }
-  const auto run = [&]() -> Status {
+  return RunCommand(arguments, usage, [&]() -> Status {
     DD2_TRY_ASSIGN(const Options options, Options::Parse(arguments, valued, {}, 1));
     if (options.positionals().empty()) return Usage("DIR is missing");
     for (const std::string& name : needed) {
       if (!options.Has(name)) return Usage(name + " is missing");
     }
+    DD2_TRY(TakeDevice(options));
     return action(options);
-  };
-  const Status status = run();
-  if (status) return kExitOk;
-  std::fprintf(stderr, "dd2: %s\n", status.error().message().c_str());
-  return ExitCodeFor(status.error().code());
+  });
 }
 
 }  // namespace
@@ -289,21 +299,23 @@ int RunAction(const std::vector<std::string>& arguments, const char* usage,
 int TeacherAdaptCommand(const std::vector<std::string>& arguments) {
   return RunAction(arguments, kAdaptUsage,
                    {"--tokens", "--out", "--steps", "--batch", "--lr", "--held-out", "--seed",
-                    "--shards", "--threads", "--save-every"},
+                    "--shards", "--threads", "--save-every", kDeviceOption},
                    {"--out"}, Adapt);
 }
 
 int TeacherLogitsCommand(const std::vector<std::string>& arguments) {
-  return RunAction(arguments, kLogitsUsage, {"--tokens", "--out", "--cfg"}, {"--tokens", "--out"},
-                   Logits);
+  return RunAction(arguments, kLogitsUsage, {"--tokens", "--out", "--cfg", kDeviceOption},
+                   {"--tokens", "--out"}, Logits);
 }
 
 int TeacherDecodeCommand(const std::vector<std::string>& arguments) {
-  return RunAction(arguments, kDecodeUsage, {"--tokens", "--out"}, {"--tokens", "--out"}, Decode);
+  return RunAction(arguments, kDecodeUsage, {"--tokens", "--out", kDeviceOption},
+                   {"--tokens", "--out"}, Decode);
 }
 
 int TeacherEncodeCommand(const std::vector<std::string>& arguments) {
-  return RunAction(arguments, kEncodeUsage, {"--image", "--out"}, {"--image", "--out"}, Encode);
+  return RunAction(arguments, kEncodeUsage, {"--image", "--out", kDeviceOption},
+                   {"--image", "--out"}, Encode);
 }
 
 }  // namespace dd2

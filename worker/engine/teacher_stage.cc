@@ -15,6 +15,8 @@
 #include "common/check.h"
 #include "common/file.h"
 #include "storage/safetensors.h"
+#include "worker/engine/flat_adam.h"
+#include "worker/kernels/torch_device.h"
 
 namespace dd2 {
 
@@ -77,7 +79,7 @@ ShardedParams::ShardedParams(const ParamLayout& layout, int shards)
     : master_(layout, /*requires_grad=*/false) {
   for (int i = 0; i < shards; ++i) {
     shards_.push_back(master_.Alias(/*requires_grad=*/true));
-    gradients_.push_back(at::zeros({layout.size()}, at::kFloat));
+    gradients_.push_back(at::zeros({layout.size()}, OnDevice()));
     shards_.back().BindGradient(gradients_.back());
   }
 }
@@ -85,79 +87,6 @@ ShardedParams::ShardedParams(const ParamLayout& layout, int shards)
 namespace {
 
 using Seconds = std::chrono::duration<double>;
-
-// The optimiser over the flat buffer of a stage.
-class FlatAdam {
- public:
-  FlatAdam(ShardedParams& params, const AdamSettings& settings)
-      : params_(params),
-        settings_(settings),
-        m_(at::zeros_like(params.master().flat())),
-        v_(at::zeros_like(params.master().flat())),
-        gradient_(at::zeros_like(params.master().flat())) {}
-
-  const at::Tensor& m() const { return m_; }
-  const at::Tensor& v() const { return v_; }
-
-  // `step` counts from 0.
-  void Step(std::int64_t step, double learning_rate) {
-    SumGradients();
-    const double scale = ClipScale();
-    const double correction1 = 1.0 - std::pow(settings_.beta1, static_cast<double>(step + 1));
-    const double correction2 = 1.0 - std::pow(settings_.beta2, static_cast<double>(step + 1));
-    float* parameter = params_.master().flat().data_ptr<float>();
-    float* m = m_.data_ptr<float>();
-    float* v = v_.data_ptr<float>();
-    const float* gradient = gradient_.data_ptr<float>();
-    const float b1 = static_cast<float>(settings_.beta1),
-                c1 = static_cast<float>(1 - settings_.beta1);
-    const float b2 = static_cast<float>(settings_.beta2),
-                c2 = static_cast<float>(1 - settings_.beta2);
-    const float rate = static_cast<float>(learning_rate / correction1);
-    const float root = static_cast<float>(1.0 / std::sqrt(correction2));
-    const float epsilon = static_cast<float>(settings_.epsilon);
-    const float factor = static_cast<float>(scale);
-    for (const ParamSpec& spec : params_.master().layout().specs()) {
-      const bool decays = spec.shape.size() > 1;
-      const float keep =
-          static_cast<float>(decays ? 1.0 - learning_rate * settings_.weight_decay : 1.0);
-      for (std::int64_t i = spec.offset; i < spec.offset + spec.numel; ++i) {
-        const float g = gradient[i] * factor;
-        m[i] = b1 * m[i] + c1 * g;
-        v[i] = b2 * v[i] + c2 * g * g;
-        parameter[i] = keep * parameter[i] - rate * m[i] / (std::sqrt(v[i]) * root + epsilon);
-      }
-    }
-  }
-
- private:
-  // Mean over the shards, always added in the order of the shards.
-  void SumGradients() {
-    float* sum = gradient_.data_ptr<float>();
-    const std::int64_t n = params_.master().layout().size();
-    const float share = 1.0F / static_cast<float>(params_.shards());
-    std::fill(sum, sum + n, 0.0F);
-    for (int shard = 0; shard < params_.shards(); ++shard) {
-      const float* part = params_.gradient(shard).data_ptr<float>();
-      for (std::int64_t i = 0; i < n; ++i) sum[i] += part[i];
-    }
-    for (std::int64_t i = 0; i < n; ++i) sum[i] *= share;
-  }
-
-  double ClipScale() const {
-    if (settings_.clip_norm <= 0) return 1.0;
-    double squares = 0;
-    const float* gradient = gradient_.data_ptr<float>();
-    for (std::int64_t i = 0; i < gradient_.numel(); ++i) {
-      squares += static_cast<double>(gradient[i]) * static_cast<double>(gradient[i]);
-    }
-    return std::min(1.0, settings_.clip_norm / (std::sqrt(squares) + 1e-6));
-  }
-
-  ShardedParams& params_;
-  const AdamSettings settings_;
-  at::Tensor m_, v_, gradient_;
-};
 
 // The resumable state of a stage as one safetensors file.
 class StageFile {
@@ -170,10 +99,12 @@ class StageFile {
   }
 
   Status Save(std::int64_t steps_done) const {
+    std::vector<at::Tensor> host;
     std::vector<TensorToWrite> writes;
     for (const auto& [name, tensor] : tensors_) {
+      host.push_back(tensor.cpu());
       const std::size_t numel = static_cast<std::size_t>(tensor.numel());
-      writes.push_back({name, tensor.sizes().vec(), {tensor.data_ptr<float>(), numel}});
+      writes.push_back({name, tensor.sizes().vec(), {host.back().data_ptr<float>(), numel}});
     }
     FileSystem& files = RealFileSystem();
     std::filesystem::path temporary = run_.state_file;
@@ -201,8 +132,8 @@ class StageFile {
                        "folder to train from the start");
     }
     for (const auto& [name, tensor] : tensors_) {
-      DD2_TRY_ASSIGN(const std::vector<float> values, file->ReadF32(name, tensor.sizes().vec()));
-      std::copy(values.begin(), values.end(), tensor.data_ptr<float>());
+      DD2_TRY_ASSIGN(std::vector<float> values, file->ReadF32(name, tensor.sizes().vec()));
+      tensor.copy_(at::from_blob(values.data(), tensor.sizes(), at::kFloat));
     }
     return static_cast<std::int64_t>(std::stoll(steps->second));
   }
@@ -229,7 +160,7 @@ std::string ProgressLine(const TrainingStage& stage, std::int64_t done, std::int
 
 Status RunStage(TrainingStage& stage, const StageRun& run, ShardPool& pool,
                 const ReportLine& report) {
-  ShardedParams& params = stage.params();
+  const ShardedParams& params = stage.params();
   FlatAdam adam(params, stage.adam());
   const StageFile file(run, stage, adam);
   DD2_TRY_ASSIGN(const std::int64_t first, file.Load());

@@ -18,7 +18,8 @@ namespace dd2 {
 
 // The training loop of `dd2 teacher train` and `dd2 teacher adapt`: data-parallel over threads of
 // one process, with bits that depend on the number of virtual shards but not on the number of
-// threads, resumable from states written every so many steps.
+// threads, resumable from states written every so many steps. Networks lie on ComputeDevice(); a
+// GPU wants a pool of one thread.
 
 // One line about progress, without a line end.
 using ReportLine = std::function<void(std::string_view)>;

@@ -61,9 +61,7 @@ std::string Bf16Instructions() {
 std::string NumericMode(const RunConfig& config, std::string_view precision,
                         const std::optional<Device>& device) {
   if (device) {
-    const Dd2DeviceFacts& facts = device->facts();
-    return "cuda-" + std::string(precision) + " gpu=" + facts.name +
-           " runtime=" + std::to_string(facts.runtime_version) +
+    return "cuda-" + std::string(precision) + " " + device->Kind() +
            " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild();
   }
   return "cpu-" + std::string(precision) + " threads=" + std::to_string(config.threads_per_rank) +

@@ -71,6 +71,10 @@ std::string Device::Describe() const {
   return text;
 }
 
+std::string Device::Kind() const {
+  return std::string("gpu=") + facts_.name + " runtime=" + std::to_string(facts_.runtime_version);
+}
+
 std::filesystem::path DeviceLibrary() {
   if (const char* other = std::getenv("DD2_DEVICE_LIBRARY")) return other;
   std::error_code error;

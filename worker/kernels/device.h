@@ -24,6 +24,8 @@ class Device {
   const Dd2DeviceFacts& facts() const { return facts_; }
   // "NVIDIA H100 80GB HBM3 (compute capability 9.0, 79.1 GiB, 132 multiprocessors); driver ..."
   std::string Describe() const;
+  // What decides the bits of a result: "gpu=NVIDIA H100 80GB HBM3 runtime=13000".
+  std::string Kind() const;
 
  private:
   friend Result<Device> LoadDevice(const std::filesystem::path& library, int number);

@@ -25,7 +25,7 @@ Status LoadTorchCuda() {
       Code::kFailedPrecondition,
       std::string("cannot load LibTorch's CUDA part: ") + dlerror() +
           ". Its libraries are those of Python's torch for CUDA 13: `scripts/setup --cuda` "
-          "installs them (docs/BUILDING.md), or use device: cpu");
+          "installs them (docs/BUILDING.md), or run on the CPU");
 }
 
 void MakeDeterministic() {
@@ -83,6 +83,8 @@ at::Device ComputeDevice() {
   return {static_cast<at::DeviceType>(process_device->api().torch_type),
           static_cast<at::DeviceIndex>(process_device->number())};
 }
+
+std::string ComputeKind() { return process_device ? process_device->Kind() : std::string(); }
 
 at::TensorOptions OnDevice(at::ScalarType type) {
   return at::TensorOptions(type).device(ComputeDevice());

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 #include "common/result.h"
 #include "worker/kernels/device.h"
@@ -21,6 +22,8 @@ Status UseTorchDevice(const Device& device);
 
 // The CPU unless UseTorchDevice was called. Any thread.
 at::Device ComputeDevice();
+// Device::Kind() of it; empty: the CPU.
+std::string ComputeKind();
 // Of tensors on ComputeDevice().
 at::TensorOptions OnDevice(at::ScalarType type = at::kFloat);
 // The same values there; no copy on the CPU.

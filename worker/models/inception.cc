@@ -7,6 +7,7 @@
 #include "common/check.h"
 #include "storage/safetensors.h"
 #include "storage/torch_file.h"
+#include "worker/kernels/torch_device.h"
 
 namespace dd2 {
 namespace {
@@ -122,21 +123,24 @@ Taps TapsFor(std::int64_t in, std::int64_t out) {
   const auto scale = static_cast<float>(in) / static_cast<float>(out);
   const at::Tensor position = at::arange(out, at::kFloat) * scale;
   Taps taps;
-  taps.low = position.to(at::kLong).clamp_max(in - 1);
-  taps.high = (taps.low + 1).clamp_max(in - 1);
-  taps.share = position - taps.low;
+  const at::Tensor low = position.to(at::kLong).clamp_max(in - 1);
+  taps.low = ToDevice(low);
+  taps.high = ToDevice((low + 1).clamp_max(in - 1));
+  taps.share = ToDevice(position - low);
   return taps;
 }
 
-std::span<std::byte> ValuesOf(const ParamBuffer& params, const ParamSpec& spec) {
-  return std::as_writable_bytes(std::span(params.flat().data_ptr<float>() + spec.offset,
-                                          static_cast<std::size_t>(spec.numel)));
+// `host`: what HostFlat() gives.
+std::span<std::byte> ValuesOf(const at::Tensor& host, const ParamSpec& spec) {
+  return std::as_writable_bytes(
+      std::span(host.data_ptr<float>() + spec.offset, static_cast<std::size_t>(spec.numel)));
 }
 
 // Every tensor of the layout by `read`, which is kNotFound where the file has none of that name.
 template <class Read>
 Result<ParamBuffer> ReadTensors(const std::filesystem::path& path, const Read& read) {
   ParamBuffer params(Inception::Layout(), /*requires_grad=*/false);
+  const at::Tensor host = params.HostFlat();
   for (const ParamSpec& spec : params.layout().specs()) {
     const Result<std::vector<float>> values = read(spec);
     if (!values) {
@@ -145,8 +149,9 @@ Result<ParamBuffer> ReadTensors(const std::filesystem::path& path, const Read& r
                    "'" + path.string() + "' has no tensor '" + spec.name +
                        "': it is not the FID network pt_inception-2015-12-05");
     }
-    std::ranges::copy(std::as_bytes(std::span(*values)), ValuesOf(params, spec).begin());
+    std::ranges::copy(std::as_bytes(std::span(*values)), ValuesOf(host, spec).begin());
   }
+  params.SetFlat(host);
   return params;
 }
 
@@ -200,10 +205,12 @@ ParamLayout Inception::Layout() {
   return layout;
 }
 
-Inception::Inception(const ParamBuffer& params) : last_weight_(params["fc.weight"].clone()) {
+Inception::Inception(const ParamBuffer& params)
+    : last_weight_(params["fc.weight"].to(at::kCPU, at::kFloat, false, /*copy=*/true)) {
   const at::NoGradGuard no_grad;
   Hasher128 hasher;
-  for (const ParamSpec& spec : params.layout().specs()) hasher.Update(ValuesOf(params, spec));
+  const at::Tensor host = params.HostFlat();
+  for (const ParamSpec& spec : params.layout().specs()) hasher.Update(ValuesOf(host, spec));
   digest_ = hasher.Finish();
   const ConvTable table;
   for (const ConvShape& shape : table.shapes()) {
@@ -278,7 +285,7 @@ at::Tensor Inception::BlockE(const std::string& name, const at::Tensor& x, bool 
 InceptionFeatures Inception::Features(const at::Tensor& images) const {
   DD2_CHECK(images.dim() == 4 && images.size(3) == 3 && images.scalar_type() == at::kByte);
   const at::NoGradGuard no_grad;
-  const at::Tensor pixels = images.permute({0, 3, 1, 2}).to(at::kFloat).contiguous();
+  const at::Tensor pixels = ToDevice(images).permute({0, 3, 1, 2}).to(at::kFloat).contiguous();
   at::Tensor x = (ResizeLikeTensorFlow1(pixels, kSide) - 128) / 128;
   x = x.contiguous(at::MemoryFormat::ChannelsLast);
   x = Halve(Chain("Conv2d_", {"1a_3x3", "2a_3x3", "2b_3x3"}, x));
@@ -292,7 +299,6 @@ InceptionFeatures Inception::Features(const at::Tensor& images) const {
   x = BlockD("Mixed_7a.", BlockC("Mixed_6e.", x));
   x = BlockE("Mixed_7c.", BlockE("Mixed_7b.", x, /*max_pool=*/false), /*max_pool=*/true);
   features.pool = x.mean({2, 3}).contiguous();
-  features.logits = features.pool.matmul(last_weight_.t());
   return features;
 }
 

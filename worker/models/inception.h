@@ -13,11 +13,10 @@
 
 namespace dd2 {
 
-// What FID, sFID and the Inception Score look at, of a batch of images.
+// What FID, sFID and the Inception Score look at, of a batch of images. On ComputeDevice().
 struct InceptionFeatures {
   at::Tensor pool;     // [B, 2048]: mean of the last feature map ("pool_3")
   at::Tensor spatial;  // [B, 2023]: first 7 channels of "mixed_6/conv", in the order y, x, channel
-  at::Tensor logits;   // [B, 1008]: pool times the last weight, without bias, as the score wants it
 };
 
 // The Inception-v3 of 2015 that FID is defined by (TensorFlow's classify_image_graph_def, models.md
@@ -41,10 +40,11 @@ class Inception {
   // kCorruption: damaged, or neither kind of file; kInvalidArgument: another network.
   static Result<Inception> Load(const std::filesystem::path& path);
 
-  // images [B, H, W, 3] uint8, any size. B matters for the last bits: use equal batches where bits
-  // must be equal.
+  // images [B, H, W, 3] uint8 in host memory, any size. B matters for the last bits: use equal
+  // batches where bits must be equal.
   InceptionFeatures Features(const at::Tensor& images) const;
-  const at::Tensor& last_weight() const { return last_weight_; }  // [1008, 2048]
+  // [1008, 2048], in host memory. The score's logits are pool times it, without bias.
+  const at::Tensor& last_weight() const { return last_weight_; }
   // Of all tensors of the layout: the same from either kind of file.
   const Digest128& digest() const { return digest_; }
 
@@ -70,8 +70,8 @@ class Inception {
   Digest128 digest_;
 };
 
-// [B, C, H, W] fp32 -> [B, C, side, side], as TensorFlow 1's ResizeBilinear without align_corners:
-// output y reads at y * H / side, with no half-pixel shift.
+// [B, C, H, W] fp32 on ComputeDevice() -> [B, C, side, side], as TensorFlow 1's ResizeBilinear
+// without align_corners: output y reads at y * H / side, with no half-pixel shift.
 at::Tensor ResizeLikeTensorFlow1(const at::Tensor& images, std::int64_t side);
 
 }  // namespace dd2

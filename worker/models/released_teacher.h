@@ -12,7 +12,7 @@
 namespace dd2 {
 
 // A released teacher as `dd2 teacher import` left it (storage/FORMAT.md 7), with what its Python
-// original computes: for comparing the two. B images of L tokens, V codes.
+// original computes: for comparing the two. B images of L tokens, V codes. On ComputeDevice().
 class ReleasedTransformer {
  public:
   struct Logits {

@@ -45,7 +45,9 @@ std::vector<double> TreeMean(std::vector<double> values, int shards, int width) 
   return values;
 }
 
-AdamFactors MakeFactors(const AdamStep& step, std::int64_t adam_steps, double norm) {
+}  // namespace
+
+AdamFactors FactorsOf(const AdamStep& step, std::int64_t adam_steps, double norm) {
   const auto k = static_cast<double>(adam_steps);
   // PyTorch's clip_grad_norm_: the small number keeps the quotient finite.
   const double scale = step.clip_norm > 0 ? std::min(1.0, step.clip_norm / (norm + 1e-6)) : 1.0;
@@ -62,8 +64,6 @@ AdamFactors MakeFactors(const AdamStep& step, std::int64_t adam_steps, double no
   factors.one_minus_ema_decay = static_cast<float>(1 - step.ema_decay);
   return factors;
 }
-
-}  // namespace
 
 NetworkState MakeNetworkState(const ParamLayout& layout, int local_rank, int local_size,
                               bool requires_grad) {
@@ -95,10 +95,10 @@ namespace {
 // The parts of the own slice of the state, as positions in it: from step.first on, cut where the
 // boosted range begins and ends.
 std::vector<AdamRange> RangesOf(const NetworkState& network, const AdamStep& step, double norm) {
-  const AdamFactors plain = MakeFactors(step, network.adam_steps, norm);
+  const AdamFactors plain = FactorsOf(step, network.adam_steps, norm);
   AdamStep boosted_step = step;
   boosted_step.learning_rate *= step.boost;
-  const AdamFactors boosted = MakeFactors(boosted_step, network.adam_steps, norm);
+  const AdamFactors boosted = FactorsOf(boosted_step, network.adam_steps, norm);
   const std::int64_t begin = network.begin;
   const std::int64_t first = std::clamp(step.first - begin, std::int64_t{0}, network.slice);
   const std::int64_t cut1 = std::clamp(step.boosted_begin - begin, first, network.slice);

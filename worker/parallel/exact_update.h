@@ -11,6 +11,7 @@
 #include "worker/parallel/gradient_sums.h"
 #include "worker/parallel/rank_layout.h"
 #include "worker/parallel/shard_plan.h"
+#include "worker/parallel/update_kernels.h"
 
 namespace dd2 {
 
@@ -45,6 +46,9 @@ struct AdamStep {
   std::int64_t boosted_end = 0;    // learning_rate * boost (gts, regress: the head)
   double boost = 1.0;
 };
+// The numbers of step number `adam_steps`, counted from 1, for a gradient of that norm; without
+// boost.
+AdamFactors FactorsOf(const AdamStep& step, std::int64_t adam_steps, double norm);
 
 // A small record that every rank contributes to an update: per-shard scalars (loss sums), and the
 // newest wish of the coordinator it knows (proto Desired).
