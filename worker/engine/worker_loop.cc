@@ -74,18 +74,22 @@ std::string NumericMode(const RunConfig& config, std::string_view precision,
 // The GPU of this worker's place on its machine; nothing: the CPU is wanted.
 Result<std::optional<Device>> TakeDevice(const RunConfig& config, const WorkerOptions& options) {
   if (config.device == kDeviceCpu) return std::optional<Device>();
-  DD2_TRY_ASSIGN(const Device device, LoadDevice(DeviceLibrary(), options.local_rank));
-  DD2_TRY(UseTorchDevice(device));
-  LogInfo("computes on " + device.Describe());
-  return std::optional(device);
+  const int number = options.first_device + options.local_rank;
+  const Result<Device> device = LoadDevice(DeviceLibrary(), number);
+  if (!device) {
+    return device.error().Wrap("rank " + std::to_string(options.local_rank) + " of domain '" +
+                               options.domain + "', whose GPUs are those from " +
+                               std::to_string(options.first_device) + " on");
+  }
+  DD2_TRY(UseTorchDevice(*device));
+  LogInfo("computes on GPU " + std::to_string(number) + ": " + device->Describe());
+  return std::optional(*device);
 }
 
-Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
-                                               const Timeouts& timeouts,
-                                               const CheckpointIdentity& identity,
-                                               std::int64_t checkpoint_bytes,
-                                               const StateSnapshots& snapshots,
-                                               GenerationCollectives& collectives) {
+Result<std::unique_ptr<ControlClient>> JoinRun(
+    const WorkerOptions& options, const Timeouts& timeouts, const CheckpointIdentity& identity,
+    std::int64_t checkpoint_bytes, const std::optional<Device>& device,
+    const StateSnapshots& snapshots, GenerationCollectives& collectives) {
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   ControlOptions control;
   control.host = options.coordinator_host;
@@ -104,6 +108,7 @@ Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
   control.hello.set_teacher_digest(identity.teacher_digest);
   control.hello.set_code_version(identity.code_version);
   control.hello.set_checkpoint_bytes(checkpoint_bytes);
+  if (device) control.hello.set_device_id(device->Id());
   for (proto::MemorySnapshot& one : snapshots.held()) {
     *control.hello.mutable_held()->add_snapshots() = std::move(one);
   }
@@ -437,9 +442,9 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   GenerationCollectives collectives;
   PhaseSteps steps(options, config, teacher, collectives, state,
                    NumericMode(config, kPrecisionFp32, device));
-  DD2_TRY_ASSIGN(
-      const std::unique_ptr<ControlClient> control,
-      JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), snapshots, collectives));
+  DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control,
+                 JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), device,
+                         snapshots, collectives));
   // After the control connection, so that it ends first: it still reports what it finishes.
   CheckpointSaver saver(RealFileSystem(), options.run / "checkpoints", std::move(staging), state,
                         identity, *control, config.timeouts.checkpoint_parts);

@@ -61,6 +61,8 @@ Dd2DeviceCode Facts(int32_t device, Dd2DeviceFacts* facts) {
   facts->clock_khz = clock;
   facts->memory_bytes = properties.totalGlobalMem;
   facts->nccl_version = NcclVersion();
+  static_assert(sizeof(facts->id) == sizeof(properties.uuid));
+  std::memcpy(facts->id, &properties.uuid, sizeof(facts->id));
   return DD2_DEVICE_OK;
 }
 
@@ -75,6 +77,14 @@ Dd2DeviceCode AllocatePinned(size_t bytes, void** memory) {
 }
 
 Dd2DeviceCode ReleasePinned(void* memory) { return FromCuda(cudaFreeHost(memory), "cudaFreeHost"); }
+
+Dd2DeviceCode Pin(void* memory, size_t bytes) {
+  return FromCuda(cudaHostRegister(memory, bytes, cudaHostRegisterPortable), "cudaHostRegister");
+}
+
+Dd2DeviceCode Unpin(void* memory) {
+  return FromCuda(cudaHostUnregister(memory), "cudaHostUnregister");
+}
 
 Dd2DeviceCode Copy(void* to, const void* from, size_t bytes, Dd2Stream stream) {
   return FromCuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, StreamOf(stream)),
@@ -110,10 +120,6 @@ Dd2DeviceCode EndEvent(Dd2Event event) {
 
 Dd2DeviceCode Record(Dd2Event event, Dd2Stream stream) {
   return FromCuda(cudaEventRecord(EventOf(event), StreamOf(stream)), "cudaEventRecord");
-}
-
-Dd2DeviceCode Hold(Dd2Stream stream, Dd2Event event) {
-  return FromCuda(cudaStreamWaitEvent(StreamOf(stream), EventOf(event), 0), "cudaStreamWaitEvent");
 }
 
 Dd2DeviceCode Passed(Dd2Event event) {
@@ -204,6 +210,8 @@ Dd2DeviceApi MakeApi() {
   api.release = Release;
   api.allocate_pinned = AllocatePinned;
   api.release_pinned = ReleasePinned;
+  api.pin = Pin;
+  api.unpin = Unpin;
   api.copy = Copy;
   api.make_stream = MakeStream;
   api.end_stream = EndStream;
@@ -211,7 +219,6 @@ Dd2DeviceApi MakeApi() {
   api.make_event = MakeEvent;
   api.end_event = EndEvent;
   api.record = Record;
-  api.hold = Hold;
   api.passed = Passed;
   api.milliseconds = Milliseconds;
   api.score = Score;

@@ -112,21 +112,10 @@ Status NcclGroup::Put(Dd2DeviceCode code, const char* what) {
   return Settle([this] { return api_.group_state(group_); }, what);
 }
 
-Status NcclGroup::ReduceScatter(const float* d_send, float* d_receive, std::int64_t count,
-                                Dd2Stream stream) {
-  if (group_ == nullptr || over_) return End(Over());
-  return Put(api_.reduce_scatter(group_, d_send, d_receive, count, stream), "reduce-scatter");
-}
-
 Status NcclGroup::AllGather(const float* d_send, float* d_receive, std::int64_t count,
                             Dd2Stream stream) {
   if (group_ == nullptr || over_) return End(Over());
   return Put(api_.all_gather(group_, d_send, d_receive, count, stream), "all-gather");
-}
-
-Status NcclGroup::Broadcast(float* d_memory, std::int64_t count, int root, Dd2Stream stream) {
-  if (group_ == nullptr || over_) return End(Over());
-  return Put(api_.broadcast(group_, d_memory, count, root, stream), "broadcast");
 }
 
 Status NcclGroup::AllToAll(const float* d_send, std::span<const std::int64_t> send_counts,

@@ -49,12 +49,8 @@ class NcclGroup {
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }
 
-  // d_receive [count] = this rank's part of the sum of all d_send [world_size * count]. NCCL's own
-  // order of adding: for `numerics: fast` only.
-  Status ReduceScatter(const float* d_send, float* d_receive, std::int64_t count, Dd2Stream stream);
   // d_receive [world_size * count]; may contain d_send at this rank's place.
   Status AllGather(const float* d_send, float* d_receive, std::int64_t count, Dd2Stream stream);
-  Status Broadcast(float* d_memory, std::int64_t count, int root, Dd2Stream stream);
   // As Collectives::AllToAll.
   Status AllToAll(const float* d_send, std::span<const std::int64_t> send_counts, float* d_receive,
                   std::span<const std::int64_t> receive_counts, Dd2Stream stream);
