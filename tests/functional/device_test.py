@@ -13,6 +13,7 @@ import subprocess
 from dd2 import Workspace, binary, dd2, expect, expect_same, wait_until
 
 CONFIGS = ("var-d16", "llamagen-b", "fashion-mnist-quick")
+FAR_MEMORY_MIB = "64"
 FAR = {"DD2_DEVICE_LIBRARY": binary("libfar_device.so")}
 
 
@@ -76,6 +77,17 @@ def check_too_few(work):
            "there is no GPU 1: this machine shows 1" in said, said)
 
 
+def check_memory(work):
+    """A device that is too small for the training, not for the networks: the run ends, with advice."""
+    os.environ["DD2_FAR_MEMORY_MIB"] = FAR_MEMORY_MIB
+    small = work.new_run(f"configs/{CONFIGS[0]}.yaml", "small", shrink=True, ranks=1, set=["device=cuda"])
+    small.start().finish(exit_code=5)
+    del os.environ["DD2_FAR_MEMORY_MIB"]
+    said = small.tail()
+    expect(f"GPU 0 (far device of the tests, {FAR_MEMORY_MIB} MiB) has no memory left" in said and
+           "model.recompute" in said and "dd2 plan" in said, said)
+
+
 def check_join(work):
     """A domain that joins on the same machine: not on the others' GPUs."""
     run = work.start(f"configs/{CONFIGS[0]}.yaml", "joined", shrink=True, ranks=1,
@@ -114,5 +126,6 @@ with Workspace() as work:
     check_ranks(work, calm)
     check_kills(work, calm)
     check_too_few(work)
+    check_memory(work)
     check_join(work)
     check_without_a_gpu(work)

@@ -114,6 +114,47 @@ TEST_F(NcclGroupTest, WaitingForTheIdEndsWithTheGeneration) {
   EXPECT_EQ(group.error().code(), Code::kAborted);
 }
 
+// What no peer can cause ends the run with advice; it would come again in every generation.
+TEST_F(NcclGroupTest, WhatNcclRefusesByItselfIsFinal) {
+  const auto refused = [this] {
+    const auto group = Connect();
+    ASSERT_FALSE(group);
+    EXPECT_EQ(group.error().code(), Code::kFailedPrecondition);
+    EXPECT_THAT(group.error().message(), HasSubstr("NCCL_SOCKET_IFNAME"));
+  };
+  TheHostDevice().failures["group_id"] = DD2_DEVICE_GROUP_FAILED;
+  refused();
+  TheHostDevice().failures["begin_group"] = DD2_DEVICE_GROUP_FAILED;
+  refused();
+  TheHostDevice().failures["begin_group"] = DD2_DEVICE_BUSY;
+  TheHostDevice().group_state = DD2_DEVICE_BAD_ARGUMENT;  // two ranks on one GPU
+  refused();
+  over_ = true;
+  TheHostDevice().failures["group_id"] = DD2_DEVICE_GROUP_FAILED;
+  EXPECT_EQ(Connect().error().code(), Code::kAborted);
+}
+
+TEST_F(NcclGroupTest, FailureWhileRanksMeetMayBeAPeersEnd) {
+  TheHostDevice().failures["begin_group"] = DD2_DEVICE_BUSY;
+  TheHostDevice().group_state = DD2_DEVICE_GROUP_FAILED;
+  EXPECT_EQ(Connect().error().code(), Code::kAborted);
+}
+
+TEST(FormingTries, ThreeInARowAreFinalAndAGroupMakesUpForThem) {
+  const Status lost = Error(Code::kAborted, "system error"),
+               silent = Error(Code::kDeadlineExceeded, "silent");
+  FormingTries tries;
+  EXPECT_EQ(tries.After(lost).error().code(), Code::kAborted);
+  EXPECT_EQ(tries.After(silent).error().code(), Code::kDeadlineExceeded);
+  EXPECT_TRUE(tries.After({}));
+  EXPECT_EQ(tries.After(lost).error().code(), Code::kAborted);
+  EXPECT_EQ(tries.After(silent).error().code(), Code::kDeadlineExceeded);
+  const Status final = tries.After(lost);
+  EXPECT_EQ(final.error().code(), Code::kFailedPrecondition);
+  EXPECT_THAT(final.error().message(),
+              ::testing::AllOf(HasSubstr("system error"), HasSubstr("NCCL_DEBUG=INFO")));
+}
+
 TEST_F(NcclGroupTest, ExchangesGoOntoTheStream) {
   const auto group = *Connect();
   const std::vector<std::int64_t> counts{3};

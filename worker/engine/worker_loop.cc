@@ -26,6 +26,7 @@
 #include "worker/engine/state_sync.h"
 #include "worker/engine/trainer.h"
 #include "worker/engine/training_state.h"
+#include "worker/kernels/nccl_group.h"
 #include "worker/kernels/torch_device.h"
 #include "worker/parallel/generation_collectives.h"
 #include "worker/parallel/gloo_collectives.h"
@@ -118,7 +119,7 @@ Result<std::unique_ptr<ControlClient>> JoinRun(
 Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
                                                   const RunConfig& config, ControlClient& control,
                                                   const proto::Assignment& assignment,
-                                                  ConnectAbort& abort) {
+                                                  FormingTries& tries, ConnectAbort& abort) {
   if (assignment.world_size() == 1) return NewLocalCollectives();
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   GlooOptions gloo;
@@ -134,7 +135,10 @@ Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
   gloo.timeout = config.timeouts.collective;
   DD2_TRY_ASSIGN(std::unique_ptr<Collectives> host, ConnectGloo(gloo, abort));
   if (ComputeDevice().is_cpu() || DeviceKernels().begin_group == nullptr) return host;
-  return JoinDevices(std::move(host), DeviceKernels(), gloo.timeout, abort);
+  auto joined = JoinDevices(std::move(host), DeviceKernels(), gloo.timeout, abort);
+  if (abort.aborted()) return joined;
+  DD2_TRY(tries.After(joined ? Status() : joined.error()));
+  return joined;
 }
 
 // One rank of a run, through all its generations: takes leases, runs their steps, checkpoints, and
@@ -202,7 +206,7 @@ class WorkerLoop {
 
   Result<WorkerOutcome> RunGeneration(const proto::Assignment& assignment) {
     DD2_TRY(collectives_.Enter(control_.generation(), [&](ConnectAbort& abort) {
-      return ConnectRanks(options_, config_, control_, assignment, abort);
+      return ConnectRanks(options_, config_, control_, assignment, tries_, abort);
     }));
     steps_.trainer().Regroup(ranks_);
     saver_.StartGeneration(control_.generation(), ranks_,
@@ -415,14 +419,37 @@ class WorkerLoop {
   CheckpointSaver& saver_;
   StateSnapshots& snapshots_;
   RankLayout ranks_;  // of this generation
+  FormingTries tries_;
   std::uint64_t requests_served_ = 0;
   std::string begun_;  // the newest checkpoint, of any generation; goes back with the state
   bool checkpoint_owed_ = false;
 };
 
-}  // namespace
+// What `work` gives; or, when a GPU had no memory left, what to change: it would happen again.
+template <class Work>
+Result<WorkerOutcome> WithinMemory(const Work& work) {
+  try {
+    return work();
+  } catch (const c10::OutOfMemoryError& problem) {
+    const std::string text = problem.what_without_backtrace();
+    std::string where = "a device";
+    if (!ComputeDevice().is_cpu()) {
+      Dd2DeviceFacts facts{};
+      const int number = ComputeDevice().index();
+      static_cast<void>(DeviceKernels().facts(number, &facts));
+      where = "GPU " + std::to_string(number) + " (" + facts.name + ", " +
+              std::to_string(facts.memory_bytes >> 20U) + " MiB)";
+    }
+    return Error(Code::kFailedPrecondition,
+                 where + " has no memory left: " + text.substr(0, text.find('\n')) +
+                     ". Set model.recompute: true, cut the batch into more batch.shards, take "
+                     "fewer draws or more ranks (`dd2 plan` says what a rank needs), and see that "
+                     "nothing else uses the GPU; then go on with --resume, or begin anew where a "
+                     "setting has changed");
+  }
+}
 
-Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
+Result<WorkerOutcome> Work(const WorkerOptions& options) {
   DD2_TRY_ASSIGN(const RunConfig config, LoadRunConfig(options.run / "config.yaml"));
   SetComputeThreads(config.threads_per_rank);
   DD2_TRY_ASSIGN(const std::optional<Device> device, TakeDevice(config, options));
@@ -449,7 +476,7 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   CheckpointSaver saver(RealFileSystem(), options.run / "checkpoints", std::move(staging), state,
                         identity, *control, config.timeouts.checkpoint_parts);
   WorkerLoop loop(options, config, *control, collectives, steps, state, identity, saver, snapshots);
-  Result<WorkerOutcome> outcome = loop.Run();
+  Result<WorkerOutcome> outcome = WithinMemory([&loop] { return loop.Run(); });
   if (!outcome) {
     loop.TellFailure(outcome.error());  // in vain when it is the connection that failed
     return outcome;
@@ -461,6 +488,12 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
     DD2_TRY(control->Send(std::move(done)));
   }
   return outcome;
+}
+
+}  // namespace
+
+Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
+  return WithinMemory([&options] { return Work(options); });  // before the run is joined, too
 }
 
 }  // namespace dd2
