@@ -185,15 +185,6 @@ Dd2DeviceApi MakeApi() {
   api.release = Release;
   api.allocate_pinned = Allocate;
   api.release_pinned = Release;
-  api.pin = [](void*, size_t) {
-    const Dd2DeviceCode code = Call("pin");
-    if (code == DD2_DEVICE_OK) ++host.pinned;
-    return code;
-  };
-  api.unpin = [](void*) {
-    --host.pinned;
-    return Call("unpin");
-  };
   api.copy = Copy;
   api.make_stream = MakeStream;
   api.end_stream = EndStream;

@@ -18,8 +18,8 @@ struct HostDevice {
   std::map<std::string, Dd2DeviceCode> failures;
   Dd2DeviceCode group_state = DD2_DEVICE_OK;  // what the next calls of group_state answer
   int busy_polls = 0;                         // before that, so many times BUSY
-  int allocations = 0, streams = 0, events = 0, groups = 0, pinned = 0;  // alive
-  std::vector<std::string> calls;                                        // of groups, in order
+  int allocations = 0, streams = 0, events = 0, groups = 0;  // alive
+  std::vector<std::string> calls;                            // of groups, in order
 
   // Does what the streams have been given.
   void Run();

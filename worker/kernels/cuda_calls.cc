@@ -78,14 +78,6 @@ Dd2DeviceCode AllocatePinned(size_t bytes, void** memory) {
 
 Dd2DeviceCode ReleasePinned(void* memory) { return FromCuda(cudaFreeHost(memory), "cudaFreeHost"); }
 
-Dd2DeviceCode Pin(void* memory, size_t bytes) {
-  return FromCuda(cudaHostRegister(memory, bytes, cudaHostRegisterPortable), "cudaHostRegister");
-}
-
-Dd2DeviceCode Unpin(void* memory) {
-  return FromCuda(cudaHostUnregister(memory), "cudaHostUnregister");
-}
-
 Dd2DeviceCode Copy(void* to, const void* from, size_t bytes, Dd2Stream stream) {
   return FromCuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, StreamOf(stream)),
                   "cudaMemcpyAsync");
@@ -210,8 +202,6 @@ Dd2DeviceApi MakeApi() {
   api.release = Release;
   api.allocate_pinned = AllocatePinned;
   api.release_pinned = ReleasePinned;
-  api.pin = Pin;
-  api.unpin = Unpin;
   api.copy = Copy;
   api.make_stream = MakeStream;
   api.end_stream = EndStream;

@@ -150,8 +150,6 @@ typedef struct Dd2DeviceApi {
   Dd2DeviceCode (*release)(void* d_memory);
   Dd2DeviceCode (*allocate_pinned)(size_t bytes, void** memory);
   Dd2DeviceCode (*release_pinned)(void* memory);
-  Dd2DeviceCode (*pin)(void* memory, size_t bytes);  // of the host, mapped by the caller
-  Dd2DeviceCode (*unpin)(void* memory);              // before it is unmapped
   // Either side may be host or device memory; really asynchronous where host memory is pinned.
   Dd2DeviceCode (*copy)(void* to, const void* from, size_t bytes, Dd2Stream stream);
 

@@ -101,8 +101,6 @@ void AddMemory(Dd2DeviceApi& api) {
     std::free(memory);
     return kOk;
   };
-  api.pin = [](void*, size_t) { return kOk; };
-  api.unpin = [](void*) { return kOk; };
   api.copy = [](void* to, const void* from, size_t bytes, Dd2Stream) {
     if (std::getenv("DD2_FAR_DEVICE_FAILS") != nullptr) return kFailed;  // a test wants it
     std::memcpy(Near(to), Near(from), bytes);
