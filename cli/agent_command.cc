@@ -21,6 +21,7 @@ struct JoinArguments {
   std::string run;
   std::string domain;
   int wait_seconds = 0;
+  int first_device = 0;
 };
 
 struct DrainArguments {
@@ -88,6 +89,7 @@ int Join(const JoinArguments& arguments) {
   options.agent = *agent;
   options.long_life = config->timeouts.restart_forgotten;
   options.wait = std::chrono::seconds(arguments.wait_seconds);
+  options.first_device = arguments.first_device;
   return JoinSession(std::move(options), clock).Run();
 }
 
@@ -130,6 +132,11 @@ void AddAgentCommands(CLI::App& app, int& exit_code) {
           "it is away, and join again: for runs in Slurm that come back (0: do not)")
       ->type_name("S")
       ->check(CLI::Range(0, 604800));
+  join->add_option("--first-device", joined->first_device,
+                   "GPU of its first rank, where others of this run compute on this machine too: "
+                   "its ranks take those from N on (default: 0)")
+      ->type_name("N")
+      ->check(CLI::Range(0, 1023));
   join->callback([joined, &exit_code] { exit_code = Join(*joined); });
 
   CLI::App* drain = app.add_subcommand(

@@ -177,9 +177,12 @@ JoinSession::Outcome JoinSession::Work(const std::string& address) {
   const std::string name = "domain " + options_.domain;
   AgentPlaces place;
   place.domains = {options_.domain};
+  if (options_.first_device > 0) {
+    place.options = {"--first-device", std::to_string(options_.first_device)};
+  }
   // In a job Slurm signals everything in it: we are the one who says what comes of that.
   if (options_.wait.count() > 0) {
-    place.options = {"--sigterm", "ignore"};
+    place.options.insert(place.options.end(), {"--sigterm", "ignore"});
     place.stop_signal = SIGINT;
   }
   agents_.emplace(options_.agent, options_.run, std::move(place), clock_, options_.long_life,

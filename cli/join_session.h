@@ -20,6 +20,7 @@ struct JoinOptions {
   // For a coordinator that is not there, at the beginning and whenever it is away: a run in Slurm
   // comes back. 0: not at all.
   std::chrono::milliseconds wait{0};
+  int first_device = 0;  // GPU of its first rank
 };
 
 // One `dd2 agent join`: a domain more for a running run, from its agent's start to its end, again

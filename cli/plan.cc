@@ -121,6 +121,14 @@ bool Trains(const PhaseConfig& phase) {
   return phase.kind == kGts || phase.kind == kRegress || phase.kind == kCsd || phase.kind == kAlign;
 }
 
+bool BlocksInBf16(const ModelSizes& model, const ModelConfig& config) {
+  return config.precision == kPrecisionBf16 && model.kind != ModelKind::kRaster;
+}
+
+bool BlocksRunAgain(const ModelSizes& model, const ModelConfig& config) {
+  return config.recompute && model.kind != ModelKind::kRaster;
+}
+
 int GuidedPasses(const PlanInput& input) {
   const double none = input.model.kind == ModelKind::kVar ? 0 : 1;
   return input.config.teacher.cfg_scale == none ? 1 : 2;

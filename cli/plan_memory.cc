@@ -33,44 +33,45 @@ constexpr std::int64_t kPixels = 28 * 28;
 constexpr std::int64_t kCheckImages = 1000;
 constexpr std::int64_t kEvalChunk = 250;
 constexpr std::int64_t kGridColumns = 10;
+// By FID: weights and feature maps of 25 images; of an image three maps of 160 channels.
+constexpr double kInceptionBytes = 350e6;
+constexpr double kInceptionBatch = 25;
+constexpr double kDecodedBytes = 3.0 * 160 * 256 * 256 * kFloatBytes;
+constexpr std::int64_t kInceptionFeatures = 2048;
 
 double D(std::int64_t value) { return static_cast<double>(value); }
 
 // Bytes of what passes allocate. Rows are tokens of a micro-batch.
 class Activations {
  public:
-  Activations(const ModelSizes& model, const ModelConfig& head, const Hardware& hardware)
+  Activations(const ModelSizes& model, const ModelConfig& config)
       : m_(model),
-        head_(head),
-        element_(hardware.device ? 2 : D(kFloatBytes)),
-        recompute_(hardware.device || (head.recompute && model.kind != ModelKind::kRaster)) {}
+        config_(config),
+        element_(BlocksInBf16(model, config) ? 2 : D(kFloatBytes)),
+        recompute_(BlocksRunAgain(model, config)) {}
 
   // What a backward pass through the backbone reads, and its own tensors.
   double Trained(double rows) const {
-    const double d = D(m_.width);
-    const double ends = 5 * d + D(m_.channels);
-    const double backward = 2 * d + D(m_.ffn_hidden);
-    if (!recompute_) {
-      return element_ * rows * (D(m_.layers) * Block() + ends + backward);
-    }
-    return element_ * rows * (D(m_.layers) * d + 2 * Block() + ends + backward);
+    const double d = D(m_.width), layers = D(m_.layers);
+    const double ends = kFloatBytes * (5 * d + D(m_.channels) + 2 * d);
+    const double inside = element_ * ((recompute_ ? 2 : layers) * Block() + D(m_.ffn_hidden));
+    return rows * (ends + inside + (recompute_ ? kFloatBytes * layers * d : 0));
   }
   // A pass without one holds a block at a time. A worker's heap keeps what was freed (mallopt in
   // worker/engine/main.cc) and cuts large holes for small tensors: measured, our raster pass takes
   // two more of its widest tensors than it holds, VAR's what a pass with gradients would hold.
-  double Plain(double rows) const {
-    const double holes = m_.kind == ModelKind::kRaster ? 2 * D(m_.ffn_hidden) : 0;
-    return element_ * rows * (Block() + 4 * D(m_.width) + holes);
-  }
+  double Plain(double rows) const { return Plain(rows, element_); }
+  // The teacher's, which is fp32.
+  double TeacherPlain(double rows) const { return Plain(rows, kFloatBytes); }
   // The same of the head, for `rows` rows of x.
   double HeadTrained(double rows) const {
-    const double w = D(head_.head_width);
-    return element_ * rows *
-           (D(head_.time_features) + 3 * D(m_.channels) + 8 * w + D(head_.head_depth) * 8 * w +
+    const double w = D(config_.head_width);
+    return kFloatBytes * rows *
+           (D(config_.time_features) + 3 * D(m_.channels) + 8 * w + D(config_.head_depth) * 8 * w +
             8 * w);
   }
   double HeadPlain(double rows) const {
-    return element_ * rows * (D(head_.time_features) + 16 * D(head_.head_width));
+    return kFloatBytes * rows * (D(config_.time_features) + 16 * D(config_.head_width));
   }
   // Logits in fp32 and what the filters make of them.
   double Logits(double rows, const TeacherConfig& teacher) const {
@@ -79,12 +80,16 @@ class Activations {
     // Tempered, sorted with positions of 8 bytes, two sums of probabilities; a mask and the result.
     return rows * codes * kFloatBytes * (filtered ? 7 : 1);
   }
-  // Keys and values of `sequences`.
+  // Keys and values of the teacher, of `sequences`.
   double Keys(double sequences, double layers) const {
-    return element_ * sequences * D(m_.tokens) * 2 * D(m_.width) * layers;
+    return kFloatBytes * sequences * D(m_.tokens) * 2 * D(m_.width) * layers;
   }
 
  private:
+  double Plain(double rows, double element) const {
+    const double holes = m_.kind == ModelKind::kRaster ? 2 * D(m_.ffn_hidden) : 0;
+    return rows * (element * (Block() + holes) + kFloatBytes * 4 * D(m_.width));
+  }
   // Widths of the tensors inside a block, of one row.
   double Block() const {
     const double d = D(m_.width), inner = D(m_.ffn_hidden);
@@ -96,16 +101,18 @@ class Activations {
     return 0;
   }
   const ModelSizes& m_;
-  const ModelConfig& head_;
-  const double element_;
+  const ModelConfig& config_;
+  const double element_;  // bytes of a number inside a block that is trained
   const bool recompute_;  // blocks are run again in the backward pass
 };
 
-// While rank 0 makes pictures of the generator, of which it has a copy: `samples` to measure, in
-// chunks, and its grid (Fashion-MNIST; nothing of the kind is known for the released teachers).
+// While the generator is judged, of which there is a copy: `samples` to measure, in chunks, and
+// rank 0's grid of them; by FID a few at a time, with what decoders of 256 pixels hold of each and
+// Inception beside it.
 double EvaluationBytes(const PlanInput& in, std::int64_t samples) {
+  if (in.config.eval.by_inception()) return kInceptionBytes + kInceptionBatch * kDecodedBytes;
   if (!in.model.measured) return 0;
-  const Activations a(in.model, in.config.model, in.hardware);
+  const Activations a(in.model, in.config.model);
   const std::int64_t images =
       std::max(std::min(kEvalChunk, samples), kGridColumns * in.model.classes);
   const double rows = D(images * in.model.tokens);
@@ -122,7 +129,7 @@ double WidestPass(const ModelSizes& m) {
 double WorkingBytes(const PlanInput& in, const PhaseConfig& phase) {
   const ModelSizes& m = in.model;
   const RunConfig& config = in.config;
-  const Activations a(m, config.model, in.hardware);
+  const Activations a(m, config.model);
   const double n = D(m.tokens);
   const double rows = D(phase.batch) / config.batch.shards * n;
   const double passes = GuidedPasses(in);
@@ -131,14 +138,16 @@ double WorkingBytes(const PlanInput& in, const PhaseConfig& phase) {
   switch (phase.kind) {
     case PhaseKind::kTeacherCheck:
       if (!m.measured) return 0;
-      return a.Plain(D(std::min<std::int64_t>(kCheckImages, config.eval.reference_images)) * n);
+      return a.TeacherPlain(D(std::min<std::int64_t>(kCheckImages, config.eval.reference_images)) *
+                            n);
     case PhaseKind::kSample: {
       const double block = phase.block, widest = block * WidestPass(m);
       // In raster order a step copies the keys of a layer, then its values (StepBlock).
       const double keys = a.Keys(passes * block, D(m.layers) + (m.sides.empty() ? 0.5 : 0));
       const double hidden = block * n * D(m.width) * kFloatBytes;
       const double drawing =
-          keys + hidden + std::max(a.Plain(passes * widest), a.Logits(widest, config.teacher));
+          keys + hidden +
+          std::max(a.TeacherPlain(passes * widest), a.Logits(widest, config.teacher));
       // As they were drawn, in fp16, and rounded.
       const double thresholds = 2.5 * hidden + a.Logits(block * n, config.teacher);
       return std::max(drawing, thresholds);
@@ -152,14 +161,14 @@ double WorkingBytes(const PlanInput& in, const PhaseConfig& phase) {
       const double loading =
           config.cache.enabled
               ? 2 * hidden + 2 * logits
-              : std::max(a.Plain(passes * rows), hidden + a.Logits(rows, config.teacher));
+              : std::max(a.TeacherPlain(passes * rows), hidden + a.Logits(rows, config.teacher));
       return std::max(loading, logits + backbone + a.HeadTrained(draws));
     }
     case PhaseKind::kRegress: return a.Trained(rows) + a.HeadTrained(rows);
     case PhaseKind::kCsd: {
       const double generator = a.Trained(rows) + a.HeadTrained(rows);
       const double logits = a.Logits(rows, config.teacher);
-      const double teacher = std::max(a.Plain(passes * rows), logits);
+      const double teacher = std::max(a.TeacherPlain(passes * rows), logits);
       return std::max(guidance,
                       generator + std::max(teacher, logits + a.HeadTrained(generator_draws)));
     }
@@ -226,12 +235,16 @@ void AddUpdateBuffers(const PlanInput& in, const Flat& flat, Place place, Memory
 void AddState(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
   const bool device = in.hardware.device;
   const Place place = device ? Place::kDevice : Place::kHost;
-  plan.parts.push_back({"teacher, " + std::string(device ? "bf16" : "fp32"), place,
-                        flat.teacher * (device ? 2 : kFloatBytes)});
+  plan.parts.push_back({"teacher, fp32", place, flat.teacher * kFloatBytes});
   plan.parts.push_back(
       {"generator and guidance network, fp32", place, 2 * flat.network * kFloatBytes});
-  if (device) {
-    plan.parts.push_back({"their bf16 copies", place, 2 * flat.network * 2});
+  if (BlocksInBf16(in.model, in.config.model)) {
+    // Rounded for each pass; the backward pass wants those of its blocks.
+    const bool again = BlocksRunAgain(in.model, in.config.model);
+    const std::int64_t blocks =
+        again ? std::min<std::int64_t>(2, in.model.layers) : in.model.layers;
+    plan.parts.push_back(
+        {"weights of blocks in bf16", place, 2 * flat.network / in.model.layers * blocks});
   }
   plan.parts.push_back({"moments and averages, fp32", place, 6 * flat.slice * kFloatBytes});
 }
@@ -243,6 +256,13 @@ void AddHostParts(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
   plan.parts.push_back({"tokenizer", Place::kHost, in.model.tokenizer_bytes});
   if (in.model.measured) {
     plan.parts.push_back({"test images", Place::kHost, kTestImages * kPixels * kFloatBytes});
+  }
+  if (config.eval.by_inception()) {
+    // Features of the reference and of the images, all on every rank: as they are gathered, and put
+    // in order.
+    plan.parts.push_back(
+        {"features of Inception", Place::kHost,
+         (kTestImages + 3 * std::int64_t{config.eval.samples}) * kInceptionFeatures * kFloatBytes});
   }
   std::int64_t sequences = 0;
   for (const PhaseConfig& phase : config.phases) {

@@ -20,17 +20,19 @@ double D(std::int64_t value) { return static_cast<double>(value); }
 
 // Of one rank.
 struct Work {
-  double matrix = 0;  // flops of matrix products
-  double vector = 0;  // other flops
-  double memory = 0;  // bytes to and from memory
+  double matrix = 0;   // flops of matrix products in fp32, which GPUs do without their matrix units
+  double rounded = 0;  // in bf16
+  double vector = 0;   // other flops
+  double memory = 0;   // bytes to and from memory
   Work& operator+=(const Work& other) {
     matrix += other.matrix;
+    rounded += other.rounded;
     vector += other.vector;
     memory += other.memory;
     return *this;
   }
   Work operator*(double factor) const {
-    return {matrix * factor, vector * factor, memory * factor};
+    return {matrix * factor, rounded * factor, vector * factor, memory * factor};
   }
 };
 
@@ -41,13 +43,15 @@ class Roofline {
         cost_(CostOf(in.model, in.config.model)),
         // Threads of a CPU rank add up; a device is one.
         units_(in.hardware.device ? 1 : in.config.threads_per_rank),
-        element_(in.hardware.device ? 2 : D(kFloatBytes)),
+        bf16_(BlocksInBf16(in.model, in.config.model)),
         backbone_parameters_(D(Sum(NetworkBackboneTensors(in.model)))),
         head_parameters_(D(Sum(HeadTensors(in.model, in.config.model)))) {}
 
   double Seconds(const Work& work) const {
     const Hardware& h = in_.hardware;
-    const double compute = work.matrix / (units_ * h.matrix_flops * kMatrixShare) +
+    const double single = h.device ? h.vector_flops : h.matrix_flops;
+    const double compute = work.matrix / (units_ * single * kMatrixShare) +
+                           work.rounded / (units_ * h.matrix_flops * kMatrixShare) +
                            work.vector / (units_ * h.vector_flops * kVectorShare);
     return std::max(compute, MemorySeconds(work.memory));
   }
@@ -58,26 +62,32 @@ class Roofline {
   // Of `b` sequences. A backward pass costs twice the forward pass, and once more where blocks are
   // run again.
   Work Forward(double b) const {
-    return {cost_.backbone * b, 0, Traffic(b) + backbone_parameters_ * element_};
+    if (!bf16_) return TeacherForward(b);
+    return {0, cost_.backbone * b, 0, Traffic(b, 2) + backbone_parameters_ * (kFloatBytes + 2)};
   }
-  Work Trained(double b) const { return Forward(b) * (in_.hardware.device ? 4 : 3); }
+  Work TeacherForward(double b) const {
+    return {cost_.backbone * b, 0, 0, Traffic(b, kFloatBytes) + backbone_parameters_ * kFloatBytes};
+  }
+  Work Trained(double b) const {
+    return Forward(b) * (BlocksRunAgain(in_.model, in_.config.model) ? 4 : 3);
+  }
   Work Head(double b, double draws) const {
     const ModelConfig& head = in_.config.model;
     const double rows = b * D(in_.model.tokens) * draws;
-    return {b * (cost_.head_token + draws * cost_.head_draw), 0,
-            head_parameters_ * element_ +
-                rows * head.head_width * (16 + 8.0 * head.head_depth) * element_};
+    return {b * (cost_.head_token + draws * cost_.head_draw), 0, 0,
+            head_parameters_ * kFloatBytes +
+                rows * head.head_width * (16 + 8.0 * head.head_depth) * kFloatBytes};
   }
   Work Vocabulary(double b) const {
     const ModelSizes& m = in_.model;
-    return {cost_.vocabulary * b, 0,
-            D(m.codes * m.width) * element_ + b * D(m.tokens * m.codes) * kFloatBytes};
+    return {cost_.vocabulary * b, 0, 0,
+            D(m.codes * m.width) * kFloatBytes + b * D(m.tokens * m.codes) * kFloatBytes};
   }
   Work Filter(double b, bool sorts) const {
     const TeacherConfig& teacher = in_.config.teacher;
     const bool filtered =
         sorts && ((teacher.top_k > 0 && teacher.top_k < in_.model.codes) || teacher.top_p < 1);
-    return {0, 0,
+    return {0, 0, 0,
             b * D(in_.model.tokens * in_.model.codes) * kFloatBytes *
                 (filtered ? kFilteredPasses : kPlainPasses)};
   }
@@ -86,10 +96,10 @@ class Roofline {
     const ModelSizes& m = in_.model;
     const double codes = b * draws * D(m.tokens * m.codes);
     const double flops = (jacobian ? 2 : 1) * (5 * D(m.channels) + kScoreFlops);
-    return {0, codes * flops, codes * kFloatBytes * (jacobian ? 2 : 1)};
+    return {0, 0, codes * flops, codes * kFloatBytes * (jacobian ? 2 : 1)};
   }
   Work TeacherScores(double b, bool sorts) const {
-    Work work = Forward(GuidedPasses(in_) * b);
+    Work work = TeacherForward(GuidedPasses(in_) * b);
     work += Vocabulary(b);
     work += Filter(b, sorts);
     return work;
@@ -98,10 +108,10 @@ class Roofline {
   Work Sampling(const PhaseConfig& phase) const {
     const double b = GuidedPasses(in_) * phase.block;
     const double passes = D(SamplingPasses(in_.model));
-    Work work = Forward(b);
-    work.memory += (passes - 1) * backbone_parameters_ * element_ + KeysRead(b);
+    Work work = TeacherForward(b);
+    work.memory += (passes - 1) * backbone_parameters_ * kFloatBytes + KeysRead(b);
     work += Vocabulary(phase.block) * 2;  // at the draw, and for the thresholds
-    work.memory += (passes - 1) * D(in_.model.codes * in_.model.width) * element_;
+    work.memory += (passes - 1) * D(in_.model.codes * in_.model.width) * kFloatBytes;
     work += Filter(2.0 * phase.block, true);
     if (phase.ode_steps > 0) work += Score(phase.block, 2.0 * phase.ode_steps, false);
     return work;
@@ -141,11 +151,10 @@ class Roofline {
   }
 
   // Gradients of local shards cleared, added to and summed; Adam and the average on the slice; the
-  // network spread, and rounded for a device.
+  // network spread.
   double UpdateSeconds(const PhaseConfig& phase, std::int64_t shards) const {
     const double trained = Trained(phase);
-    return MemorySeconds(kFloatBytes * (trained * (4 * D(shards) + 4) + LargestPart(phase) * 9) +
-                         (in_.hardware.device ? 6 * trained : 0));
+    return MemorySeconds(kFloatBytes * (trained * (4 * D(shards) + 4) + LargestPart(phase) * 9));
   }
   // The all-to-all of sums and the all-gather of the gradient among all ranks, then the slices of
   // the parameters among those of a domain: the rank that has most of them gives it to each other.
@@ -170,10 +179,10 @@ class Roofline {
     return std::min(Trained(phase), (backbone_parameters_ + head_parameters_) / in_.ranks);
   }
   // Of activations in a forward pass: each tensor inside a block is written and read.
-  double Traffic(double b) const {
+  double Traffic(double b, double element) const {
     const ModelSizes& m = in_.model;
     const double widths = 16 * D(m.width) + 3 * D(m.ffn_hidden);
-    return b * D(m.tokens) * D(m.layers) * widths * 2 * element_;
+    return b * D(m.tokens) * D(m.layers) * widths * 2 * element;
   }
   // Each pass of sampling reads the keys and values of all tokens so far.
   double KeysRead(double b) const {
@@ -181,13 +190,13 @@ class Roofline {
     double tokens = 0, end = 0;
     for (const std::int64_t side : m.sides) tokens += end += D(side * side);
     if (m.sides.empty()) tokens = D(m.tokens) * (D(m.tokens) + 1) / 2;
-    return b * tokens * 2 * D(m.layers * m.width) * element_;
+    return b * tokens * 2 * D(m.layers * m.width) * kFloatBytes;
   }
 
   const PlanInput& in_;
   const ModelCost cost_;
   const double units_;
-  const double element_;
+  const bool bf16_;
   const double backbone_parameters_, head_parameters_;
 };
 
@@ -198,7 +207,7 @@ void AddTraining(const PlanInput& in, const Roofline& roofline, const PhaseConfi
   const auto seconds = [&](const Work& work) { return D(share.shards) * roofline.Seconds(work); };
   const auto count = [&](const Work& work, double times) {
     time.compute_seconds += times * seconds(work);
-    time.flops += times * in.config.batch.shards * (work.matrix + work.vector);
+    time.flops += times * in.config.batch.shards * (work.matrix + work.rounded + work.vector);
   };
   double updates = 1;
   switch (phase.kind) {
@@ -234,7 +243,7 @@ std::vector<PhaseTime> PlanTime(const PlanInput& input) {
         const Work work = roofline.Sampling(phase);
         time.steps = (phase.steps + world - 1) / world;
         time.compute_seconds = roofline.Seconds(work);
-        time.flops = static_cast<double>(world) * (work.matrix + work.vector);
+        time.flops = static_cast<double>(world) * (work.matrix + work.rounded + work.vector);
         break;
       }
       case PhaseKind::kGts:

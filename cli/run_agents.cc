@@ -13,8 +13,9 @@ namespace dd2 {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-AgentPlaces OnThisMachine(int domains) {
+AgentPlaces OnThisMachine(int domains, int ranks) {
   AgentPlaces places;
+  places.devices_each = ranks;
   if (domains == 1) {
     places.domains = {"local"};
     return places;
@@ -57,7 +58,8 @@ RunAgents::RunAgents(std::filesystem::path program, std::filesystem::path run, A
                              .in_a_row = 5,
                              .long_life = long_life};
   for (const std::string& name : places_.domains) {
-    agents_.push_back(Agent{name, RestartPolicy(limits), {}, {}, {}});
+    const int first_device = static_cast<int>(agents_.size()) * places_.devices_each;
+    agents_.push_back(Agent{name, first_device, RestartPolicy(limits), {}, {}, {}});
   }
 }
 
@@ -71,6 +73,9 @@ Status RunAgents::Spawn(Agent& agent) {
   }
   options.argv.insert(options.argv.end(), {program_.string(), "--run", run_.string(), "--domain",
                                            agent.domain, "--coordinator", address_});
+  if (agent.first_device > 0) {
+    options.argv.insert(options.argv.end(), {"--first-device", std::to_string(agent.first_device)});
+  }
   options.argv.insert(options.argv.end(), places_.options.begin(), places_.options.end());
   options.output = run_ / "logs" / ("agent-" + agent.domain + ".out");
   DD2_TRY_ASSIGN(agent.process, ChildProcess::Spawn(options));

@@ -22,10 +22,11 @@ struct AgentPlaces {
   // Words in front of an agent's own; "%d" stands for the name of its domain.
   std::vector<std::string> launcher;
   std::vector<std::string> options;  // more of the agent's own
+  int devices_each = 0;              // GPUs: those of a domain begin so many behind the one before
   int stop_signal = SIGTERM;         // asks one to end
 };
-// Domain "local", or "local-1" ... "local-N" where a run has several.
-AgentPlaces OnThisMachine(int domains);
+// Domain "local", or "local-1" ... "local-N" where a run has several; `ranks` work in each.
+AgentPlaces OnThisMachine(int domains, int ranks);
 // Nodes of the Slurm job that we are in: each is a domain and gives it its name.
 // `srun`: more words of its own; `container`: words in front of the agent's.
 AgentPlaces OnSlurmNodes(std::vector<std::string> nodes, const std::string& job,
@@ -70,6 +71,7 @@ class RunAgents {
  private:
   struct Agent {
     std::string domain;
+    int first_device = 0;
     RestartPolicy policy;
     std::optional<ChildProcess> process;
     std::optional<int> status;           // of the last process, once it has ended

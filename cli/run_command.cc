@@ -55,7 +55,7 @@ Result<RunPrograms> FindPrograms() {
 }
 
 // kInvalidArgument: what belongs into a Slurm job stands outside of one.
-Result<RunWork> FindWork(const RunArguments& arguments, int domains) {
+Result<RunWork> FindWork(const RunArguments& arguments, const RunConfig& config) {
   RunWork work;
   work.elastic = arguments.elastic;
   work.node_jobs = arguments.node_jobs;
@@ -72,7 +72,7 @@ Result<RunWork> FindWork(const RunArguments& arguments, int domains) {
   if (!arguments.nodes.empty()) {
     work.places = OnSlurmNodes(arguments.nodes, job, arguments.srun, arguments.container);
   } else if (!work.elastic) {
-    work.places = OnThisMachine(domains);
+    work.places = OnThisMachine(config.domains, config.ranks);
   }
   return work;
 }
@@ -116,7 +116,7 @@ int StartRun(const RunArguments& arguments) {
   const RunRequest& request = arguments.request;
   const auto plan = PlanOf(arguments);
   if (!plan) return Refuse(plan.error().exit_code, plan.error().message);
-  auto work = FindWork(arguments, plan->config.domains);
+  auto work = FindWork(arguments, plan->config);
   if (!work) return Refuse(kExitUsage, work.error().message());
   const auto programs = FindPrograms();
   if (!programs) return Refuse(kExitCannotStart, programs.error().message());

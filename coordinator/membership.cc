@@ -89,6 +89,14 @@ Status Membership::CheckNumbers(const proto::WorkerHello& hello) const {
                    who + " contradicts " + Name(same->second.hello) + ": same local rank");
     }
   }
+  for (const auto& [connection, place] : workers_) {
+    const proto::WorkerHello& other = place.worker->hello;
+    if (hello.device_id().empty() || hello.device_id() != other.device_id()) continue;
+    return Error(Code::kInvalidArgument,
+                 who + " computes on the GPU of " + Name(other) +
+                     ": each rank needs one of its own. A domain that joins takes those from "
+                     "--first-device N on (dd2 agent join)");
+  }
   // All that are here agree already: any of them will do.
   return workers_.empty() ? Status()
                           : CheckAgreement(hello, workers_.begin()->second.worker->hello);

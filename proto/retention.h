@@ -24,8 +24,8 @@ RetentionCandidate CandidateOf(const proto::CheckpointManifest& manifest);
 
 // The ids that go, oldest first; `committed` is in the order of positions. Kept are the last
 // keep_last (at least one), those whose ordinal is a multiple of keep_every, and the keep_best ones
-// with the lowest FDr or FID. Of the checkpoints behind one evaluation the nearest stands for it: the
-// others are states that have trained on since.
+// with the lowest FDr or FID. Of the checkpoints behind one evaluation the nearest stands for it:
+// the others are states that have trained on since.
 std::vector<std::string> ExpiredCheckpoints(const CheckpointConfig& rule,
                                             std::span<const RetentionCandidate> committed);
 

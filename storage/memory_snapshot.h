@@ -18,6 +18,9 @@ namespace dd2 {
 // dies. Gone with the machine. One process at a time; not thread-safe.
 class MemorySnapshots {
  public:
+  // Copied and hashed in pieces of so many bytes, which stay in the CPU's cache in between.
+  static constexpr std::size_t kPiece = std::size_t{256} << 10;
+
   struct Found {
     int place = 0;
     std::string note;  // as it was saved
@@ -37,14 +40,14 @@ class MemorySnapshots {
   // Replaces the older one; its place. `pieces`: data_bytes in all, read by `copy` alone.
   // kInvalidArgument: other sizes. After an error of `copy` the older one is gone.
   Result<int> Save(std::string_view note, std::span<const std::span<const std::byte>> pieces,
-                   const CopyBytes& copy = CopyOnHost);
+                   const CopyBytes& copy = CopyOnHost, std::size_t piece_bytes = kPiece);
   // Whether a snapshot lies at a place of Verify or Save: false once it is being replaced.
   bool Has(int place) const;
   // Copies what was saved into memory of the same sizes, by `copy` alone. kCorruption: it is not
   // what was saved any more; `pieces` are void then, as after an error of `copy`.
   // kInvalidArgument: other sizes.
   Status Load(int place, std::span<const std::span<std::byte>> pieces,
-              const CopyBytes& copy = CopyOnHost) const;
+              const CopyBytes& copy = CopyOnHost, std::size_t piece_bytes = kPiece) const;
 
  private:
   struct Place;

@@ -7,10 +7,13 @@ usage: device_test.py
 """
 
 import os
+import re
+import subprocess
 
-from dd2 import Workspace, binary, expect, expect_same
+from dd2 import Workspace, binary, dd2, expect, expect_same, wait_until
 
 CONFIGS = ("var-d16", "llamagen-b", "fashion-mnist-quick")
+FAR_MEMORY_MIB = "64"
 FAR = {"DD2_DEVICE_LIBRARY": binary("libfar_device.so")}
 
 
@@ -38,6 +41,12 @@ def check_ranks(work, calm):
     expect(calm[CONFIGS[0]].record() == two.record(), "metrics.jsonl differs")
 
 
+def numbers(run, domain):
+    """Of the GPUs that the ranks of a domain compute on, by its log."""
+    text = (run.folder / "logs" / f"domain-{domain}.log").read_text()
+    return sorted(set(map(int, re.findall(r"computes on GPU (\d+): far device", text))))
+
+
 def check_kills(work, calm):
     config = CONFIGS[0]
     path = f"configs/{config}.yaml"
@@ -52,8 +61,53 @@ def check_kills(work, calm):
     lost.wait_for(phase="gts", step=1)
     lost.signal(lost.agents("local-2") + lost.workers("local-2"))
     lost.finish()
+    expect([numbers(lost, "local-1"), numbers(lost, "local-2")] == [[0], [1]], "each domain has a GPU of its own")
     expect_same(calm[config].digest(), lost.digest())
     expect(calm[config].record() == lost.record(), "metrics.jsonl differs")
+
+
+def check_too_few(work):
+    """The second domain of a machine with one GPU."""
+    os.environ["DD2_FAR_DEVICES"] = "1"
+    few = work.new_run(f"configs/{CONFIGS[0]}.yaml", "few", shrink=True, ranks=1, domains=2, set=["device=cuda"])
+    few.start().finish(exit_code=4)
+    del os.environ["DD2_FAR_DEVICES"]
+    said = few.tail()
+    expect("rank 0 of domain 'local-2', whose GPUs are those from 1 on" in said and
+           "there is no GPU 1: this machine shows 1" in said, said)
+
+
+def check_memory(work):
+    """A device that is too small for the training, not for the networks: the run ends, with advice."""
+    os.environ["DD2_FAR_MEMORY_MIB"] = FAR_MEMORY_MIB
+    small = work.new_run(f"configs/{CONFIGS[0]}.yaml", "small", shrink=True, ranks=1, set=["device=cuda"])
+    small.start().finish(exit_code=5)
+    del os.environ["DD2_FAR_MEMORY_MIB"]
+    said = small.tail()
+    expect(f"GPU 0 (far device of the tests, {FAR_MEMORY_MIB} MiB) has no memory left" in said and
+           "model.recompute" in said and "dd2 plan" in said, said)
+
+
+def check_join(work):
+    """A domain that joins on the same machine: not on the others' GPUs."""
+    run = work.start(f"configs/{CONFIGS[0]}.yaml", "joined", shrink=True, ranks=1,
+                     set=["device=cuda", "checkpoint.memory_every=1"])
+    run.wait_for(phase="gts", step=1)
+    dd2("pause", run.folder)
+    same = subprocess.Popen([binary(), "agent", "join", str(run.folder), "--domain", "same"],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = run.folder / "logs" / "domain-same.log"
+    wait_until(lambda: log.exists() and "computes on the GPU of worker 0 of domain 'local'" in log.read_text(),
+               "the domain on a GPU that is taken to be refused", 60)
+    same.kill()
+    same.wait()
+    other = subprocess.Popen([binary(), "agent", "join", str(run.folder), "--domain", "other", "--first-device", "1"],
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: run.members() == 2, "the other domain at work", 60)
+    dd2("resume", run.folder)
+    run.finish()
+    expect(other.wait(60) == 0, "the domain that joined did not end with the run")
+    expect(numbers(run, "other") == [1], f"GPUs {numbers(run, 'other')}")
 
 
 def check_without_a_gpu(work):
@@ -71,4 +125,7 @@ with Workspace() as work:
     check_near_the_cpu(work, calm)
     check_ranks(work, calm)
     check_kills(work, calm)
+    check_too_few(work)
+    check_memory(work)
+    check_join(work)
     check_without_a_gpu(work)

@@ -46,12 +46,8 @@ Status TryGroup(const Dd2DeviceApi& api, int generation) {
   };
   DD2_TRY(group->AllGather(send.data(), receive.data(), count, nullptr));
   DD2_TRY(gave("all-gather"));
-  DD2_TRY(group->ReduceScatter(send.data(), receive.data(), count, nullptr));
-  DD2_TRY(gave("reduce-scatter"));
   DD2_TRY(group->AllToAll(send.data(), counts, receive.data(), counts, nullptr));
   DD2_TRY(gave("all-to-all"));
-  DD2_TRY(group->Broadcast(receive.data(), count, 0, nullptr));
-  DD2_TRY(gave("broadcast"));
   DD2_TRY(group->AllGather(send.data(), receive.data(), count, nullptr));
   over = true;
   const Status ended = group->AllGather(send.data(), receive.data(), count, nullptr);

@@ -12,17 +12,13 @@
 namespace dd2 {
 namespace {
 
-// An entry of a stream: done once it answers true.
-using Entry = std::function<bool()>;
-struct Stream {
-  std::deque<Entry> entries;
-};
+using Stream = std::deque<std::function<void()>>;  // what is to be done, in order
 struct Event {
   int recorded = 0;  // how often it was put on a stream
   int passed = 0;    // the newest of those that the stream has come to
 };
 
-std::map<Dd2Stream, std::unique_ptr<Stream>> queues;
+std::map<Dd2Stream, Stream> queues;
 HostDevice host;
 std::string last_error;
 
@@ -36,24 +32,11 @@ Dd2DeviceCode Call(const char* name) {
   return code;
 }
 
-Stream& At(Dd2Stream stream) {
-  std::unique_ptr<Stream>& at = queues[stream];
-  if (!at) at = std::make_unique<Stream>();
-  return *at;
-}
-
-void Put(Dd2Stream stream, Entry entry) {
-  At(stream).entries.push_back(std::move(entry));
-  if (!host.held) host.Run();
-}
-
 Dd2DeviceCode Kernel(const char* name, Dd2Stream stream, const std::function<void()>& run) {
   const Dd2DeviceCode code = Call(name);
   if (code != DD2_DEVICE_OK) return code;
-  Put(stream, [run] {
-    run();
-    return true;
-  });
+  queues[stream].push_back(run);
+  if (!host.held) host.Run();
   return DD2_DEVICE_OK;
 }
 
@@ -109,14 +92,6 @@ Dd2DeviceCode Record(Dd2Event event, Dd2Stream stream) {
   auto* at = static_cast<Event*>(event);
   const int number = ++at->recorded;
   return Kernel("record", stream, [at, number] { at->passed = number; });
-}
-
-Dd2DeviceCode Hold(Dd2Stream stream, Dd2Event event) {
-  const Dd2DeviceCode code = Call("hold");
-  if (code != DD2_DEVICE_OK) return code;
-  const auto* at = static_cast<const Event*>(event);
-  Put(stream, [at, number = at->recorded] { return at->passed >= number; });
-  return DD2_DEVICE_OK;
 }
 
 Dd2DeviceCode Passed(Dd2Event event) {
@@ -191,15 +166,10 @@ void AddGroups(Dd2DeviceApi& api) {
     --host.groups;
     return Noted("abort_group");
   };
-  api.reduce_scatter = [](Dd2Group, const float* send, float* receive, int64_t count,
-                          Dd2Stream stream) {
-    return CopyFloats("reduce_scatter", send, receive, count, stream);
-  };
   api.all_gather = [](Dd2Group, const float* send, float* receive, int64_t count,
                       Dd2Stream stream) {
     return CopyFloats("all_gather", send, receive, count, stream);
   };
-  api.broadcast = [](Dd2Group, float*, int64_t, int32_t, Dd2Stream) { return Noted("broadcast"); };
   api.all_to_all = [](Dd2Group, int32_t, const float* send, const int64_t* counts, float* receive,
                       const int64_t*, Dd2Stream stream) {
     return CopyFloats("all_to_all", send, receive, counts[0], stream);
@@ -222,7 +192,6 @@ Dd2DeviceApi MakeApi() {
   api.make_event = MakeEvent;
   api.end_event = EndEvent;
   api.record = Record;
-  api.hold = Hold;
   api.passed = Passed;
   AddKernels(api);
   AddGroups(api);
@@ -232,14 +201,8 @@ Dd2DeviceApi MakeApi() {
 }  // namespace
 
 void HostDevice::Run() {
-  for (bool moved = true; moved;) {
-    moved = false;
-    for (auto& [number, stream] : queues) {
-      while (!stream->entries.empty() && stream->entries.front()()) {
-        stream->entries.pop_front();
-        moved = true;
-      }
-    }
+  for (auto& [number, stream] : queues) {
+    for (; !stream.empty(); stream.pop_front()) stream.front()();
   }
 }
 

@@ -21,7 +21,7 @@ struct HostDevice {
   int allocations = 0, streams = 0, events = 0, groups = 0;  // alive
   std::vector<std::string> calls;                            // of groups, in order
 
-  // Does what streams can do: an entry that waits for an event waits until that is recorded.
+  // Does what the streams have been given.
   void Run();
 };
 

@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "common/exit_codes.h"
@@ -25,6 +26,15 @@ TEST(MpirunCommand, RootNeedsTheExplicitAllowance) {
   spec.local_size = 2;
   EXPECT_THAT(MpirunCommand(paths, spec, true), Contains("--allow-run-as-root"));
   EXPECT_THAT(MpirunCommand(paths, spec, false), Not(Contains("--allow-run-as-root")));
+}
+
+TEST(MpirunCommand, RanksAreToldTheFirstGpuOfTheirDomain) {
+  DomainPaths paths;
+  paths.first_device = 6;
+  const std::vector<std::string> command = MpirunCommand(paths, DomainSpec(), false);
+  const auto option = std::ranges::find(command, "--first-device");
+  ASSERT_LT(option + 1, command.end());
+  EXPECT_EQ(option[1], "6");
 }
 
 DomainSpec Spec(std::uint64_t attempt) {

@@ -170,7 +170,8 @@ class AgentTest : public ::testing::Test {
     SpawnOptions options;
     options.argv = {DD2_AGENT_BINARY, "--run",         run_.string(),
                     "--domain",       "node-a",        "--worker",
-                    worker_.string(), "--coordinator", coordinator_.address()};
+                    worker_.string(), "--coordinator", coordinator_.address(),
+                    "--first-device", first_device_};
     options.environment = {{"PATH", path}};
     options.output = folder_ / "agent.out";
     Result<ChildProcess> spawned = ChildProcess::Spawn(options);
@@ -203,9 +204,19 @@ class AgentTest : public ::testing::Test {
   const fs::path run_ = folder_ / "run";
   const fs::path worker_ = folder_ / "bin" / "worker";
   const fs::path pid_file_ = folder_ / "mpirun.pid";
+  std::string first_device_ = "2";
   FakeCoordinator coordinator_;
   std::optional<ChildProcess> agent_;
 };
+
+TEST_F(AgentTest, WhatIsNoNumberOfAGpuIsRefused) {
+  for (const char* wrong : {"-1", "two", "2x"}) {
+    first_device_ = wrong;
+    StartAgent();
+    EXPECT_EQ(ExitCode(), kExitUsage);
+    EXPECT_THAT(Output(), HasSubstr("--first-device: '" + first_device_ + "' is no GPU's number"));
+  }
+}
 
 TEST_F(AgentTest, JoinsStartsMpirunAndReportsItsEnd) {
   WriteScript(bin_ / "mpirun",
@@ -231,7 +242,7 @@ TEST_F(AgentTest, JoinsStartsMpirunAndReportsItsEnd) {
   EXPECT_THAT(exited.domain_exited().log_tail(),
               AllOf(HasSubstr("-n 2 "), HasSubstr("threads 3\n"),
                     HasSubstr(worker_.string() + " run --run " + run_.string() + " --coordinator " +
-                              coordinator_.address() + " --domain node-a"),
+                              coordinator_.address() + " --domain node-a --first-device 2 "),
                     HasSubstr("-snapshots --run-id run-1\n")));
   EXPECT_EQ(ReadAll(run_ / "logs" / "domain-node-a.log"), exited.domain_exited().log_tail());
   const std::string session = ReadAll(folder_ / "tmpdir");

@@ -134,6 +134,20 @@ TEST(Membership, RefusesAnotherNumericMode) {
   EXPECT_THAT(refused.error().message(), HasSubstr("threads=2"));
 }
 
+TEST(Membership, RefusesTwoRanksOnOneGpu) {
+  Membership members(1, Generation(1));
+  proto::WorkerHello first = Hello(0, "a", 1), second = Hello(0, "b", 1);
+  first.set_device_id("0a");
+  second.set_device_id("0a");
+  ASSERT_TRUE(Add(members, 1, first));
+  const Status refused = Add(members, 2, second);
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.error().message(),
+              testing::AllOf(HasSubstr("domain 'a'"), HasSubstr("--first-device")));
+  second.set_device_id("0b");
+  EXPECT_TRUE(Add(members, 2, second));
+}
+
 TEST(Membership, OneAgentADomain) {
   Membership members(2, Generation(1));
   proto::AgentHello hello;

@@ -114,6 +114,47 @@ TEST_F(NcclGroupTest, WaitingForTheIdEndsWithTheGeneration) {
   EXPECT_EQ(group.error().code(), Code::kAborted);
 }
 
+// What no peer can cause ends the run with advice; it would come again in every generation.
+TEST_F(NcclGroupTest, WhatNcclRefusesByItselfIsFinal) {
+  const auto refused = [this] {
+    const auto group = Connect();
+    ASSERT_FALSE(group);
+    EXPECT_EQ(group.error().code(), Code::kFailedPrecondition);
+    EXPECT_THAT(group.error().message(), HasSubstr("NCCL_SOCKET_IFNAME"));
+  };
+  TheHostDevice().failures["group_id"] = DD2_DEVICE_GROUP_FAILED;
+  refused();
+  TheHostDevice().failures["begin_group"] = DD2_DEVICE_GROUP_FAILED;
+  refused();
+  TheHostDevice().failures["begin_group"] = DD2_DEVICE_BUSY;
+  TheHostDevice().group_state = DD2_DEVICE_BAD_ARGUMENT;  // two ranks on one GPU
+  refused();
+  over_ = true;
+  TheHostDevice().failures["group_id"] = DD2_DEVICE_GROUP_FAILED;
+  EXPECT_EQ(Connect().error().code(), Code::kAborted);
+}
+
+TEST_F(NcclGroupTest, FailureWhileRanksMeetMayBeAPeersEnd) {
+  TheHostDevice().failures["begin_group"] = DD2_DEVICE_BUSY;
+  TheHostDevice().group_state = DD2_DEVICE_GROUP_FAILED;
+  EXPECT_EQ(Connect().error().code(), Code::kAborted);
+}
+
+TEST(FormingTries, ThreeInARowAreFinalAndAGroupMakesUpForThem) {
+  const Status lost = Error(Code::kAborted, "system error"),
+               silent = Error(Code::kDeadlineExceeded, "silent");
+  FormingTries tries;
+  EXPECT_EQ(tries.After(lost).error().code(), Code::kAborted);
+  EXPECT_EQ(tries.After(silent).error().code(), Code::kDeadlineExceeded);
+  EXPECT_TRUE(tries.After({}));
+  EXPECT_EQ(tries.After(lost).error().code(), Code::kAborted);
+  EXPECT_EQ(tries.After(silent).error().code(), Code::kDeadlineExceeded);
+  const Status final = tries.After(lost);
+  EXPECT_EQ(final.error().code(), Code::kFailedPrecondition);
+  EXPECT_THAT(final.error().message(),
+              ::testing::AllOf(HasSubstr("system error"), HasSubstr("NCCL_DEBUG=INFO")));
+}
+
 TEST_F(NcclGroupTest, ExchangesGoOntoTheStream) {
   const auto group = *Connect();
   const std::vector<std::int64_t> counts{3};
@@ -131,15 +172,15 @@ TEST_F(NcclGroupTest, PeerThatFailsEndsTheGroupAndEverythingAfterIt) {
   EXPECT_EQ(CodeOf(status), Code::kAborted);
   EXPECT_THAT(status.error().message(), HasSubstr("the group has failed"));
   EXPECT_THAT(TheHostDevice().calls, Contains("abort_group"));
-  EXPECT_EQ(CodeOf(group->Broadcast(receive_.data(), 3, 0, nullptr)), Code::kAborted);
+  EXPECT_EQ(CodeOf(group->AllGather(send_.data(), receive_.data(), 3, nullptr)), Code::kAborted);
   EXPECT_EQ(CodeOf(group->Wait(nullptr)), Code::kAborted);
-  EXPECT_THAT(TheHostDevice().calls, ::testing::Not(Contains("broadcast")));
+  EXPECT_THAT(TheHostDevice().calls, Contains("all_gather").Times(1));
 }
 
 TEST_F(NcclGroupTest, SilentPeerEndsTheGroupInTime) {
   const auto group = *Connect();
   TheHostDevice().held = true;
-  ASSERT_TRUE(group->ReduceScatter(send_.data(), receive_.data(), 3, nullptr));
+  ASSERT_TRUE(group->AllGather(send_.data(), receive_.data(), 3, nullptr));
   EXPECT_EQ(CodeOf(group->Wait(nullptr)), Code::kDeadlineExceeded);
   EXPECT_EQ(TheHostDevice().groups, 0);
 }
@@ -169,10 +210,10 @@ TEST_F(NcclGroupTest, NewGenerationEndsAnExchangeUnderWayThenAnotherGroupWorks) 
 
 TEST_F(NcclGroupTest, CallThatFailsAtOnceNamesItself) {
   const auto group = *Connect();
-  TheHostDevice().failures["reduce_scatter"] = DD2_DEVICE_BAD_ARGUMENT;
-  const Status status = group->ReduceScatter(send_.data(), receive_.data(), 3, nullptr);
+  TheHostDevice().failures["all_gather"] = DD2_DEVICE_BAD_ARGUMENT;
+  const Status status = group->AllGather(send_.data(), receive_.data(), 3, nullptr);
   EXPECT_EQ(CodeOf(status), Code::kInvalidArgument);
-  EXPECT_THAT(status.error().message(), HasSubstr("reduce-scatter"));
+  EXPECT_THAT(status.error().message(), HasSubstr("all-gather"));
   EXPECT_EQ(TheHostDevice().groups, 0);
 }
 

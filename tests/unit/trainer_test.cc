@@ -348,7 +348,7 @@ TEST(LearningRateTest, RisesFromItsStartToThePeak) {
 }
 
 // Saved and read back: what the manifest says besides tensors.
-std::optional<EvalPoint> StartAfterRestore(const std::optional<EvalPoint>& start) {
+std::optional<Quality> StartAfterRestore(const std::optional<Quality>& start) {
   const RunConfig config = TinyConfig();
   const TeacherBundle teacher = MakeTinyTeacher(5);
   const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
@@ -376,20 +376,19 @@ std::optional<EvalPoint> StartAfterRestore(const std::optional<EvalPoint>& start
 
 TEST(TrainingStateTest, KeepsTheQualityAtTheStartOfDistillation) {
   EXPECT_FALSE(StartAfterRestore(std::nullopt));
-  const auto start = StartAfterRestore(
-      EvalPoint{.fd = 851.8000000000001, .fdr = 0.1 + 0.2, .accuracy = 1.0 / 3, .samples = 2000});
+  const Quality measured{.figures = {{"fid", 851.8000000000001}, {"recall", 1.0 / 3}},
+                         .samples = 2000};
+  const auto start = StartAfterRestore(measured);
   ASSERT_TRUE(start);
-  EXPECT_EQ(start->fd, 851.8000000000001);
-  EXPECT_EQ(start->fdr, 0.1 + 0.2);
-  EXPECT_EQ(start->accuracy, 1.0 / 3);
+  EXPECT_EQ(start->figures, measured.figures);  // and their order
   EXPECT_EQ(start->samples, 2000);
 }
 
 TEST(TrainingStateTest, AStartThatIsNoNumberDoesNotSpoilTheCheckpoint) {
-  const auto start = StartAfterRestore(EvalPoint{.fd = std::nan(""), .fdr = 7, .samples = 50});
+  const auto start =
+      StartAfterRestore(Quality{.figures = {{"fdr", 7}, {"fd", std::nan("")}}, .samples = 50});
   ASSERT_TRUE(start);
-  EXPECT_TRUE(std::isnan(start->fd));
-  EXPECT_EQ(start->fdr, 7);
+  EXPECT_EQ(start->figures, (Metrics{{"fdr", 7}}));
 }
 
 }  // namespace

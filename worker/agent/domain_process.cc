@@ -74,6 +74,7 @@ std::vector<std::string> MpirunCommand(const DomainPaths& paths, const DomainSpe
   }
   add({paths.worker.string(), "run", "--run", paths.run.string()});
   add({"--coordinator", paths.coordinator, "--domain", paths.domain});
+  add({"--first-device", std::to_string(paths.first_device)});
   if (const fs::path snapshots = SnapshotFolder(paths); !snapshots.empty()) {
     add({"--snapshots", snapshots.string(), "--run-id", spec.run_id});
   }

@@ -20,6 +20,7 @@ struct DomainPaths {
   std::string domain;            // its name: letters, digits, '-', '_', '.'
   std::string coordinator;       // HOST:PORT
   std::filesystem::path worker;  // dd2-worker
+  int first_device = 0;          // GPU of its first rank; the others take those behind it
 };
 
 // mpirun's command line for a domain. Only this machine, only loopback and shared memory, whatever

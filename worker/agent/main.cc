@@ -24,13 +24,14 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: dd2-agent --run DIR --domain NAME --coordinator HOST:PORT [--worker FILE]\n"
-    "                 [--slurm-job ID | --sigterm ignore]\n"
+    "                 [--first-device N] [--slurm-job ID | --sigterm ignore]\n"
     "  --run DIR              folder of the run: DIR/secret lets this agent join, DIR/config.yaml "
     "has\n"
     "                         its time-outs\n"
     "  --domain NAME          name of this failure domain: letters, digits, '-', '_', '.'\n"
     "  --coordinator ADDRESS  IP address and control port of the coordinator\n"
     "  --worker FILE          worker program (default: dd2-worker beside this program)\n"
+    "  --first-device N       GPU of its first rank, the others take those behind it (default: 0)\n"
     "  --slurm-job ID         the job that this is a step of: SIGTERM is passed on to its script\n"
     "  --sigterm ignore       whoever started this agent hears it too and decides\n";
 
@@ -43,6 +44,12 @@ bool ParseAddress(const std::string& text, AgentOptions& options) {
   options.coordinator_host = text.substr(0, colon);
   options.paths.coordinator = text;
   return parsed.ec == std::errc() && parsed.ptr == end && options.coordinator_port != 0;
+}
+
+bool ParseNumber(const std::string& text, int& number) {
+  const char* end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data(), end, number);
+  return parsed.ec == std::errc() && parsed.ptr == end && number >= 0;
 }
 
 Result<AgentOptions> ParseArguments(const std::vector<std::string>& words) {
@@ -60,6 +67,10 @@ Result<AgentOptions> ParseArguments(const std::vector<std::string>& words) {
       options.slurm_job = value;
     } else if (words[i] == "--sigterm" && value == "ignore") {
       options.ignores_sigterm = true;
+    } else if (words[i] == "--first-device") {
+      if (!ParseNumber(value, options.paths.first_device)) {
+        return Error(Code::kInvalidArgument, "--first-device: '" + value + "' is no GPU's number");
+      }
     } else if (words[i] == "--coordinator") {
       if (!ParseAddress(value, options)) {
         return Error(Code::kInvalidArgument, "'" + value + "' is not HOST:PORT");

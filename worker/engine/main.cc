@@ -65,6 +65,9 @@ std::optional<WorkerOptions> ParseWorkerOptions(const Arguments& arguments) {
   options.domain = pairs->contains("domain") ? pairs->at("domain") : "local";
   if (pairs->contains("snapshots")) options.snapshots = pairs->at("snapshots");
   if (pairs->contains("run-id")) options.run_id = pairs->at("run-id");
+  if (pairs->contains("first-device")) {
+    options.first_device = std::atoi(pairs->at("first-device").c_str());
+  }
   return options;
 }
 
@@ -131,7 +134,7 @@ int RunCommand(const Arguments& arguments) {
   if (!options) {
     std::fputs(
         "usage: dd2-worker run --run DIR --coordinator HOST:PORT [--domain NAME] "
-        "[--snapshots DIR --run-id ID]\n",
+        "[--first-device N] [--snapshots DIR --run-id ID]\n",
         stderr);
     return kExitUsage;
   }

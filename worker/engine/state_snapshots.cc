@@ -32,6 +32,11 @@ std::string IdentityText(const CheckpointIdentity& identity, const std::string& 
          std::to_string(local_size);
 }
 
+// A copy to or from a device costs more to begin than a piece gains in the CPU's cache.
+std::size_t PieceBytes() {
+  return ComputeDevice().is_cpu() ? MemorySnapshots::kPiece : std::size_t{16} << 20U;
+}
+
 }  // namespace
 
 StateSnapshots::StateSnapshots(const std::filesystem::path& folder, const std::string& run_id,
@@ -84,7 +89,7 @@ void StateSnapshots::Take(std::uint64_t generation, proto::RankState small) {
   const std::vector<std::span<const std::byte>> pieces(bytes.begin(), bytes.end());
   const auto save = [&]() -> Result<int> {
     DD2_TRY(WaitForCompute());
-    return memory_->Save(held.note.SerializeAsString(), pieces, CopyMemory);
+    return memory_->Save(held.note.SerializeAsString(), pieces, CopyMemory, PieceBytes());
   };
   const Result<int> place = save();
   std::erase_if(held_, [&](const Held& other) {
@@ -104,7 +109,7 @@ Result<proto::RankState> StateSnapshots::Recall(const proto::Position& position)
     state_.whole = false;
     DD2_TRY(WaitForCompute());  // it may still change them
     const std::vector<std::span<std::byte>> bytes = BytesOf(state_);
-    DD2_TRY(memory_->Load(held.place, bytes, CopyMemory));
+    DD2_TRY(memory_->Load(held.place, bytes, CopyMemory, PieceBytes()));
     return held.note.state();
   }
   return Error(Code::kInternal, "told to go on from a snapshot that this rank does not have");

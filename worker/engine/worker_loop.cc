@@ -26,6 +26,7 @@
 #include "worker/engine/state_sync.h"
 #include "worker/engine/trainer.h"
 #include "worker/engine/training_state.h"
+#include "worker/kernels/nccl_group.h"
 #include "worker/kernels/torch_device.h"
 #include "worker/parallel/generation_collectives.h"
 #include "worker/parallel/gloo_collectives.h"
@@ -72,18 +73,22 @@ std::string NumericMode(const RunConfig& config, std::string_view precision,
 // The GPU of this worker's place on its machine; nothing: the CPU is wanted.
 Result<std::optional<Device>> TakeDevice(const RunConfig& config, const WorkerOptions& options) {
   if (config.device == kDeviceCpu) return std::optional<Device>();
-  DD2_TRY_ASSIGN(const Device device, LoadDevice(DeviceLibrary(), options.local_rank));
-  DD2_TRY(UseTorchDevice(device));
-  LogInfo("computes on " + device.Describe());
-  return std::optional(device);
+  const int number = options.first_device + options.local_rank;
+  const Result<Device> device = LoadDevice(DeviceLibrary(), number);
+  if (!device) {
+    return device.error().Wrap("rank " + std::to_string(options.local_rank) + " of domain '" +
+                               options.domain + "', whose GPUs are those from " +
+                               std::to_string(options.first_device) + " on");
+  }
+  DD2_TRY(UseTorchDevice(*device));
+  LogInfo("computes on GPU " + std::to_string(number) + ": " + device->Describe());
+  return std::optional(*device);
 }
 
-Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
-                                               const Timeouts& timeouts,
-                                               const CheckpointIdentity& identity,
-                                               std::int64_t checkpoint_bytes,
-                                               const StateSnapshots& snapshots,
-                                               GenerationCollectives& collectives) {
+Result<std::unique_ptr<ControlClient>> JoinRun(
+    const WorkerOptions& options, const Timeouts& timeouts, const CheckpointIdentity& identity,
+    std::int64_t checkpoint_bytes, const std::optional<Device>& device,
+    const StateSnapshots& snapshots, GenerationCollectives& collectives) {
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   ControlOptions control;
   control.host = options.coordinator_host;
@@ -102,6 +107,7 @@ Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
   control.hello.set_teacher_digest(identity.teacher_digest);
   control.hello.set_code_version(identity.code_version);
   control.hello.set_checkpoint_bytes(checkpoint_bytes);
+  if (device) control.hello.set_device_id(device->Id());
   for (proto::MemorySnapshot& one : snapshots.held()) {
     *control.hello.mutable_held()->add_snapshots() = std::move(one);
   }
@@ -111,7 +117,7 @@ Result<std::unique_ptr<ControlClient>> JoinRun(const WorkerOptions& options,
 Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
                                                   const RunConfig& config, ControlClient& control,
                                                   const proto::Assignment& assignment,
-                                                  ConnectAbort& abort) {
+                                                  FormingTries& tries, ConnectAbort& abort) {
   if (assignment.world_size() == 1) return NewLocalCollectives();
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   GlooOptions gloo;
@@ -127,7 +133,10 @@ Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
   gloo.timeout = config.timeouts.collective;
   DD2_TRY_ASSIGN(std::unique_ptr<Collectives> host, ConnectGloo(gloo, abort));
   if (ComputeDevice().is_cpu() || DeviceKernels().begin_group == nullptr) return host;
-  return JoinDevices(std::move(host), DeviceKernels(), gloo.timeout, abort);
+  auto joined = JoinDevices(std::move(host), DeviceKernels(), gloo.timeout, abort);
+  if (abort.aborted()) return joined;
+  DD2_TRY(tries.After(joined ? Status() : joined.error()));
+  return joined;
 }
 
 // One rank of a run, through all its generations: takes leases, runs their steps, checkpoints, and
@@ -195,7 +204,7 @@ class WorkerLoop {
 
   Result<WorkerOutcome> RunGeneration(const proto::Assignment& assignment) {
     DD2_TRY(collectives_.Enter(control_.generation(), [&](ConnectAbort& abort) {
-      return ConnectRanks(options_, config_, control_, assignment, abort);
+      return ConnectRanks(options_, config_, control_, assignment, tries_, abort);
     }));
     steps_.trainer().Regroup(ranks_);
     saver_.StartGeneration(control_.generation(), ranks_,
@@ -408,14 +417,37 @@ class WorkerLoop {
   CheckpointSaver& saver_;
   StateSnapshots& snapshots_;
   RankLayout ranks_;  // of this generation
+  FormingTries tries_;
   std::uint64_t requests_served_ = 0;
   std::string begun_;  // the newest checkpoint, of any generation; goes back with the state
   bool checkpoint_owed_ = false;
 };
 
-}  // namespace
+// What `work` gives; or, when a GPU had no memory left, what to change: it would happen again.
+template <class Work>
+Result<WorkerOutcome> WithinMemory(const Work& work) {
+  try {
+    return work();
+  } catch (const c10::OutOfMemoryError& problem) {
+    const std::string text = problem.what_without_backtrace();
+    std::string where = "a device";
+    if (!ComputeDevice().is_cpu()) {
+      Dd2DeviceFacts facts{};
+      const int number = ComputeDevice().index();
+      static_cast<void>(DeviceKernels().facts(number, &facts));
+      where = "GPU " + std::to_string(number) + " (" + facts.name + ", " +
+              std::to_string(facts.memory_bytes >> 20U) + " MiB)";
+    }
+    return Error(Code::kFailedPrecondition,
+                 where + " has no memory left: " + text.substr(0, text.find('\n')) +
+                     ". Set model.recompute: true, cut the batch into more batch.shards, take "
+                     "fewer draws or more ranks (`dd2 plan` says what a rank needs), and see that "
+                     "nothing else uses the GPU; then go on with --resume, or begin anew where a "
+                     "setting has changed");
+  }
+}
 
-Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
+Result<WorkerOutcome> Work(const WorkerOptions& options) {
   DD2_TRY_ASSIGN(const RunConfig config, LoadRunConfig(options.run / "config.yaml"));
   SetComputeThreads(config.threads_per_rank);
   DD2_TRY_ASSIGN(const std::optional<Device> device, TakeDevice(config, options));
@@ -435,14 +467,14 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
   GenerationCollectives collectives;
   PhaseSteps steps(options, config, teacher, collectives, state,
                    NumericMode(config, kPrecisionFp32, device));
-  DD2_TRY_ASSIGN(
-      const std::unique_ptr<ControlClient> control,
-      JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), snapshots, collectives));
+  DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control,
+                 JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), device,
+                         snapshots, collectives));
   // After the control connection, so that it ends first: it still reports what it finishes.
   CheckpointSaver saver(RealFileSystem(), options.run / "checkpoints", std::move(staging), state,
                         identity, *control, config.timeouts.checkpoint_parts);
   WorkerLoop loop(options, config, *control, collectives, steps, state, identity, saver, snapshots);
-  Result<WorkerOutcome> outcome = loop.Run();
+  Result<WorkerOutcome> outcome = WithinMemory([&loop] { return loop.Run(); });
   if (!outcome) {
     loop.TellFailure(outcome.error());  // in vain when it is the connection that failed
     return outcome;
@@ -454,6 +486,12 @@ Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
     DD2_TRY(control->Send(std::move(done)));
   }
   return outcome;
+}
+
+}  // namespace
+
+Result<WorkerOutcome> RunWorker(const WorkerOptions& options) {
+  return WithinMemory([&options] { return Work(options); });  // before the run is joined, too
 }
 
 }  // namespace dd2

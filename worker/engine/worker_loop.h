@@ -16,6 +16,7 @@ struct WorkerOptions {
   std::string domain;  // the failure domain this process dies with
   int local_rank = 0;
   int local_size = 1;
+  int first_device = 0;             // GPU of local rank 0; the others take those behind it
   std::filesystem::path snapshots;  // folder in shared memory; empty: there is none
   std::string run_id;               // whose snapshots they are
 };

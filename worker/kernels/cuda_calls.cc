@@ -61,6 +61,8 @@ Dd2DeviceCode Facts(int32_t device, Dd2DeviceFacts* facts) {
   facts->clock_khz = clock;
   facts->memory_bytes = properties.totalGlobalMem;
   facts->nccl_version = NcclVersion();
+  static_assert(sizeof(facts->id) == sizeof(properties.uuid));
+  std::memcpy(facts->id, &properties.uuid, sizeof(facts->id));
   return DD2_DEVICE_OK;
 }
 
@@ -110,10 +112,6 @@ Dd2DeviceCode EndEvent(Dd2Event event) {
 
 Dd2DeviceCode Record(Dd2Event event, Dd2Stream stream) {
   return FromCuda(cudaEventRecord(EventOf(event), StreamOf(stream)), "cudaEventRecord");
-}
-
-Dd2DeviceCode Hold(Dd2Stream stream, Dd2Event event) {
-  return FromCuda(cudaStreamWaitEvent(StreamOf(stream), EventOf(event), 0), "cudaStreamWaitEvent");
 }
 
 Dd2DeviceCode Passed(Dd2Event event) {
@@ -211,7 +209,6 @@ Dd2DeviceApi MakeApi() {
   api.make_event = MakeEvent;
   api.end_event = EndEvent;
   api.record = Record;
-  api.hold = Hold;
   api.passed = Passed;
   api.milliseconds = Milliseconds;
   api.score = Score;

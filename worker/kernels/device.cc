@@ -58,6 +58,16 @@ Status DeviceStatus(const Dd2DeviceApi& api, Dd2DeviceCode code) {
   }
 }
 
+std::string Device::Id() const {
+  std::string text;
+  for (const std::uint8_t byte : facts_.id) {
+    char digits[3];
+    std::snprintf(digits, sizeof(digits), "%02x", byte);
+    text += digits;
+  }
+  return text;
+}
+
 std::string Device::Describe() const {
   char text[512];
   std::snprintf(text, sizeof(text),
@@ -98,7 +108,8 @@ Result<Device> LoadDevice(const std::filesystem::path& library, int number) {
   if (code != DD2_DEVICE_OK) return NoDevice(std::string("CUDA: ") + api->last_error());
   if (number < 0 || number >= count) {
     return NoDevice("there is no GPU " + std::to_string(number) + ": this machine shows " +
-                    std::to_string(count) + ", counted from 0 (CUDA_VISIBLE_DEVICES, --gpus)");
+                    std::to_string(count) +
+                    ", counted from 0 (CUDA_VISIBLE_DEVICES, --gpus-per-node)");
   }
   Device device;
   device.api_ = api;

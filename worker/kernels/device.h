@@ -22,6 +22,8 @@ class Device {
   const Dd2DeviceApi& api() const { return *api_; }
   int number() const { return number_; }
   const Dd2DeviceFacts& facts() const { return facts_; }
+  // The same in every process that uses this GPU, whatever its number there.
+  std::string Id() const;
   // "NVIDIA H100 80GB HBM3 (compute capability 9.0, 79.1 GiB, 132 multiprocessors); driver ..."
   std::string Describe() const;
   // What decides the bits of a result: "gpu=NVIDIA H100 80GB HBM3 runtime=13000".

@@ -9,7 +9,7 @@
 // function returns a Dd2DeviceCode; the text of the last failure on the calling thread is
 // `last_error`. Work on a stream is only begun: its failures show at the next wait.
 
-#define DD2_DEVICE_API_VERSION 2
+#define DD2_DEVICE_API_VERSION 3
 #define DD2_DEVICE_GROUP_ID_BYTES 128
 #define DD2_DEVICE_ADAM_RANGES_MAX 4
 
@@ -39,6 +39,7 @@ typedef struct Dd2DeviceFacts {
   int32_t clock_khz;                                      // of the multiprocessors, highest
   int32_t driver_version, runtime_version, nccl_version;  // as CUDA and NCCL number them
   uint64_t memory_bytes;
+  uint8_t id[16];  // whatever number a process knows it by
 } Dd2DeviceFacts;
 
 // Type of activations and logits; everything else is fp32.
@@ -158,8 +159,7 @@ typedef struct Dd2DeviceApi {
   Dd2DeviceCode (*make_event)(int32_t timed, Dd2Event* event);
   Dd2DeviceCode (*end_event)(Dd2Event event);
   Dd2DeviceCode (*record)(Dd2Event event, Dd2Stream stream);
-  Dd2DeviceCode (*hold)(Dd2Stream stream, Dd2Event event);  // the stream waits, the host does not
-  Dd2DeviceCode (*passed)(Dd2Event event);                  // OK or BUSY
+  Dd2DeviceCode (*passed)(Dd2Event event);  // OK or BUSY
   Dd2DeviceCode (*milliseconds)(Dd2Event from, Dd2Event to, float* milliseconds);
 
   Dd2DeviceCode (*score)(const Dd2ScoreProblem* problem, Dd2Stream stream);
@@ -179,12 +179,8 @@ typedef struct Dd2DeviceApi {
                                int32_t rank, Dd2Group* group);
   Dd2DeviceCode (*group_state)(Dd2Group group);  // OK, BUSY, or what went wrong
   Dd2DeviceCode (*abort_group)(Dd2Group group);  // ends it, and what it has on any stream
-  Dd2DeviceCode (*reduce_scatter)(Dd2Group group, const float* d_send, float* d_receive,
-                                  int64_t count, Dd2Stream stream);
   Dd2DeviceCode (*all_gather)(Dd2Group group, const float* d_send, float* d_receive, int64_t count,
                               Dd2Stream stream);
-  Dd2DeviceCode (*broadcast)(Dd2Group group, float* d_memory, int64_t count, int32_t root,
-                             Dd2Stream stream);
   // send_counts[r] floats go to rank r (one behind the other), receive_counts[r] come from it.
   Dd2DeviceCode (*all_to_all)(Dd2Group group, int32_t world_size, const float* d_send,
                               const int64_t* send_counts, float* d_receive,

@@ -60,25 +60,11 @@ Dd2DeviceCode AbortGroup(Dd2Group group) {
   return FromNccl(ncclCommAbort(CommOf(group)), "ncclCommAbort", nullptr);
 }
 
-Dd2DeviceCode ReduceScatter(Dd2Group group, const float* send, float* receive, int64_t count,
-                            Dd2Stream stream) {
-  return FromNccl(ncclReduceScatter(send, receive, static_cast<size_t>(count), ncclFloat, ncclSum,
-                                    CommOf(group), static_cast<cudaStream_t>(stream)),
-                  "ncclReduceScatter", CommOf(group));
-}
-
 Dd2DeviceCode AllGather(Dd2Group group, const float* send, float* receive, int64_t count,
                         Dd2Stream stream) {
   return FromNccl(ncclAllGather(send, receive, static_cast<size_t>(count), ncclFloat, CommOf(group),
                                 static_cast<cudaStream_t>(stream)),
                   "ncclAllGather", CommOf(group));
-}
-
-Dd2DeviceCode Broadcast(Dd2Group group, float* memory, int64_t count, int32_t root,
-                        Dd2Stream stream) {
-  return FromNccl(ncclBroadcast(memory, memory, static_cast<size_t>(count), ncclFloat, root,
-                                CommOf(group), static_cast<cudaStream_t>(stream)),
-                  "ncclBroadcast", CommOf(group));
 }
 
 // NCCL's own all-to-all has equal counts only.
@@ -111,9 +97,7 @@ void AddGroupCalls(Dd2DeviceApi& api) {
   api.begin_group = BeginGroup;
   api.group_state = GroupState;
   api.abort_group = AbortGroup;
-  api.reduce_scatter = ReduceScatter;
   api.all_gather = AllGather;
-  api.broadcast = Broadcast;
   api.all_to_all = AllToAll;
 }
 

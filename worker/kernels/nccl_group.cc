@@ -21,6 +21,14 @@ using GroupId = std::array<std::uint8_t, DD2_DEVICE_GROUP_ID_BYTES>;
 
 Error Over() { return Error(Code::kAborted, "NCCL: the generation is over"); }
 
+Error CannotForm(const Error& error) {
+  return Error(Code::kFailedPrecondition,
+               "NCCL cannot join the GPUs of the ranks: " + error.message() +
+                   ". NCCL_DEBUG=INFO makes it say more. It needs an address under which the ranks "
+                   "reach each other (NCCL_SOCKET_IFNAME=INTERFACE), room in /dev/shm, a GPU for "
+                   "each rank and the same version everywhere");
+}
+
 Result<std::vector<std::uint8_t>> GetFromStore(const NcclOptions& options, const std::string& key,
                                                const std::atomic<bool>& over) {
   const Clock::time_point end = Clock::now() + options.timeout;
@@ -42,7 +50,8 @@ Result<GroupId> AgreeOnId(const Dd2DeviceApi& api, const NcclOptions& options,
   const std::string key = options.prefix + "/nccl-id";
   GroupId id{};
   if (options.rank == 0) {
-    DD2_TRY(DeviceStatus(api, api.group_id(id.data())));
+    const Status made = DeviceStatus(api, api.group_id(id.data()));
+    if (!made) return over ? Over() : CannotForm(made.error());
     DD2_TRY(options.store.set(key, id));
     return id;
   }
@@ -75,8 +84,22 @@ Result<std::unique_ptr<NcclGroup>> NcclGroup::Connect(const Dd2DeviceApi& api,
   DD2_TRY(DeviceStatus(api, api.make_event(0, &group->done_)));
   const Dd2DeviceCode code =
       api.begin_group(id.data(), options.world_size, options.rank, &group->group_);
-  DD2_TRY(group->Put(code, "forming the group"));
-  return group;
+  const Status formed = group->Put(code, "forming the group");
+  if (formed) return group;
+  const bool refused = (code != DD2_DEVICE_OK && code != DD2_DEVICE_BUSY) ||
+                       formed.error().code() == Code::kInvalidArgument;
+  return refused && !over ? CannotForm(formed.error()) : formed.error();
+}
+
+Status FormingTries::After(const Status& formed) {
+  if (formed) {
+    failed_ = 0;
+    return {};
+  }
+  const Code code = formed.error().code();
+  if (code != Code::kAborted && code != Code::kDeadlineExceeded) return formed;
+  if (++failed_ < kMax) return formed;
+  return CannotForm(formed.error().Wrap(std::to_string(failed_) + " times in a row"));
 }
 
 NcclGroup::~NcclGroup() {
@@ -112,21 +135,10 @@ Status NcclGroup::Put(Dd2DeviceCode code, const char* what) {
   return Settle([this] { return api_.group_state(group_); }, what);
 }
 
-Status NcclGroup::ReduceScatter(const float* d_send, float* d_receive, std::int64_t count,
-                                Dd2Stream stream) {
-  if (group_ == nullptr || over_) return End(Over());
-  return Put(api_.reduce_scatter(group_, d_send, d_receive, count, stream), "reduce-scatter");
-}
-
 Status NcclGroup::AllGather(const float* d_send, float* d_receive, std::int64_t count,
                             Dd2Stream stream) {
   if (group_ == nullptr || over_) return End(Over());
   return Put(api_.all_gather(group_, d_send, d_receive, count, stream), "all-gather");
-}
-
-Status NcclGroup::Broadcast(float* d_memory, std::int64_t count, int root, Dd2Stream stream) {
-  if (group_ == nullptr || over_) return End(Over());
-  return Put(api_.broadcast(group_, d_memory, count, root, stream), "broadcast");
 }
 
 Status NcclGroup::AllToAll(const float* d_send, std::span<const std::int64_t> send_counts,

@@ -39,6 +39,9 @@ class NcclGroup {
  public:
   // Blocks until all ranks are there. `over`: set by any thread when the generation is over;
   // whoever waits here then returns kAborted. It and `api` must outlive the group.
+  // kFailedPrecondition: NCCL refuses for a reason that no peer's end can give it (there is no id
+  // to be had, nothing can be begun, or it is used wrongly: two ranks on one GPU, two versions).
+  // Whatever else fails while ranks meet looks like a lost peer: see FormingTries.
   static Result<std::unique_ptr<NcclGroup>> Connect(const Dd2DeviceApi& api,
                                                     const NcclOptions& options,
                                                     const std::atomic<bool>& over);
@@ -49,12 +52,8 @@ class NcclGroup {
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }
 
-  // d_receive [count] = this rank's part of the sum of all d_send [world_size * count]. NCCL's own
-  // order of adding: for `numerics: fast` only.
-  Status ReduceScatter(const float* d_send, float* d_receive, std::int64_t count, Dd2Stream stream);
   // d_receive [world_size * count]; may contain d_send at this rank's place.
   Status AllGather(const float* d_send, float* d_receive, std::int64_t count, Dd2Stream stream);
-  Status Broadcast(float* d_memory, std::int64_t count, int root, Dd2Stream stream);
   // As Collectives::AllToAll.
   Status AllToAll(const float* d_send, std::span<const std::int64_t> send_counts, float* d_receive,
                   std::span<const std::int64_t> receive_counts, Dd2Stream stream);
@@ -75,6 +74,22 @@ class NcclGroup {
   const std::chrono::milliseconds timeout_;
   Dd2Group group_ = nullptr;  // null: ended
   Dd2Event done_ = nullptr;
+};
+
+// Whether groups cannot be formed at all. No room in /dev/shm, an interface that leads nowhere, and
+// a peer that died meanwhile answer alike, on this rank or as the echo of another's failure. But
+// the coordinator soon ends the generation of a dead peer, and the next one is without it; what is
+// wrong with a machine is wrong again. So tries in a row are counted, those alone that nobody
+// aborted.
+class FormingTries {
+ public:
+  static constexpr int kMax = 3;
+  // What came of a try: as it is, or kFailedPrecondition with advice in the place of the last
+  // kAborted or kDeadlineExceeded of kMax in a row.
+  Status After(const Status& formed);
+
+ private:
+  int failed_ = 0;
 };
 
 }  // namespace dd2

@@ -71,6 +71,12 @@ Status UseTorchDevice(const Device& device) {
   DD2_CHECK(!process_device);
   DD2_TRY(LoadTorchPart(device));
   if (IsCuda(device)) {
+    if (!at::hasCUDA()) {
+      return Error(Code::kFailedPrecondition,
+                   "LibTorch's CUDA part was loaded and LibTorch does not see it: libtorch_cuda.so "
+                   "and libtorch_cpu.so must be of one PyTorch 2.11 (`scripts/setup --cuda`; look "
+                   "at LD_LIBRARY_PATH)");
+    }
     setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
     MakeDeterministic();
   }

@@ -117,13 +117,18 @@ Dd2DeviceApi MakeApi() {
   api.torch_type = 20;  // c10::DeviceType::PrivateUse1
   api.last_error = [] { return "the far device has failed"; };
   api.count = [](int32_t* devices) {
-    *devices = 64;
+    *devices = DeviceCount();
     return kOk;
   };
-  api.use = [](int32_t) { return kOk; };
-  api.facts = [](int32_t, Dd2DeviceFacts* facts) {
+  api.use = [](int32_t device) {
+    UseDevice(device);
+    return kOk;
+  };
+  api.facts = [](int32_t device, Dd2DeviceFacts* facts) {
     *facts = Dd2DeviceFacts{};
     std::strcpy(facts->name, "far device of the tests");
+    facts->memory_bytes = MemoryBytes();
+    facts->id[0] = static_cast<uint8_t>(device);
     return kOk;
   };
   AddMemory(api);
@@ -138,7 +143,6 @@ Dd2DeviceApi MakeApi() {
   api.end_stream = api.wait_stream = [](Dd2Stream) { return kOk; };
   api.end_event = api.passed = [](Dd2Event) { return kOk; };
   api.record = [](Dd2Event, Dd2Stream) { return kOk; };
-  api.hold = [](Dd2Stream, Dd2Event) { return kOk; };
   AddKernels(api);
   return api;
 }

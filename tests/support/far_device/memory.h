@@ -4,8 +4,14 @@
 
 namespace dd2::far_device {
 
-// The memory of the far device: addresses that the host cannot read or write (a slip ends the
-// process), each of which stands for one in another region. Any thread.
+// There are $DD2_FAR_DEVICES (8) of $DD2_FAR_MEMORY_MIB (65,536) each. A process computes on one.
+int DeviceCount();
+void UseDevice(int number);
+int DeviceInUse();
+std::size_t MemoryBytes();
+
+// Its memory: addresses that the host cannot read or write (a slip ends the process), each of
+// which stands for one in another region. Any thread.
 void* Allocate(std::size_t bytes);  // null: none left
 void Release(void* memory);
 bool IsFar(const void* memory);

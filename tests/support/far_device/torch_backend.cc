@@ -22,13 +22,14 @@ namespace dd2::far_device {
 namespace {
 
 constexpr at::DeviceType kType = at::kPrivateUse1;
-const at::Device kDevice(kType, 0);
+at::Device Here() { return {kType, static_cast<at::DeviceIndex>(DeviceInUse())}; }
 
 struct FarAllocator final : c10::Allocator {
   c10::DataPtr allocate(std::size_t bytes) override {
     void* memory = bytes == 0 ? nullptr : Allocate(bytes);
-    TORCH_CHECK(bytes == 0 || memory != nullptr, "the far device has no memory left");
-    return {memory, memory, [](void* at) { at == nullptr ? void() : Release(at); }, kDevice};
+    TORCH_CHECK_WITH(OutOfMemoryError, bytes == 0 || memory != nullptr,
+                     "the far device has no memory left for ", bytes, " bytes");
+    return {memory, memory, [](void* at) { at == nullptr ? void() : Release(at); }, Here()};
   }
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
     default_copy_data(Near(to), Near(from), bytes);
@@ -42,10 +43,13 @@ FarAllocator allocator;
 }();
 
 struct Guard final : c10::impl::NoOpDeviceGuardImpl<kType> {
-  at::Device exchangeDevice(at::Device) const override { return kDevice; }
-  at::Device getDevice() const override { return kDevice; }
+  at::Device exchangeDevice(at::Device) const override { return Here(); }
+  at::Device getDevice() const override { return Here(); }
+  at::DeviceIndex deviceCount() const noexcept override {
+    return static_cast<at::DeviceIndex>(DeviceCount());
+  }
   c10::Stream getStream(at::Device) const noexcept override {
-    return c10::Stream(c10::Stream::DEFAULT, kDevice);
+    return c10::Stream(c10::Stream::DEFAULT, Here());
   }
   c10::Stream exchangeStream(c10::Stream stream) const noexcept override { return stream; }
 };
@@ -108,7 +112,7 @@ at::Tensor Convolution(const at::Tensor& x, const at::Tensor& weight,
       bias ? std::optional(NearTensor(*bias)) : std::nullopt;
   return at::convolution_symint(NearTensor(x), NearTensor(weight), near_bias, stride, padding,
                                 dilation, transposed, output_padding, std::move(groups))
-      .to(kDevice);
+      .to(Here());
 }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
@@ -160,13 +164,13 @@ class Arguments {
       if (!given.is_same(near)) continue;
       if (near.data_ptr() == NearTensor(far).data_ptr()) return far;
       if (far.sizes() == near.sizes()) return far.copy_(near);
-      const at::Tensor moved = near.contiguous().to(kDevice);
+      const at::Tensor moved = near.contiguous().to(Here());
       far.unsafeGetTensorImpl()->set_storage_keep_dtype(moved.storage());
       far.unsafeGetTensorImpl()->set_sizes_contiguous(moved.sizes());
       return far;
     }
     TORCH_CHECK(alias == nullptr, name, ": a view that the far device does not know");
-    return near.to(kDevice);
+    return near.to(Here());
   }
 
  private:
