@@ -74,7 +74,8 @@ class Roofline {
   Work Head(double b, double draws) const {
     const ModelConfig& head = in_.config.model;
     const double rows = b * D(in_.model.tokens) * draws;
-    return {b * (cost_.head_token + draws * cost_.head_draw), 0, 0,
+    const double flops = b * (cost_.head_token + draws * cost_.head_draw);
+    return {bf16_ ? 0 : flops, bf16_ ? flops : 0, 0,
             head_parameters_ * kFloatBytes +
                 rows * head.head_width * (16 + 8.0 * head.head_depth) * kFloatBytes};
   }

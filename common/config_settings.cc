@@ -46,7 +46,7 @@ constexpr Setting<RunConfig> kRunSettings[] = {
      [](RunConfig& c) -> SettingField { return &c.model.head_depth; }},
     {{"model.time_features", "", 2, 4096, kBits, "Sinusoid features of the time (an even number)."},
      [](RunConfig& c) -> SettingField { return &c.model.time_features; }},
-    {{"model.precision", "", 0, 0, kBits | kLater, "fp32, or bf16: the trained transformers of VAR and LlamaGen compute their blocks in bf16. Weights, sums of gradients, optimiser, averages, MLP head, teacher and score stay fp32."},
+    {{"model.precision", "", 0, 0, kBits | kLater, "fp32, or bf16: the trained transformers of VAR and LlamaGen and their MLP heads compute matrix products in bf16. Weights, sums of gradients, optimiser, averages, teacher and score stay fp32."},
      [](RunConfig& c) -> SettingField { return &c.model.precision; }},
     {{"model.recompute", "", 0, 0, kPlain, "The trained transformers of VAR and LlamaGen keep only the input of each block for the backward pass, which runs the block again: less memory, about a third more work, the same bits."},
      [](RunConfig& c) -> SettingField { return &c.model.recompute; }},

@@ -52,7 +52,7 @@ def check_figures(run):
     # Of the checkpoints of csd the best one is kept besides the last.
     best = min(curve, key=curve.get)
     kept = json.loads(dd2("checkpoint", "ls", run.folder, "--json").stdout)
-    shown = [json.loads(dd2("checkpoint", "show", run.folder, one["id"], "--json").stdout) for one in kept["checkpoints"]]
+    shown = [json.loads(dd2("checkpoint", "show", run.folder, "--id", one["id"], "--json").stdout) for one in kept]
     expect(any(one["step"] == best and one["evaluation"]["fid"] == curve[best] for one in shown), f"{curve} but {shown}")
 
 

@@ -23,7 +23,8 @@ def check_bits(work, calm):
     killed = work.start(path, "killed", shrink=True)
     killed.wait_for(phase="gts", step=1)
     killed.kill_all()
-    expect_fails(dd2("run", path, "--run", killed.folder, "--resume", "--set", f"teacher.path={killed.folder}/teacher"),
+    expect_fails(dd2("run", path, "--run", killed.folder, "--resume", "--set", f"teacher.path={killed.folder}/teacher",
+                     "--set", f"eval.inception={ROOT / path}", "--set", f"eval.reference={ROOT / 'tests/golden/npz/arrays.npz'}"),
                  2, "another result", "phases.1.sequences")
     killed.config, killed.options = killed.folder / "config.yaml", {}  # as an interrupted one says
     killed.resume()

@@ -31,6 +31,7 @@ if(DD2_WITH_TORCH)
   list(APPEND dd2_functional functional.chaos)
   set_tests_properties(${dd2_functional} PROPERTIES LABELS functional TIMEOUT 900 PROCESSORS 2
     ENVIRONMENT "DD2_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}")
-  # They wait for Slurm most of the time: side by side.
-  set_tests_properties(functional.slurm functional.slurm_jobs PROPERTIES PROCESSORS 1)
+  # They wait for Slurm most of the time, or start one process after the other: side by side.
+  set_tests_properties(functional.slurm functional.slurm_jobs functional.import functional.doctor
+    functional.checkpoint_tools functional.device_commands PROPERTIES PROCESSORS 1)
 endif()

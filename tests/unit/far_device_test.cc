@@ -16,9 +16,10 @@
 #include "worker/distill/flow.h"
 #include "worker/distill/losses.h"
 #include "worker/engine/adm_cache.h"
-#include "worker/engine/adm_command.h"
+#include "worker/engine/adm_evaluation.h"
 #include "worker/engine/evaluator.h"
 #include "worker/engine/flat_adam.h"
+#include "worker/engine/image_set.h"
 #include "worker/engine/random_batch.h"
 #include "worker/engine/teacher_data.h"
 #include "worker/kernels/torch_device.h"
@@ -240,7 +241,7 @@ ParamBuffer InceptionParams() {
   return params;
 }
 
-// `dd2 eval --images` on the CPU and with --device cuda: each keeps its own features.
+// On the CPU and on the device: each keeps its own features.
 TEST(FarDevice, FeaturesOfImages) {
   const TemporaryFolder folder;
   const std::filesystem::path weights = folder.path() / "inception.safetensors";
@@ -254,33 +255,33 @@ TEST(FarDevice, FeaturesOfImages) {
       .bytes = {static_cast<const std::byte*>(images.const_data_ptr()), images.nbytes()}};
   ASSERT_TRUE(WriteNpz(RealFileSystem(), folder.path() / "images.npz", std::span(&array, 1)));
   setenv("XDG_CACHE_HOME", folder.path().c_str(), 1);
-  setenv("DD2_DEVICE_LIBRARY", DD2_FAR_DEVICE, 1);
-  std::vector<std::string> command{"--images",    folder.path() / "images.npz",
-                                   "--reference", folder.path() / "images.npz",
-                                   "--inception", weights};
-  std::vector<std::filesystem::path> kept;
-  std::vector<AdmSet> sets;
-  const auto measure = [&] {
-    const Status status = EvalImages(command);
-    ASSERT_TRUE(status) << status.error().message();
-    for (const auto& entry : std::filesystem::directory_iterator(AdmCacheFolder())) {
-      if (std::ranges::find(kept, entry.path()) != kept.end()) continue;
-      kept.push_back(entry.path());
-      const auto key = Digest128::FromHex(entry.path().stem().string());
-      ASSERT_TRUE(key);
-      Result<AdmSet> set = LoadAdmSet(AdmCacheFolder(), *key, images.size(0));
-      ASSERT_TRUE(set);
-      sets.push_back(std::move(*set));
-    }
+  const auto alone = NewLocalCollectives();
+  const auto features = [&]() -> Result<AdmSet> {
+    DD2_TRY_ASSIGN(const auto set, ImageSet::Open(folder.path() / "images.npz"));
+    DD2_TRY_ASSIGN(const Inception inception, Inception::Load(weights));
+    return AdmSetOf(*set, inception, {}, *alone);
   };
-  measure();
-  command.insert(command.end(), {"--device", "cuda"});
-  measure();
-  ASSERT_NE(ComputeDevice(), at::Device(at::kCPU));
-  ASSERT_EQ(sets.size(), 2U);
-  EXPECT_GT(sets[0].pool.std().item<double>(), 0.01);
-  EXPECT_TRUE(at::allclose(sets[0].pool, sets[1].pool, 1e-3, 1e-4));
-  EXPECT_TRUE(at::allclose(sets[0].spatial_stats.mean, sets[1].spatial_stats.mean, 1e-3, 1e-4));
+  const Result<AdmSet> here = features();
+  ASSERT_TRUE(here) << here.error().message();
+  const Result<Device> device = LoadDevice(DD2_FAR_DEVICE);
+  ASSERT_TRUE(device);
+  ASSERT_TRUE(UseTorchDevice(*device));
+  const Result<AdmSet> there = features();
+  ASSERT_TRUE(there) << there.error().message();
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(AdmCacheFolder()), {}), 2);
+  EXPECT_GT(here->pool.std().item<double>(), 0.01);
+  EXPECT_TRUE(at::allclose(here->pool, there->pool, 1e-3, 1e-4));
+  EXPECT_TRUE(at::allclose(here->spatial_stats.mean, there->spatial_stats.mean, 1e-3, 1e-4));
+  // Images that a network made there.
+  const at::Tensor made = images.permute({0, 3, 1, 2}).to(at::kFloat) / 127.5 - 1;
+  const ImageSource source = [&](std::int64_t begin, std::int64_t end) {
+    return ToDevice(made.narrow(0, begin, end - begin));
+  };
+  const Result<Inception> inception = Inception::Load(weights);
+  ASSERT_TRUE(inception);
+  const Result<AdmSet> judged = AdmSetOfMade(4, source, *inception, *alone);
+  ASSERT_TRUE(judged) << judged.error().message();
+  EXPECT_TRUE(judged->pool.equal(there->pool));
 }
 
 TEST(FarDevice, TheHostCannotTouchItsMemory) {

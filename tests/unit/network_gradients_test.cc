@@ -119,6 +119,32 @@ TEST_P(NetworkGradients, FrozenAndAccumulated) {
   EXPECT_LT((flat - 2 * once).abs().max().item<double>() / once.abs().max().item<double>(), 1e-6);
 }
 
+// Products rounded to 8 bits: near, and not the same.
+TEST_P(NetworkGradients, HeadInBf16) {
+  NetworkSpec rounded_spec = spec_;
+  rounded_spec.head.bf16 = true;
+  const Network network(spec_, params_), rounded(rounded_spec, params_);
+  const auto pass = [&](const Network& one, at::Tensor& v, at::Tensor& d_x) {
+    const at::Tensor flat = at::zeros_like(params_.flat());
+    params_.BindGradient(flat);
+    const at::Tensor x = x_.clone().requires_grad_(true);
+    v = one.Velocity(x, t_, one.Features(q_, labels_));
+    v.backward(wanted_);
+    d_x = x.grad();
+    return flat;
+  };
+  at::Tensor exact_v, exact_x, v, d_x;
+  const at::Tensor exact = pass(network, exact_v, exact_x), flat = pass(rounded, v, d_x);
+  EXPECT_EQ(v.scalar_type(), at::kFloat);
+  EXPECT_FALSE(v.equal(exact_v));
+  const auto near = [](const at::Tensor& got, const at::Tensor& expected) {
+    return ((got - expected).norm() / expected.norm()).item<double>();
+  };
+  EXPECT_LT(near(v.detach(), exact_v.detach()), 0.02);
+  EXPECT_LT(near(d_x, exact_x), 0.02);
+  EXPECT_LT(near(flat, exact), 0.02);
+}
+
 INSTANTIATE_TEST_SUITE_P(Sizes, NetworkGradients, ::testing::ValuesIn(Cases()),
                          [](const auto& info) { return info.param.name; });
 

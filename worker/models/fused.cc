@@ -55,12 +55,19 @@ Dd2GatedResidual DeviceGated(const at::Tensor& branch, const at::Tensor& branch_
   return device;
 }
 
+// a b of matrices in fp32, computed in bf16.
+at::Tensor RoundedProduct(const at::Tensor& a, const at::Tensor& b) {
+  return at::mm(a.to(at::kBFloat16), b.to(at::kBFloat16)).to(at::kFloat);
+}
+
 }  // namespace
 
-at::Tensor Product(const at::Tensor& x, const at::Tensor& weight) { return at::mm(x, weight.t()); }
+at::Tensor Product(const at::Tensor& x, const at::Tensor& weight, bool bf16) {
+  return bf16 ? RoundedProduct(x, weight.t()) : at::mm(x, weight.t());
+}
 
-at::Tensor ProductBackward(const at::Tensor& dy, const at::Tensor& weight) {
-  return at::mm(dy, weight);
+at::Tensor ProductBackward(const at::Tensor& dy, const at::Tensor& weight, bool bf16) {
+  return bf16 ? RoundedProduct(dy, weight) : at::mm(dy, weight);
 }
 
 at::Tensor GradientOf(const at::Tensor& leaf) {
@@ -74,9 +81,15 @@ float* GradientData(const at::Tensor& leaf) {
   return leaf.defined() ? DataOrNull(GradientOf(leaf)) : nullptr;
 }
 
-void AddWeightGradient(const at::Tensor& weight, const at::Tensor& dy, const at::Tensor& x) {
+void AddWeightGradient(const at::Tensor& weight, const at::Tensor& dy, const at::Tensor& x,
+                       bool bf16) {
   at::Tensor gradient = GradientOf(weight);
-  if (gradient.defined()) gradient.addmm_(dy.t(), x);
+  if (!gradient.defined()) return;
+  if (bf16) {
+    gradient.add_(RoundedProduct(dy.t(), x));
+  } else {
+    gradient.addmm_(dy.t(), x);
+  }
 }
 
 void AddBiasGradient(const at::Tensor& bias, const at::Tensor& dy) {

@@ -25,17 +25,19 @@ inline RowStats* Stats(const at::Tensor& stats) {
   return reinterpret_cast<RowStats*>(Data(stats));
 }
 
-// x W^T without a bias: x [rows, in], W [out, in].
-at::Tensor Product(const at::Tensor& x, const at::Tensor& weight);
+// x W^T without a bias: x [rows, in], W [out, in]. With `bf16` both are rounded for the product,
+// and so is what comes out; the result is fp32 in either case, here and below.
+at::Tensor Product(const at::Tensor& x, const at::Tensor& weight, bool bf16 = false);
 // dy W: the gradient of Product's x.
-at::Tensor ProductBackward(const at::Tensor& dy, const at::Tensor& weight);
+at::Tensor ProductBackward(const at::Tensor& dy, const at::Tensor& weight, bool bf16 = false);
 
 // Where the gradient of a leaf is collected: its .grad (made when it has none), or an undefined
 // tensor when the leaf does not want one.
 at::Tensor GradientOf(const at::Tensor& leaf);
 float* GradientData(const at::Tensor& leaf);  // null when the leaf does not want one
 // .grad of W += dy^T x.
-void AddWeightGradient(const at::Tensor& weight, const at::Tensor& dy, const at::Tensor& x);
+void AddWeightGradient(const at::Tensor& weight, const at::Tensor& dy, const at::Tensor& x,
+                       bool bf16 = false);
 // .grad of b += column sums of dy.
 void AddBiasGradient(const at::Tensor& bias, const at::Tensor& dy);
 

@@ -58,6 +58,7 @@ MlpHead::MlpHead(const HeadSpec& spec, const ParamBuffer& params, const std::str
   const std::int64_t half = spec.time_features / 2;
   frequencies_ = ToDevice(
       at::exp(at::arange(half, at::kFloat) * (-std::log(kTimePeriod) / static_cast<double>(half))));
+  weights_.bf16 = spec.bf16;
   weights_.time1_weight = params[prefix + "time_embed.mlp.0.weight"];
   weights_.time1_bias = params[prefix + "time_embed.mlp.0.bias"];
   weights_.time2_weight = params[prefix + "time_embed.mlp.2.weight"];
@@ -87,11 +88,11 @@ at::Tensor MlpHead::Sinusoids(const at::Tensor& t) const {
 // y = SiLU(time MLP(t) + condition(f)). Time and condition keep their own rows until they meet: one
 // time for all rows when t is one number, one condition for all draws of a token.
 void MlpHead::Embed(const Weights& weights, Trace& trace) {
-  trace.time_pre = Product(trace.sinusoids, weights.time1_weight);
+  trace.time_pre = Product(trace.sinusoids, weights.time1_weight, weights.bf16);
   trace.time_inner = BiasSilu(trace.time_pre, weights.time1_bias);
-  trace.y_pre = AddRepeated(Product(trace.time_inner, weights.time2_weight),
-                            Product(trace.f, weights.condition_weight), weights.condition_bias,
-                            trace.x.size(0));
+  trace.y_pre = AddRepeated(Product(trace.time_inner, weights.time2_weight, weights.bf16),
+                            Product(trace.f, weights.condition_weight, weights.bf16),
+                            weights.condition_bias, trace.x.size(0));
   trace.y = BiasSilu(trace.y_pre, weights.time2_bias);
 }
 
@@ -105,56 +106,63 @@ at::Tensor MlpHead::EmbedBackward(const Weights& weights, const Trace& trace, co
   if (weights.time1_weight.requires_grad()) {
     AddBiasGradient(weights.condition_bias, sums);
     AddBiasGradient(weights.time2_bias, sums);
-    AddWeightGradient(weights.condition_weight, d_condition, trace.f);
+    AddWeightGradient(weights.condition_weight, d_condition, trace.f, weights.bf16);
     const at::Tensor d_time = trace.time_pre.size(0) == 1 ? sums : d_y;
-    AddWeightGradient(weights.time2_weight, d_time, trace.time_inner);
-    const at::Tensor d_pre = ProductBackward(d_time, weights.time2_weight);
+    AddWeightGradient(weights.time2_weight, d_time, trace.time_inner, weights.bf16);
+    const at::Tensor d_pre = ProductBackward(d_time, weights.time2_weight, weights.bf16);
     SiluBackward(trace.time_pre, d_pre, GradientOf(weights.time1_bias));
-    AddWeightGradient(weights.time1_weight, d_pre, trace.sinusoids);
+    AddWeightGradient(weights.time1_weight, d_pre, trace.sinusoids, weights.bf16);
   }
-  return wants_f ? ProductBackward(d_condition, weights.condition_weight) : at::Tensor();
+  return wants_f ? ProductBackward(d_condition, weights.condition_weight, weights.bf16)
+                 : at::Tensor();
 }
 
-void MlpHead::RunBlock(const ResBlock& block, const at::Tensor& y, BlockTrace& trace,
+void MlpHead::RunBlock(const ResBlock& block, const at::Tensor& y, bool bf16, BlockTrace& trace,
                        at::Tensor& h) {
   trace.h = h;
-  trace.modulation = Product(y, block.modulation_weight);
+  trace.modulation = Product(y, block.modulation_weight, bf16);
   const ModulationRows modulation{trace.modulation, block.modulation_bias};
   trace.modulated =
       ModulatedNorm(h, {block.norm_weight, block.norm_bias, kNormEpsilon}, modulation, trace.stats);
-  trace.pre = Product(trace.modulated, block.fc1_weight);
+  trace.pre = Product(trace.modulated, block.fc1_weight, bf16);
   trace.inner = BiasSilu(trace.pre, block.fc1_bias);
-  trace.branch = Product(trace.inner, block.fc2_weight);
+  trace.branch = Product(trace.inner, block.fc2_weight, bf16);
   h = GatedResidual(trace.h, trace.branch, block.fc2_bias, modulation);
 }
 
 // d_out of h + gate branch -> d h; adds to d_y what flows through the modulation.
 at::Tensor MlpHead::BlockBackward(const ResBlock& block, const Trace& trace,
-                                  const BlockTrace& block_trace, const at::Tensor& d_out,
+                                  const BlockTrace& block_trace, bool bf16, const at::Tensor& d_out,
                                   at::Tensor& d_y) {
   const ModulationRows modulation{block_trace.modulation, block.modulation_bias};
   at::Tensor d_modulation = at::empty_like(block_trace.modulation);
   const at::Tensor d_branch =
       GatedResidualBackward(block_trace.branch, block.fc2_bias, modulation, d_out, d_modulation);
   AddBiasGradient(block.fc2_bias, d_branch);
-  AddWeightGradient(block.fc2_weight, d_branch, block_trace.inner);
-  const at::Tensor d_inner = ProductBackward(d_branch, block.fc2_weight);
+  AddWeightGradient(block.fc2_weight, d_branch, block_trace.inner, bf16);
+  const at::Tensor d_inner = ProductBackward(d_branch, block.fc2_weight, bf16);
   SiluBackward(block_trace.pre, d_inner, GradientOf(block.fc1_bias));
-  AddWeightGradient(block.fc1_weight, d_inner, block_trace.modulated);
-  const at::Tensor d_modulated = ProductBackward(d_inner, block.fc1_weight);
+  AddWeightGradient(block.fc1_weight, d_inner, block_trace.modulated, bf16);
+  const at::Tensor d_modulated = ProductBackward(d_inner, block.fc1_weight, bf16);
   at::Tensor d_h = ModulatedNormBackward(block_trace.h, block_trace.stats,
                                          {block.norm_weight, block.norm_bias, kNormEpsilon},
                                          modulation, d_modulated, d_out, d_modulation);
-  AddModulationGradient(block.modulation_weight, block.modulation_bias, d_modulation, trace, d_y);
+  AddModulationGradient(block.modulation_weight, block.modulation_bias, d_modulation, trace, bf16,
+                        d_y);
   return d_h;
 }
 
 void MlpHead::AddModulationGradient(const at::Tensor& weight, const at::Tensor& bias,
-                                    const at::Tensor& d_modulation, const Trace& trace,
+                                    const at::Tensor& d_modulation, const Trace& trace, bool bf16,
                                     at::Tensor& d_y) {
   AddBiasGradient(bias, d_modulation);
-  AddWeightGradient(weight, d_modulation, trace.y);
-  if (d_y.defined()) d_y.addmm_(d_modulation, weight);
+  AddWeightGradient(weight, d_modulation, trace.y, bf16);
+  if (!d_y.defined()) return;
+  if (bf16) {
+    d_y.add_(ProductBackward(d_modulation, weight, bf16));
+  } else {
+    d_y.addmm_(d_modulation, weight);
+  }
 }
 
 at::Tensor MlpHead::Run(const Weights& weights, bool keep, Trace& trace) {
@@ -162,11 +170,11 @@ at::Tensor MlpHead::Run(const Weights& weights, bool keep, Trace& trace) {
   at::Tensor h = Product(trace.x, weights.input_weight).add_(weights.input_bias);
   for (const ResBlock& block : weights.blocks) {
     BlockTrace block_trace;
-    RunBlock(block, trace.y, block_trace, h);
+    RunBlock(block, trace.y, weights.bf16, block_trace, h);
     if (keep) trace.blocks.push_back(std::move(block_trace));
   }
   trace.last = h;
-  trace.last_modulation = Product(trace.y, weights.final_modulation_weight);
+  trace.last_modulation = Product(trace.y, weights.final_modulation_weight, weights.bf16);
   trace.last_modulated = ModulatedNorm(
       h, FinalNorm(), {trace.last_modulation, weights.final_modulation_bias}, trace.last_stats);
   return Product(trace.last_modulated, weights.final_weight).add_(weights.final_bias);
@@ -187,7 +195,7 @@ class MlpHead::Backward : public torch::autograd::Node {
     if (wants_f || weights_.time1_weight.requires_grad()) d_y = at::zeros_like(trace_.y);
     at::Tensor d_h = FinalBackward(d_out, d_y);
     for (std::size_t i = weights_.blocks.size(); i-- > 0;) {
-      d_h = BlockBackward(weights_.blocks[i], trace_, trace_.blocks[i], d_h, d_y);
+      d_h = BlockBackward(weights_.blocks[i], trace_, trace_.blocks[i], weights_.bf16, d_h, d_y);
     }
     AddBiasGradient(weights_.input_bias, d_h);
     AddWeightGradient(weights_.input_weight, d_h, trace_.x);
@@ -211,7 +219,7 @@ class MlpHead::Backward : public torch::autograd::Node {
                                            {trace_.last_modulation, weights_.final_modulation_bias},
                                            d_modulated, {}, d_modulation);
     AddModulationGradient(weights_.final_modulation_weight, weights_.final_modulation_bias,
-                          d_modulation, trace_, d_y);
+                          d_modulation, trace_, weights_.bf16, d_y);
     return d_h;
   }
 

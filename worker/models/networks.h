@@ -21,6 +21,9 @@ struct HeadSpec {
   std::int64_t width = 128;      // w
   std::int64_t depth = 3;
   std::int64_t time_features = 64;  // sinusoids: cos first, then sin
+  // Matrix products in bf16, from fp32 weights, whose gradients are fp32 again; but for those that
+  // x goes in and the velocity comes out by.
+  bool bf16 = false;
 };
 
 class MlpHead {
@@ -47,6 +50,7 @@ class MlpHead {
     at::Tensor input_weight, input_bias;
     std::vector<ResBlock> blocks;
     at::Tensor final_weight, final_bias, final_modulation_weight, final_modulation_bias;
+    bool bf16 = false;
   };
   struct BlockTrace;
   struct Trace;
@@ -54,13 +58,13 @@ class MlpHead {
   static void Embed(const Weights& weights, Trace& trace);
   static at::Tensor EmbedBackward(const Weights& weights, const Trace& trace, const at::Tensor& d_y,
                                   bool wants_f);
-  static void RunBlock(const ResBlock& block, const at::Tensor& y, BlockTrace& trace,
+  static void RunBlock(const ResBlock& block, const at::Tensor& y, bool bf16, BlockTrace& trace,
                        at::Tensor& h);
   static at::Tensor BlockBackward(const ResBlock& block, const Trace& trace,
-                                  const BlockTrace& block_trace, const at::Tensor& d_out,
+                                  const BlockTrace& block_trace, bool bf16, const at::Tensor& d_out,
                                   at::Tensor& d_y);
   static void AddModulationGradient(const at::Tensor& weight, const at::Tensor& bias,
-                                    const at::Tensor& d_modulation, const Trace& trace,
+                                    const at::Tensor& d_modulation, const Trace& trace, bool bf16,
                                     at::Tensor& d_y);
   static at::Tensor Run(const Weights& weights, bool keep, Trace& trace);
   HeadSpec spec_;

@@ -132,7 +132,8 @@ NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher) {
                        .condition = spec.backbone.width,
                        .width = model.head_width,
                        .depth = model.head_depth,
-                       .time_features = model.time_features};
+                       .time_features = model.time_features,
+                       .bf16 = spec.backbone.mode.bf16};
   return spec;
 }
 
