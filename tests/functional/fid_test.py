@@ -5,11 +5,12 @@ random weights here: its figures mean nothing, but they must be the same."""
 import io
 import json
 import os
+import pathlib
 import random
 import struct
 import zipfile
 
-from dd2 import ROOT, Workspace, dd2, expect, expect_same
+from dd2 import ROOT, Workspace, binary, dd2, expect, expect_same
 
 from inception_weights import write_inception
 
@@ -73,6 +74,17 @@ def check_refusals(work, config, sets):
     refused("none", (2, "no evaluation network", "eval.inception"), "eval.reference=", "eval.inception=")
 
 
+def check_device(work, config, sets, calm):
+    """On a device whose memory the host cannot touch (docs/BUILDING.md): near the CPU's figures."""
+    os.environ["DD2_DEVICE_LIBRARY"] = str(pathlib.Path(binary()).parent / "libfar_device.so")
+    far = work.run(config, "device", ranks=1, set=[*sets, "device=cuda"]).record()
+    for here, there in zip(calm.record(), far, strict=True):
+        for name in FIGURES[:3]:
+            if f"eval/{name}" in here:
+                ratio = there[f"eval/{name}"] / here[f"eval/{name}"]
+                expect(abs(ratio - 1) < 0.01, f"{name} is {ratio} times the CPU's at {here['kind']} {here['step']}")
+
+
 with Workspace() as work:
     os.environ["XDG_CACHE_HOME"] = str(work.path / "cache-of-features")
     rehearsal = work.run("configs/var-d16.yaml", "rehearsal", shrink=True)  # its random teacher is what we want
@@ -92,4 +104,5 @@ with Workspace() as work:
     killed.resume()
     expect_same(calm.digest(), killed.digest())
     expect(killed.record() == calm.record(), "metrics.jsonl differs")
+    check_device(work, config, sets, calm)
     expect(any((work.path / "cache-of-features/dd2/eval").iterdir()), "features of the reference were not kept")

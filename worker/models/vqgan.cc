@@ -168,8 +168,9 @@ at::Tensor Vqgan::Conv(const std::string& name, const at::Tensor& x) const {
 }
 
 at::Tensor Vqgan::Norm(const std::string& name, const at::Tensor& x) const {
-  return at::group_norm(x, kNormGroups, params_[name + ".weight"], params_[name + ".bias"],
-                        kNormEpsilon);
+  // A convolution may leave the channels last, which a device without a kernel of its own refuses.
+  return at::group_norm(x.is_cpu() ? x : x.contiguous(), kNormGroups, params_[name + ".weight"],
+                        params_[name + ".bias"], kNormEpsilon);
 }
 
 at::Tensor Vqgan::NormSilu(const std::string& name, const at::Tensor& x) const {
