@@ -12,6 +12,7 @@
 #include "common/exit_codes.h"
 #include "common/json.h"
 #include "proto/control.pb.h"
+#include "proto/retention.h"
 #include "storage/checkpoint_store.h"
 #include "storage/checkpoint_tools.h"
 
@@ -66,9 +67,10 @@ json::object Describe(const proto::CheckpointManifest& manifest) {
                         {"counters", CountersOf(header.counters())},
                         {"evaluation", nullptr}};
   if (manifest.has_evaluation()) {
-    document["evaluation"] = {{"phase", manifest.evaluation().phase()},
-                              {"step", manifest.evaluation().step()},
-                              {manifest.evaluation().figure(), manifest.evaluation().value()}};
+    document["evaluation"] = {
+        {"phase", manifest.evaluation().phase()},
+        {"step", manifest.evaluation().step()},
+        {manifest.evaluation().has_fid() ? "fid" : "fdr", DistanceOf(manifest.evaluation())}};
   }
   json::array parts;
   for (const proto::CheckpointPart& part : manifest.parts()) {
@@ -101,8 +103,8 @@ void PrintText(const proto::CheckpointManifest& manifest) {
   }
   if (manifest.has_evaluation()) {
     const proto::Evaluation& evaluation = manifest.evaluation();
-    line(evaluation.figure() == "fid" ? "FID" : "FDr",
-         FormatValue(evaluation.value()) + ", evaluated at phase " +
+    line(evaluation.has_fid() ? "FID" : "FDr",
+         FormatValue(DistanceOf(evaluation)) + ", evaluated at phase " +
              std::to_string(evaluation.phase()) + ", step " + std::to_string(evaluation.step()));
   }
   line("seed", std::to_string(header.seed()));

@@ -92,7 +92,7 @@ tl::expected<ShrunkRun, StartFailure> PlanOf(const RunArguments& arguments) {
     // What the run itself would be refused for.
     std::error_code ignored;
     if (!run.teacher || fs::exists(config.teacher.path, ignored)) {
-      DD2_TRY(CheckInputFiles(config));
+      DD2_TRY(CheckTeacherFiles(config));
     }
     return run;
   }();

@@ -130,7 +130,9 @@ struct ResumeCheck {
 
 // What a resume takes over from the new configuration.
 bool MayDiffer(const std::string& key) {
-  return key == "domains" || key == "ranks" || key == "api.host" || key.starts_with("timeouts.");
+  return key == "domains" || key == "ranks" || key == "model.recompute" ||
+         key == "eval.inception" || key == "eval.reference" || key == "api.host" ||
+         key.starts_with("timeouts.");
 }
 
 // A difference is fatal when it alone changes the digest of the stored configuration.
@@ -178,14 +180,16 @@ tl::expected<PreparedRun, StartFailure> PrepareResume(const fs::path& folder,
                         request.config.string() + " says " + difference.after + ")");
   }
   RunConfig& config = run.config;
-  if (config.domains != asked.domains || config.ranks != asked.ranks ||
-      config.api.host != asked.api.host || config.timeouts != asked.timeouts) {
-    config.domains = asked.domains;
-    config.ranks = asked.ranks;
-    config.api.host = asked.api.host;
-    config.timeouts = asked.timeouts;
-    if (auto written =
-            WriteFileAtomically(RealFileSystem(), folder / config_name, DumpRunConfig(run.config));
+  const std::string before = DumpRunConfig(config);
+  config.domains = asked.domains;
+  config.ranks = asked.ranks;
+  config.model.recompute = asked.model.recompute;
+  config.eval.inception = asked.eval.inception;
+  config.eval.reference = asked.eval.reference;
+  config.api.host = asked.api.host;
+  config.timeouts = asked.timeouts;
+  if (const std::string after = DumpRunConfig(config); after != before) {
+    if (auto written = WriteFileAtomically(RealFileSystem(), folder / config_name, after);
         !written) {
       return tl::unexpected(CannotStart(written.error()));
     }
@@ -249,7 +253,7 @@ Status CheckImportedTeacher(const RunConfig& config) {
   return {};
 }
 
-// Whether they hold what they should is seen by the workers, when they begin.
+// Whether they hold what they should is seen by the workers, before they join the run.
 Status CheckJudgeFiles(const EvalConfig& eval) {
   if (!eval.by_inception()) return {};
   for (const auto& [setting, path, advice] :
@@ -271,8 +275,12 @@ Status CheckJudgeFiles(const EvalConfig& eval) {
 }  // namespace
 
 Status CheckInputFiles(const RunConfig& config) {
-  DD2_TRY(CheckPassMode(config));
   DD2_TRY(CheckJudgeFiles(config.eval));
+  return CheckTeacherFiles(config);
+}
+
+Status CheckTeacherFiles(const RunConfig& config) {
+  DD2_TRY(CheckPassMode(config));
   const fs::path folder = config.teacher.path;
   std::error_code ignored;
   if (fs::exists(folder / kTeacherFile, ignored)) return CheckImportedTeacher(config);

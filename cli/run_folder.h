@@ -61,10 +61,11 @@ tl::expected<PreparedRun, StartFailure> PrepareRun(const RunRequest& request, Ru
 // Takes back what PrepareRun made of a new folder: for a run that could not be started at all.
 void AbandonRun(const PreparedRun& run);
 
-// The teacher's weight files open and are whole, and those of eval.inception are there. kNotFound:
-// one is missing; kCorruption: a truncated or foreign file, with its name. kInvalidArgument:
-// `config` asks an imported teacher for measurements without eval.inception, or it is a LlamaGen
-// that takes codes through a table.
+// The teacher's weight files open and are whole. kNotFound: one is missing; kCorruption: a
+// truncated or foreign file, with its name. kInvalidArgument: `config` asks an imported teacher for
+// measurements without eval.inception, or it is a LlamaGen that takes codes through a table.
+Status CheckTeacherFiles(const RunConfig& config);
+// And those of eval.inception and eval.reference are there.
 Status CheckInputFiles(const RunConfig& config);
 
 }  // namespace dd2

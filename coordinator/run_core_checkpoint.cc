@@ -43,8 +43,11 @@ void RunCore::OnEvaluation(RunPosition position, const proto::Metric& metric, Ac
   proto::Evaluation& evaluation = *record.mutable_evaluated();
   evaluation.set_phase(position.phase);
   evaluation.set_step(position.step);
-  evaluation.set_value(metric.value());
-  evaluation.set_figure(metric.name().substr(std::string_view("eval/").size()));
+  if (metric.name() == "eval/fid") {
+    evaluation.set_fid(metric.value());
+  } else {
+    evaluation.set_fdr(metric.value());
+  }
   ledger_.OnEvaluation(evaluation);
   Journal(std::move(record), out);
 }

@@ -165,10 +165,16 @@ void RunCore::CheckStall(Moment at, Actions& out) {
   std::uint64_t most = 0;
   const std::vector<const WorkerMember*> ranks = members_.ranks();
   for (const WorkerMember* member : ranks) most = std::max(most, member->collectives);
+  // The first that is there waits since it came: what a rank computed before is its own affair.
+  TimePoint waiting = at.now;
+  for (const WorkerMember* member : ranks) {
+    if (member->collectives == most) waiting = std::min(waiting, member->moved);
+  }
   for (const WorkerMember* member : ranks) {
     const std::chrono::milliseconds granted =
         member->on_disk ? std::max(limit, timeouts::kDiskStall) : limit;
-    if (member->collectives >= most || at.now - member->moved < granted) continue;
+    if (member->collectives >= most || at.now - std::max(member->moved, waiting) < granted)
+      continue;
     DomainMember* domain = members_.DomainOf(member->connection);
     LoseDomain(*domain,
                "rank " + std::to_string(member->rank->value()) + " of domain '" + domain->name +

@@ -8,6 +8,10 @@
 
 namespace dd2 {
 
+double DistanceOf(const proto::Evaluation& evaluation) {
+  return evaluation.has_fid() ? evaluation.fid() : evaluation.fdr();
+}
+
 RetentionCandidate CandidateOf(const proto::CheckpointManifest& manifest) {
   RetentionCandidate candidate;
   candidate.id = manifest.checkpoint_id();
@@ -30,13 +34,13 @@ std::vector<std::string> ExpiredCheckpoints(const CheckpointConfig& rule,
   std::vector<std::size_t> best;
   for (std::size_t i = 0; i < size; ++i) {
     const auto& evaluation = committed[i].evaluation;
-    if (!evaluation || !std::isfinite(evaluation->value())) continue;
+    if (!evaluation || !std::isfinite(DistanceOf(*evaluation))) continue;
     if (evaluations.emplace(evaluation->phase(), evaluation->step()).second) best.push_back(i);
   }
   // Among equals the newer one.
   std::sort(best.begin(), best.end(), [&](std::size_t a, std::size_t b) {
-    return std::make_tuple(committed[a].evaluation->value(), b) <
-           std::make_tuple(committed[b].evaluation->value(), a);
+    return std::make_tuple(DistanceOf(*committed[a].evaluation), b) <
+           std::make_tuple(DistanceOf(*committed[b].evaluation), a);
   });
   const auto count = static_cast<std::size_t>(std::max(rule.keep_best, 0));
   for (std::size_t i = 0; i < std::min(best.size(), count); ++i) kept[best[i]] = true;

@@ -22,6 +22,9 @@ struct RetentionCandidate {
 };
 RetentionCandidate CandidateOf(const proto::CheckpointManifest& manifest);
 
+// FDr or FID, whichever it has.
+double DistanceOf(const proto::Evaluation& evaluation);
+
 // The ids that go, oldest first; `committed` is in the order of positions. Kept are the last
 // keep_last (at least one), those whose ordinal is a multiple of keep_every, and the keep_best ones
 // with the lowest FDr or FID. Of the checkpoints behind one evaluation the nearest stands for it:

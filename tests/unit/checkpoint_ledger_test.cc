@@ -177,7 +177,7 @@ proto::Evaluation Evaluated(std::int32_t phase, std::int64_t step, double fdr) {
   proto::Evaluation evaluation;
   evaluation.set_phase(phase);
   evaluation.set_step(step);
-  evaluation.set_value(fdr);
+  evaluation.set_fdr(fdr);
   return evaluation;
 }
 
@@ -216,7 +216,7 @@ TEST(CheckpointLedger, TiesACheckpointToTheEvaluationNearestBefore) {
   EXPECT_FALSE(Manifest(ledger, "a", 4, 5).has_evaluation());
   ledger.OnEvaluation(Evaluated(4, 10, 30));
   EXPECT_FALSE(Manifest(ledger, "b", 4, 9).has_evaluation()) << "it is of a later state";
-  EXPECT_EQ(Manifest(ledger, "c", 4, 10).evaluation().value(), 30);
+  EXPECT_EQ(Manifest(ledger, "c", 4, 10).evaluation().fdr(), 30);
   ledger.OnEvaluation(Evaluated(4, 20, 25));
   EXPECT_EQ(Manifest(ledger, "d", 4, 19).evaluation().step(), 10);
   const proto::CheckpointManifest behind = Manifest(ledger, "e", 5, 1);

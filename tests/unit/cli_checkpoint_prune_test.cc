@@ -46,7 +46,7 @@ class PruneTest : public testing::Test {
     manifest.mutable_header()->set_step(step);
     // An FDr that is best in the middle.
     manifest.mutable_evaluation()->set_step(step);
-    manifest.mutable_evaluation()->set_value(10 + (step - 3) * (step - 3));
+    manifest.mutable_evaluation()->set_fdr(10 + (step - 3) * (step - 3));
     proto::LogicalTensor& tensor = *manifest.mutable_header()->add_tensors();
     tensor.set_name("generator.param/w");
     tensor.add_shape(1);

@@ -268,8 +268,8 @@ TEST_F(RunCoreCheckpointTest, TheBestByFdrStaysAlsoWithANewCoordinator) {
   EXPECT_THAT(deleted_, ElementsAre("p1-s2", "p1-s7"));
   const JournalView view = ReplayJournal(journal_);
   ASSERT_THAT(view.checkpoints, SizeIs(2));
-  EXPECT_EQ(view.checkpoints[0].evaluation().value(), 20);
-  EXPECT_EQ(view.checkpoints[1].evaluation().value(), 25);
+  EXPECT_EQ(view.checkpoints[0].evaluation().fdr(), 20);
+  EXPECT_EQ(view.checkpoints[1].evaluation().fdr(), 25);
   EXPECT_EQ(view.checkpoints[1].ordinal(), 4);
   EXPECT_THAT(view.dropped.at("p1-s7"), HasSubstr("keep_best = 1"));
 }
@@ -284,7 +284,7 @@ TEST_F(RunCoreCheckpointTest, EvaluationsBehindARollbackAreForgotten) {
   ASSERT_THAT(ReplayJournal(journal_).evaluations, SizeIs(1));
   SayStep(1, 3);
   SayCheckpoint(3);
-  EXPECT_EQ(ReplayJournal(journal_).checkpoints.back().evaluation().value(), 30);
+  EXPECT_EQ(ReplayJournal(journal_).checkpoints.back().evaluation().fdr(), 30);
   // The final evaluation has other samples: it is not compared with those of the curve.
   SayStep(1, 1000, true);
   SayStep(2, 1, true, 1.0);

@@ -118,5 +118,45 @@ TEST_F(LossTest, ATakeOverThatOnlyEndsTheRunWaitsForTheAgents) {
   EXPECT_EQ(Ended(), kExitOk);
 }
 
+// Two ranks in long evaluations, which tell of the exchanges they have entered.
+class StallTest : public DomainsTest {
+ protected:
+  StallTest() {
+    Begin();
+    Join('a');
+    Join('b');
+  }
+  void Beat(ConnectionId from, std::uint64_t collectives) {
+    proto::Envelope envelope;
+    envelope.mutable_heartbeat()->set_collectives(collectives);
+    Say(from, envelope, state().generation);
+  }
+  // False: it has regrouped without 'a' at some moment.
+  bool Pass(std::chrono::seconds time, std::uint64_t of_a, std::uint64_t of_b) {
+    for (std::chrono::seconds passed{0}; passed < time; ++passed) {
+      for (const char domain : {'a', 'b'}) Beat(Agent(domain), 0);
+      Beat(Worker('a'), of_a);
+      Beat(Worker('b'), of_b);
+      Tick(std::chrono::seconds(1));
+      if (Regroups('b')) return false;
+    }
+    return true;
+  }
+  const std::chrono::seconds stall_ =
+      std::chrono::duration_cast<std::chrono::seconds>(options_.config.timeouts.stall);
+};
+
+TEST_F(StallTest, ARankIsNotLateBecauseAllComputedForLong) {
+  EXPECT_TRUE(Pass(3 * stall_, 5, 5));
+  EXPECT_TRUE(Pass(std::chrono::seconds(5), 5, 6));  // b is ready first
+  EXPECT_TRUE(Pass(3 * stall_, 6, 6));
+}
+
+TEST_F(StallTest, ARankThatTheOthersWaitForHangs) {
+  EXPECT_TRUE(Pass(3 * stall_, 5, 5));
+  EXPECT_TRUE(Pass(stall_ - std::chrono::seconds(2), 5, 6));
+  EXPECT_FALSE(Pass(std::chrono::seconds(5), 5, 6));
+}
+
 }  // namespace
 }  // namespace dd2

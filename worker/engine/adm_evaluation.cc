@@ -1,6 +1,7 @@
 #include "worker/engine/adm_evaluation.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -44,6 +45,39 @@ Result<AdmSet> Kept(const ImageSet& images, const Inception& inception) {
 Status Keep(const ImageSet& images, const Inception& inception, const AdmSet& set) {
   DD2_TRY_ASSIGN(const Digest128 digest, images.Digest());
   return StoreAdmSet(AdmCacheFolder(), AdmCacheKey(digest, inception.digest()), set);
+}
+
+// What distinguishes references, without reading all their images.
+Digest128 IdentityOf(const AdmReference& reference) {
+  Hasher128 hasher;
+  if (reference.images != nullptr) {
+    const std::int64_t shape[] = {reference.images->count(), reference.images->height(),
+                                  reference.images->width()};
+    hasher.Update(std::as_bytes(std::span(shape)));
+  }
+  for (const auto& stats : {reference.pool_stats, reference.spatial_stats}) {
+    if (!stats) continue;
+    hasher.Update(
+        {static_cast<const std::byte*>(stats->mean.const_data_ptr()), stats->mean.nbytes()});
+  }
+  return hasher.Finish();
+}
+
+// Ranks with other files would not even make the same calls.
+Status CheckEqual(const Inception& inception, const AdmReference& reference,
+                  Collectives& collectives) {
+  const std::string mine = inception.digest().Hex() + IdentityOf(reference).Hex();
+  std::string all(mine.size() * static_cast<std::size_t>(collectives.world_size()), ' ');
+  DD2_TRY(collectives.AllGather(std::as_bytes(std::span(mine)),
+                                std::as_writable_bytes(std::span(all))));
+  for (std::size_t begin = 0; begin < all.size(); begin += mine.size()) {
+    if (all.compare(begin, mine.size(), all, 0, mine.size()) == 0) continue;
+    return Error(Code::kFailedPrecondition,
+                 "eval.inception or eval.reference is another file on rank " +
+                     std::to_string(begin / mine.size()) +
+                     " than on rank 0: give all machines the same");
+  }
+  return {};
 }
 
 }  // namespace
@@ -157,13 +191,21 @@ Quality QualityOf(const AdmFigures& figures) {
   return quality;
 }
 
-Result<AdmContext> AdmContext::Create(const EvalConfig& config, Collectives& collectives) {
-  DD2_TRY_ASSIGN(AdmReference reference, OpenAdmReference(config.reference));
-  DD2_TRY_ASSIGN(Inception inception, Inception::Load(config.inception));
+Result<AdmContext> AdmContext::Load(const EvalConfig& config) {
+  Result<AdmReference> reference = OpenAdmReference(config.reference);
+  if (!reference) return reference.error().Wrap("eval.reference");
+  Result<Inception> inception = Inception::Load(config.inception);
+  if (!inception) return inception.error().Wrap("eval.inception");
+  return AdmContext(std::move(*inception), std::move(*reference));
+}
+
+Status AdmContext::Complete(Collectives& collectives) {
+  DD2_TRY(CheckEqual(inception_, reference_, collectives));
   const AdmSetOptions options{
       .warn = [](const std::string& line) { LogWarning("features of eval.reference: " + line); }};
-  DD2_TRY(CompleteAdmReference(reference, inception, options, collectives));
-  return AdmContext(std::move(inception), std::move(reference));
+  DD2_TRY(CompleteAdmReference(reference_, inception_, options, collectives));
+  complete_ = true;
+  return {};
 }
 
 Result<Quality> AdmContext::Measure(std::int64_t count, const ImageSource& source,

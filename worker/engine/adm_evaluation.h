@@ -73,12 +73,17 @@ Result<AdmFigures> CompareAdm(const AdmSet& samples, const AdmReference& referen
 // "fid", "sfid", "inception_score", "precision", "recall", as far as they are there.
 Quality QualityOf(const AdmFigures& figures);
 
-// Inception and a completed reference: the judge of a run. Immutable; belongs to the compute
-// thread.
+// Inception and a reference: the judge of a run. Belongs to the compute thread.
 class AdmContext {
  public:
-  // Collective. kNotFound, kCorruption, kInvalidArgument: what is wrong with either file.
-  static Result<AdmContext> Create(const EvalConfig& config, Collectives& collectives);
+  // Reads both files, on every rank by itself. kNotFound, kCorruption, kInvalidArgument: what is
+  // wrong with either.
+  static Result<AdmContext> Load(const EvalConfig& config);
+  // Before Measure, again where a rank has not: what the reference's images give. Collective.
+  // kFailedPrecondition: the ranks have other files.
+  Status Complete(Collectives& collectives);
+  bool complete() const { return complete_; }
+  void set_incomplete() { complete_ = false; }
   // Collective.
   Result<Quality> Measure(std::int64_t count, const ImageSource& source,
                           Collectives& collectives) const;
@@ -88,6 +93,7 @@ class AdmContext {
       : inception_(std::move(inception)), reference_(std::move(reference)) {}
   Inception inception_;
   AdmReference reference_;
+  bool complete_ = false;
 };
 
 }  // namespace dd2

@@ -180,20 +180,24 @@ Result<AdmSet> CollectAdmSet(std::int64_t count, std::int64_t pool_width,
   at::Tensor pool = at::empty({last - first, pool_width}, at::kFloat);
   StreamedStats pool_stats(count, pool_width);
   StreamedStats spatial_stats(count, spatial_width);
-  Status made;
-  for (std::int64_t block = range.begin; made && block < range.end; ++block) {
+  const auto add_block = [&](std::int64_t block) -> Status {
     const std::int64_t begin = block * kAdmBlock;
     const std::int64_t end = std::min(count, begin + kAdmBlock);
-    const Result<AdmFeatures> features = source(begin, end);
-    if (!features) {
-      made = features.error();
-      break;
-    }
-    pool.narrow(0, begin - first, end - begin).copy_(features->pool);
-    pool_stats.AddBlock(block, features->pool);
-    spatial_stats.AddBlock(block, features->spatial);
+    DD2_TRY_ASSIGN(const AdmFeatures features, source(begin, end));
+    pool.narrow(0, begin - first, end - begin).copy_(features.pool);
+    pool_stats.AddBlock(block, features.pool);
+    spatial_stats.AddBlock(block, features.spatial);
+    return {};
+  };
+  Status made;
+  // After each block all wait for each other: an error, or a rank that is lost, is noticed soon.
+  const std::int64_t world = collectives.world_size();
+  const std::int64_t rounds = (BlocksIn(count) + world - 1) / world;
+  for (std::int64_t round = 0; round < rounds; ++round) {
+    const std::int64_t block = range.begin + round;
+    if (block < range.end) made = add_block(block);
+    DD2_TRY(AgreeOn(made, collectives));
   }
-  DD2_TRY(AgreeOn(made, collectives));
   AdmSet set;
   DD2_TRY_ASSIGN(set.pool, GatherRows(pool, count, collectives));
   DD2_TRY_ASSIGN(set.pool_stats, pool_stats.Finish(collectives));

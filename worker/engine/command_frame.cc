@@ -24,7 +24,8 @@ Status Guarded(const std::function<Status()>& action) {
     return action();
   } catch (const c10::OutOfMemoryError& problem) {
     return Error(Code::kResourceExhausted,
-                 std::string("not enough memory: ") + problem.what_without_backtrace());
+                 std::string("not enough memory: ") + problem.what_without_backtrace() +
+                     " (let nothing else use the GPU, or take --device cpu)");
   } catch (const c10::Error& problem) {
     return Error(Code::kInternal, problem.what_without_backtrace());
   } catch (const std::exception& problem) {

@@ -10,15 +10,14 @@ Status Judge::Regroup() {
   // A rank that came later, or was interrupted while it made them, lacks them.
   DD2_TRY_ASSIGN(const std::int64_t tests, Smallest(tests_ ? 1 : 0, collectives_));
   if (tests == 0) tests_.reset();
-  DD2_TRY_ASSIGN(const std::int64_t adm, Smallest(adm_ ? 1 : 0, collectives_));
-  if (adm == 0) adm_.reset();
+  if (!adm_) return {};
+  DD2_TRY_ASSIGN(const std::int64_t complete, Smallest(adm_->complete() ? 1 : 0, collectives_));
+  if (complete == 0) adm_->set_incomplete();
   return {};
 }
 
 Status Judge::Prepare() {
-  if (!config_.eval.by_inception() || adm_) return {};
-  DD2_TRY_ASSIGN(adm_, AdmContext::Create(config_.eval, collectives_));
-  return {};
+  return adm_ && !adm_->complete() ? adm_->Complete(collectives_) : Status();
 }
 
 Result<const EvalContext*> Judge::TestImages() {
@@ -35,7 +34,7 @@ Result<const EvalContext*> Judge::TestImages() {
 
 Result<Quality> Judge::CurvePoint(const Network& generator) {
   const std::int64_t samples = config_.eval.curve_samples;
-  if (config_.eval.by_inception()) {
+  if (adm_) {
     DD2_TRY(Prepare());
     return MeasureGenerator(generator, *adm_, *teacher_.tokenizer, samples, config_.seed,
                             collectives_);
@@ -47,7 +46,7 @@ Result<Quality> Judge::CurvePoint(const Network& generator) {
 }
 
 Result<std::string> Judge::Final(const EvalInputs& inputs) {
-  if (config_.eval.by_inception()) {
+  if (adm_) {
     DD2_TRY(Prepare());
     return RunAdmEvaluation(inputs, *adm_, teacher_, collectives_);
   }

@@ -21,16 +21,18 @@ namespace dd2 {
 // "Collective" means that every rank makes the same calls.
 class Judge {
  public:
-  Judge(const RunConfig& config, const TeacherBundle& teacher, Collectives& collectives)
-      : config_(config), teacher_(teacher), collectives_(collectives) {}
+  // `adm`: of eval.inception; there when it is set.
+  Judge(const RunConfig& config, const TeacherBundle& teacher, Collectives& collectives,
+        std::optional<AdmContext> adm)
+      : config_(config), teacher_(teacher), collectives_(collectives), adm_(std::move(adm)) {}
 
   // There is something to judge by.
-  bool able() const { return config_.eval.by_inception() || teacher_.classifier; }
+  bool able() const { return adm_ || teacher_.classifier; }
   // The ranks are others now: what one of them lacks is made again by all. Collective.
   Status Regroup();
 
-  // Reads and computes what Inception compares with, so that a wrong file is noticed when the run
-  // begins; nothing to do for the other judge. Collective.
+  // Computes what Inception compares with, unless that is done; nothing to do for the other judge.
+  // Collective.
   Status Prepare();
   // The test images, for judging by the teacher's network. kFailedPrecondition: it has none.
   // Collective.

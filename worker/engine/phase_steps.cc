@@ -44,7 +44,7 @@ std::optional<std::int32_t> SamplePhaseFor(const RunConfig& config, std::int32_t
 
 PhaseSteps::PhaseSteps(const WorkerOptions& options, const RunConfig& config,
                        const TeacherBundle& teacher, Collectives& collectives, TrainingState& state,
-                       std::string teacher_mode)
+                       std::string teacher_mode, std::optional<AdmContext> adm)
     : options_(options),
       config_(config),
       teacher_(teacher),
@@ -52,7 +52,7 @@ PhaseSteps::PhaseSteps(const WorkerOptions& options, const RunConfig& config,
       state_(state),
       teacher_mode_(std::move(teacher_mode)),
       trainer_(config, teacher, collectives, state),
-      judge_(config, teacher, collectives) {}
+      judge_(config, teacher, collectives, std::move(adm)) {}
 
 PhaseSteps::~PhaseSteps() = default;
 

@@ -29,7 +29,8 @@ struct PhaseStepResult {
 class PhaseSteps {
  public:
   PhaseSteps(const WorkerOptions& options, const RunConfig& config, const TeacherBundle& teacher,
-             Collectives& collectives, TrainingState& state, std::string teacher_mode);
+             Collectives& collectives, TrainingState& state, std::string teacher_mode,
+             std::optional<AdmContext> adm = {});
   ~PhaseSteps();
 
   // The collectives are of another generation now. Collective.

@@ -61,11 +61,13 @@ std::string Bf16Instructions() {
 // Threads, precision and libraries decide bits; ranks that differ in them must not train together.
 std::string NumericMode(const RunConfig& config, std::string_view precision,
                         const std::optional<Device>& device) {
+  // In bf16 the head is computed too: it was not in the first checkpoints.
+  const std::string word = std::string(precision) + (precision == kPrecisionBf16 ? "+head" : "");
   if (device) {
-    return "cuda-" + std::string(precision) + " " + device->Kind() +
+    return "cuda-" + word + " " + device->Kind() +
            " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild();
   }
-  return "cpu-" + std::string(precision) + " threads=" + std::to_string(config.threads_per_rank) +
+  return "cpu-" + word + " threads=" + std::to_string(config.threads_per_rank) +
          " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild() +
          (precision == kPrecisionBf16 ? " bf16=" + Bf16Instructions() : "");
 }
@@ -118,7 +120,10 @@ Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
                                                   const RunConfig& config, ControlClient& control,
                                                   const proto::Assignment& assignment,
                                                   FormingTries& tries, ConnectAbort& abort) {
-  if (assignment.world_size() == 1) return NewLocalCollectives();
+  if (assignment.world_size() == 1) {
+    DD2_TRY(tries.After({}, 1));
+    return NewLocalCollectives();
+  }
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   GlooOptions gloo;
   gloo.store = StoreAddress{.host = options.coordinator_host,
@@ -135,7 +140,7 @@ Result<std::unique_ptr<Collectives>> ConnectRanks(const WorkerOptions& options,
   if (ComputeDevice().is_cpu() || DeviceKernels().begin_group == nullptr) return host;
   auto joined = JoinDevices(std::move(host), DeviceKernels(), gloo.timeout, abort);
   if (abort.aborted()) return joined;
-  DD2_TRY(tries.After(joined ? Status() : joined.error()));
+  DD2_TRY(tries.After(joined ? Status() : joined.error(), assignment.world_size()));
   return joined;
 }
 
@@ -454,6 +459,10 @@ Result<WorkerOutcome> Work(const WorkerOptions& options) {
   const std::string numeric_mode = NumericMode(config, config.model.precision, device);
   // Everything slow comes before the hello: who said it can begin at once.
   DD2_TRY_ASSIGN(const TeacherBundle teacher, LoadTeacherBundle(config.teacher.path));
+  std::optional<AdmContext> adm;
+  if (config.eval.by_inception()) {
+    DD2_TRY_ASSIGN(adm, AdmContext::Load(config.eval));
+  }
   const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
   TrainingState state = MakeTrainingState(layout, options.local_rank, options.local_size);
   DD2_TRY_ASSIGN(StagingMemory staging, CheckpointSaver::Allocate(state));
@@ -466,7 +475,7 @@ Result<WorkerOutcome> Work(const WorkerOptions& options) {
                            options.run_id, options.local_rank, options.local_size, identity, state);
   GenerationCollectives collectives;
   PhaseSteps steps(options, config, teacher, collectives, state,
-                   NumericMode(config, kPrecisionFp32, device));
+                   NumericMode(config, kPrecisionFp32, device), std::move(adm));
   DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control,
                  JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), device,
                          snapshots, collectives));

@@ -91,7 +91,8 @@ Result<std::unique_ptr<NcclGroup>> NcclGroup::Connect(const Dd2DeviceApi& api,
   return refused && !over ? CannotForm(formed.error()) : formed.error();
 }
 
-Status FormingTries::After(const Status& formed) {
+Status FormingTries::After(const Status& formed, int world_size) {
+  if (std::exchange(world_size_, world_size) != world_size) failed_ = 0;
   if (formed) {
     failed_ = 0;
     return {};

@@ -79,16 +79,18 @@ class NcclGroup {
 // Whether groups cannot be formed at all. No room in /dev/shm, an interface that leads nowhere, and
 // a peer that died meanwhile answer alike, on this rank or as the echo of another's failure. But
 // the coordinator soon ends the generation of a dead peer, and the next one is without it; what is
-// wrong with a machine is wrong again. So tries in a row are counted, those alone that nobody
-// aborted.
+// wrong with a machine is wrong again. So tries in a row are counted that nobody aborted, of worlds
+// of one size.
 class FormingTries {
  public:
   static constexpr int kMax = 3;
-  // What came of a try: as it is, or kFailedPrecondition with advice in the place of the last
-  // kAborted or kDeadlineExceeded of kMax in a row.
-  Status After(const Status& formed);
+  // What came of a try among `world_size` ranks (of one: a group without anybody): as it is, or
+  // kFailedPrecondition with advice in the place of the last kAborted or kDeadlineExceeded of kMax
+  // in a row.
+  Status After(const Status& formed, int world_size);
 
  private:
+  int world_size_ = 0;  // of the last try
   int failed_ = 0;
 };
 

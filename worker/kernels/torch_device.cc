@@ -104,6 +104,8 @@ const Dd2DeviceApi& DeviceKernels() {
 }
 
 void CheckKernel(Dd2DeviceCode code) {
+  TORCH_CHECK_WITH(OutOfMemoryError, code != DD2_DEVICE_OUT_OF_MEMORY,
+                   DeviceKernels().last_error());
   TORCH_CHECK(code == DD2_DEVICE_OK, DeviceKernels().last_error());
 }
 

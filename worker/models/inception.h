@@ -40,8 +40,8 @@ class Inception {
   // kCorruption: damaged, or neither kind of file; kInvalidArgument: another network.
   static Result<Inception> Load(const std::filesystem::path& path);
 
-  // images [B, H, W, 3] uint8 in host memory, any size. B matters for the last bits: use equal
-  // batches where bits must be equal.
+  // images [B, H, W, 3] uint8, any size, in host memory or on ComputeDevice(). B matters for the
+  // last bits: use equal batches where bits must be equal.
   InceptionFeatures Features(const at::Tensor& images) const;
   // [1008, 2048], in host memory. The score's logits are pool times it, without bias.
   const at::Tensor& last_weight() const { return last_weight_; }
