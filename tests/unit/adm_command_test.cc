@@ -1,5 +1,6 @@
 #include "worker/engine/adm_command.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include "worker/engine/adm_evaluation.h"
 #include "worker/engine/image_set.h"
 #include "worker/models/inception.h"
+#include "worker/models/teacher.h"
 
 namespace dd2 {
 namespace {
@@ -122,19 +124,19 @@ TEST(AdmCache, NoticesDamage) {
 }
 
 // A judge of random weights; variances must be positive.
-Inception SomeInception() {
+ParamBuffer SomeParams() {
   at::manual_seed(7);
-  const ParamBuffer params(Inception::Layout(), /*requires_grad=*/false);
+  ParamBuffer params(Inception::Layout(), /*requires_grad=*/false);
   params.flat().normal_(0, 0.05);
   for (const ParamSpec& spec : params.layout().specs()) {
     if (spec.name.ends_with("running_var")) at::Tensor(params[spec.name]).fill_(1);
   }
-  return Inception(params);
+  return params;
 }
 
 TEST(AdmEvaluation, JudgesMadeImagesAsThoseOfAFile) {
   const TemporaryFolder folder;
-  const Inception inception = SomeInception();
+  const Inception inception(SomeParams());
   const at::Tensor images = at::rand({30, 1, 8, 8}) * 2.2 - 1.1;  // some are beyond black and white
   const at::Tensor bytes = ImageBytes(images);
   ASSERT_EQ(bytes.sizes().vec(), (std::vector<std::int64_t>{30, 8, 8, 3}));
@@ -165,6 +167,29 @@ TEST(AdmEvaluation, JudgesMadeImagesAsThoseOfAFile) {
   EXPECT_TRUE(made->pool.equal(of_file->pool));
   EXPECT_TRUE(made->pool_stats.mean.equal(of_file->pool_stats.mean));
   EXPECT_TRUE(made->spatial_stats.covariance.equal(of_file->spatial_stats.covariance));
+}
+
+// Ranks that have features of the reference compute them again with one that has not.
+TEST(AdmEvaluation, AReferenceIsCompletedAgain) {
+  const TemporaryFolder folder;
+  setenv("XDG_CACHE_HOME", folder.path().c_str(), 1);
+  const EvalConfig config{.inception = folder.path() / "inception.safetensors",
+                          .reference = folder.path() / "reference.npz"};
+  ASSERT_TRUE(SaveParams(config.inception, SomeParams(), {}));
+  WriteImages(config.reference, 5);
+  const auto alone = NewLocalCollectives();
+  auto context = AdmContext::Load(config);
+  ASSERT_TRUE(context) << context.error().message();
+  EXPECT_FALSE(context->complete());
+  for (int i = 0; i < 2; ++i) {
+    const Status completed = context->Complete(*alone);
+    ASSERT_TRUE(completed) << completed.error().message();
+    EXPECT_TRUE(context->complete());
+    EXPECT_EQ(fs::remove_all(AdmCacheFolder()), 2U);  // the folder and its file
+    context->set_incomplete();
+  }
+  WriteImages(config.reference, 3);
+  EXPECT_THAT(AdmContext::Load(config).error().message(), testing::HasSubstr("eval.reference"));
 }
 
 TEST(AdmEvaluation, FiguresThatTheReferenceDoesNotAllowAreLeftOut) {

@@ -196,11 +196,14 @@ Result<AdmContext> AdmContext::Load(const EvalConfig& config) {
   if (!reference) return reference.error().Wrap("eval.reference");
   Result<Inception> inception = Inception::Load(config.inception);
   if (!inception) return inception.error().Wrap("eval.inception");
-  return AdmContext(std::move(*inception), std::move(*reference));
+  return AdmContext(config.reference, std::move(*inception), std::move(*reference));
 }
 
 Status AdmContext::Complete(Collectives& collectives) {
   DD2_TRY(CheckEqual(inception_, reference_, collectives));
+  if (reference_.images != nullptr) {
+    DD2_TRY_ASSIGN(reference_.images, ImageSet::Open(path_));  // an earlier try may have read on
+  }
   const AdmSetOptions options{
       .warn = [](const std::string& line) { LogWarning("features of eval.reference: " + line); }};
   DD2_TRY(CompleteAdmReference(reference_, inception_, options, collectives));

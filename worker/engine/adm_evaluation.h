@@ -89,8 +89,11 @@ class AdmContext {
                           Collectives& collectives) const;
 
  private:
-  AdmContext(Inception inception, AdmReference reference)
-      : inception_(std::move(inception)), reference_(std::move(reference)) {}
+  AdmContext(std::filesystem::path path, Inception inception, AdmReference reference)
+      : path_(std::move(path)),
+        inception_(std::move(inception)),
+        reference_(std::move(reference)) {}
+  std::filesystem::path path_;  // of the reference
   Inception inception_;
   AdmReference reference_;
   bool complete_ = false;

@@ -176,15 +176,15 @@ Result<AdmSet> CollectAdmSet(std::int64_t count, std::int64_t pool_width,
                              Collectives& collectives) {
   const at::NoGradGuard no_grad;
   const BlockRange range = BlocksOfRank(count, collectives);
-  const auto [first, last] = RowsOf(range, count);
-  at::Tensor pool = at::empty({last - first, pool_width}, at::kFloat);
+  const std::pair<std::int64_t, std::int64_t> rows = RowsOf(range, count);
+  at::Tensor pool = at::empty({rows.second - rows.first, pool_width}, at::kFloat);
   StreamedStats pool_stats(count, pool_width);
   StreamedStats spatial_stats(count, spatial_width);
   const auto add_block = [&](std::int64_t block) -> Status {
     const std::int64_t begin = block * kAdmBlock;
     const std::int64_t end = std::min(count, begin + kAdmBlock);
     DD2_TRY_ASSIGN(const AdmFeatures features, source(begin, end));
-    pool.narrow(0, begin - first, end - begin).copy_(features.pool);
+    pool.narrow(0, begin - rows.first, end - begin).copy_(features.pool);
     pool_stats.AddBlock(block, features.pool);
     spatial_stats.AddBlock(block, features.spatial);
     return {};
