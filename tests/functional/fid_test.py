@@ -70,7 +70,7 @@ def check_refusals(work, config, sets):
     refused("half", (2, "eval.reference", "both"), "eval.reference=")
     refused("absent", (7, "eval.inception", "pytorch-fid"), "eval.inception=/nonexistent/inception.pth")
     refused("broken", (8, "broken.npz"), f"eval.reference={broken}")
-    refused("few", (10, "few.npz has 3 images", "eval.reference"), f"eval.reference={few}")
+    refused("few", (4, "few.npz has 3 images", "eval.reference"), f"eval.reference={few}")
     refused("none", (2, "no evaluation network", "eval.inception"), "eval.reference=", "eval.inception=")
 
 
