@@ -70,8 +70,12 @@ int Examine(const DoctorArguments& arguments) {
     auto loaded = LoadRunConfig(arguments.config);
     if (!loaded) return Fail(loaded.error());
     config = std::move(*loaded);
-    if (const Status teacher = CheckInputFiles(*config); !teacher) {
+    if (const Status teacher = CheckTeacherFiles(*config); !teacher) {
       findings.push_back(Failed("teacher", teacher.error(), "set teacher.path"));
+    }
+    if (const Status judge = CheckJudgeFiles(config->eval); !judge) {
+      findings.push_back(
+          Failed("evaluation", judge.error(), "set eval.inception and eval.reference"));
     }
   }
   const Timeouts timeouts = config ? config->timeouts : Timeouts();

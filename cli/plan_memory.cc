@@ -38,6 +38,7 @@ constexpr double kInceptionBytes = 350e6;
 constexpr double kInceptionBatch = 25;
 constexpr double kDecodedBytes = 3.0 * 160 * 256 * 256 * kFloatBytes;
 constexpr std::int64_t kInceptionFeatures = 2048;
+constexpr std::int64_t kReferenceImages = 10'000;  // ADM's
 
 double D(std::int64_t value) { return static_cast<double>(value); }
 
@@ -260,9 +261,9 @@ void AddHostParts(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
   if (config.eval.by_inception()) {
     // Features of the reference and of the images, all on every rank: as they are gathered, and put
     // in order.
-    plan.parts.push_back(
-        {"features of Inception", Place::kHost,
-         (kTestImages + 3 * std::int64_t{config.eval.samples}) * kInceptionFeatures * kFloatBytes});
+    plan.parts.push_back({"features of Inception", Place::kHost,
+                          (kReferenceImages + 3 * std::int64_t{config.eval.samples}) *
+                              kInceptionFeatures * kFloatBytes});
   }
   std::int64_t sequences = 0;
   for (const PhaseConfig& phase : config.phases) {

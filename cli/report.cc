@@ -56,8 +56,9 @@ std::string SpeedTile(const ReportData& data, const std::string& batch, const st
 // Where a figure came from and what the teacher has.
 std::string Beside(const json::object& result, const std::string& figure) {
   std::string below;
-  if (const auto start = FindNumber(result, figure + "_start"))
+  if (const auto start = FindNumber(result, figure + "_start")) {
     below = "from " + FigureText(*start);
+  }
   if (const auto teacher = FindNumber(result, figure + "_teacher")) {
     below += (below.empty() ? "teacher " : "; teacher ") + FigureText(*teacher);
   }

@@ -253,6 +253,8 @@ Status CheckImportedTeacher(const RunConfig& config) {
   return {};
 }
 
+}  // namespace
+
 // Whether they hold what they should is seen by the workers, before they join the run.
 Status CheckJudgeFiles(const EvalConfig& eval) {
   if (!eval.by_inception()) return {};
@@ -271,8 +273,6 @@ Status CheckJudgeFiles(const EvalConfig& eval) {
   if (!reference) return reference.error().Wrap("eval.reference");
   return {};
 }
-
-}  // namespace
 
 Status CheckInputFiles(const RunConfig& config) {
   DD2_TRY(CheckJudgeFiles(config.eval));

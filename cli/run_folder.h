@@ -65,7 +65,10 @@ void AbandonRun(const PreparedRun& run);
 // truncated or foreign file, with its name. kInvalidArgument: `config` asks an imported teacher for
 // measurements without eval.inception, or it is a LlamaGen that takes codes through a table.
 Status CheckTeacherFiles(const RunConfig& config);
-// And those of eval.inception and eval.reference are there.
+// The files of eval.inception and eval.reference are there, where they are set. kNotFound: one is
+// missing; kCorruption: the reference is no .npz.
+Status CheckJudgeFiles(const EvalConfig& eval);
+// Both of these.
 Status CheckInputFiles(const RunConfig& config);
 
 }  // namespace dd2

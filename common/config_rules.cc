@@ -61,9 +61,9 @@ class RunRules {
               "\" is neither fp32 (the default) nor bf16");
     }
     if (config_.eval.inception.empty() != config_.eval.reference.empty()) {
-      const bool has_network = config_.eval.reference.empty();
-      Add(has_network ? "eval.reference" : "eval.inception", {"eval.inception", "eval.reference"},
-          std::string("is empty: FID takes both, eval.inception and eval.reference (or neither)"));
+      Add(config_.eval.reference.empty() ? "eval.reference" : "eval.inception",
+          {"eval.inception", "eval.reference"},
+          "is empty: FID takes both, eval.inception and eval.reference (or neither)");
     }
     if (!ParseCheckpointInterval(config_.checkpoint.interval)) {
       Add("checkpoint.interval", {},

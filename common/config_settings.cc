@@ -26,7 +26,7 @@ constexpr Setting<RunConfig> kRunSettings[] = {
      [](RunConfig& c) -> SettingField { return &c.ranks; }},
     {{"threads_per_rank", "threads", 1, 256, kBits, "Compute threads of each worker; part of the numeric mode."},
      [](RunConfig& c) -> SettingField { return &c.threads_per_rank; }},
-    {{"device", "", 0, 0, kBits | kLater, "cpu, or cuda: each worker computes on the GPU of its number in its domain."},
+    {{"device", "", 0, 0, kBits | kLater, "cpu, or cuda: each worker computes on the GPU of its place on the machine."},
      [](RunConfig& c) -> SettingField { return &c.device; }},
     {{"teacher.path", "", 0, 0, kPath | kRequired, "Folder with the tokenizer, teacher, classifier and their card."},
      [](RunConfig& c) -> SettingField { return &c.teacher.path; }},

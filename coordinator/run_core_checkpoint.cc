@@ -37,8 +37,8 @@ bool Trains(PhaseKind kind) {
 void RunCore::OnEvaluation(RunPosition position, const proto::Metric& metric, Actions& out) {
   if (metric.name() != "eval/fdr" && metric.name() != "eval/fid") return;
   const auto phase = static_cast<std::size_t>(position.phase);
-  if (!std::isfinite(metric.value()) || options_.config.phases.at(phase).kind == PhaseKind::kEval)
-    return;
+  const bool of_curve = options_.config.phases.at(phase).kind != PhaseKind::kEval;
+  if (!of_curve || !std::isfinite(metric.value())) return;
   proto::JournalRecord record;
   proto::Evaluation& evaluation = *record.mutable_evaluated();
   evaluation.set_phase(position.phase);

@@ -173,8 +173,9 @@ void RunCore::CheckStall(Moment at, Actions& out) {
   for (const WorkerMember* member : ranks) {
     const std::chrono::milliseconds granted =
         member->on_disk ? std::max(limit, timeouts::kDiskStall) : limit;
-    if (member->collectives >= most || at.now - std::max(member->moved, waiting) < granted)
-      continue;
+    const std::chrono::milliseconds waited = std::chrono::duration_cast<std::chrono::milliseconds>(
+        at.now - std::max(member->moved, waiting));
+    if (member->collectives >= most || waited < granted) continue;
     DomainMember* domain = members_.DomainOf(member->connection);
     LoseDomain(*domain,
                "rank " + std::to_string(member->rank->value()) + " of domain '" + domain->name +

@@ -52,8 +52,9 @@ Result<std::string> RunEvaluation(const EvalInputs& inputs, const EvalContext& c
 Result<std::string> RunAdmEvaluation(const EvalInputs& inputs, const AdmContext& context,
                                      const TeacherBundle& bundle, Collectives& collectives);
 
-// One-step quality of a network (its EMA weights) by either judge. Collective.
+// "fdr", "fd", "accuracy".
 Quality QualityOf(const EvalPoint& point);
+// One-step quality of a network (its EMA weights) by Inception. Collective.
 Result<Quality> MeasureGenerator(const Network& network, const AdmContext& context,
                                  const Tokenizer& tokenizer, std::int64_t samples,
                                  std::uint64_t seed, Collectives& collectives);

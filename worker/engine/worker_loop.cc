@@ -447,8 +447,8 @@ Result<WorkerOutcome> WithinMemory(const Work& work) {
                  where + " has no memory left: " + text.substr(0, text.find('\n')) +
                      ". Set model.recompute: true, cut the batch into more batch.shards, take "
                      "fewer draws or more ranks (`dd2 plan` says what a rank needs), and see that "
-                     "nothing else uses the GPU; then go on with --resume, or begin anew where a "
-                     "setting has changed");
+                     "nothing else uses the GPU. A run goes on with another model.recompute and "
+                     "other ranks (--resume); with other shards or draws it begins anew");
   }
 }
 
