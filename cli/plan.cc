@@ -121,8 +121,8 @@ bool Trains(const PhaseConfig& phase) {
   return phase.kind == kGts || phase.kind == kRegress || phase.kind == kCsd || phase.kind == kAlign;
 }
 
-bool BlocksInBf16(const ModelSizes& model, const ModelConfig& config) {
-  return config.precision == kPrecisionBf16 && model.kind != ModelKind::kRaster;
+bool BlocksInBf16(const ModelSizes& model, std::string_view precision) {
+  return precision == kPrecisionBf16 && model.kind != ModelKind::kRaster;
 }
 
 bool BlocksRunAgain(const ModelSizes& model, const ModelConfig& config) {

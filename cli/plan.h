@@ -147,9 +147,10 @@ inline constexpr std::int64_t kTensorKinds = 8;
 bool Trains(const PhaseConfig& phase);
 // Sequences in the teacher's pass for one: 2 with guidance (Teacher::IsGuided).
 int GuidedPasses(const PlanInput& input);
-// Whether the trained transformers compute their blocks in bf16, and run them again in the backward
-// pass: model.precision and model.recompute, which networks in raster order do not know.
-bool BlocksInBf16(const ModelSizes& model, const ModelConfig& config);
+// Whether transformers compute their blocks in bf16 (the trained ones by model.precision, the
+// teacher by teacher.precision), and whether the trained ones run them again in the backward pass
+// (model.recompute). Networks in raster order know neither.
+bool BlocksInBf16(const ModelSizes& model, std::string_view precision);
 bool BlocksRunAgain(const ModelSizes& model, const ModelConfig& config);
 // Of one sequence in the score cache: guided vectors in fp16, thresholds, tokens.
 std::int64_t ScoreBytes(const ModelSizes& model);

@@ -45,11 +45,12 @@ double D(std::int64_t value) { return static_cast<double>(value); }
 // Bytes of what passes allocate. Rows are tokens of a micro-batch.
 class Activations {
  public:
-  Activations(const ModelSizes& model, const ModelConfig& config)
+  Activations(const ModelSizes& model, const RunConfig& config)
       : m_(model),
-        config_(config),
-        element_(BlocksInBf16(model, config) ? 2 : D(kFloatBytes)),
-        recompute_(BlocksRunAgain(model, config)) {}
+        config_(config.model),
+        element_(ElementBytes(config.model.precision)),
+        teacher_element_(ElementBytes(config.teacher.precision)),
+        recompute_(BlocksRunAgain(model, config.model)) {}
 
   // What a backward pass through the backbone reads, and its own tensors.
   double Trained(double rows) const {
@@ -62,8 +63,9 @@ class Activations {
   // worker/engine/main.cc) and cuts large holes for small tensors: measured, our raster pass takes
   // two more of its widest tensors than it holds, VAR's what a pass with gradients would hold.
   double Plain(double rows) const { return Plain(rows, element_); }
-  // The teacher's, which is fp32.
-  double TeacherPlain(double rows) const { return Plain(rows, kFloatBytes); }
+  // The teacher's: over whole sequences, and a step of sampling, which is fp32.
+  double TeacherPlain(double rows) const { return Plain(rows, teacher_element_); }
+  double TeacherStep(double rows) const { return Plain(rows, kFloatBytes); }
   // The same of the head, for `rows` rows of x.
   double HeadTrained(double rows) const {
     const double w = D(config_.head_width);
@@ -87,6 +89,9 @@ class Activations {
   }
 
  private:
+  double ElementBytes(std::string_view precision) const {
+    return BlocksInBf16(m_, precision) ? 2 : D(kFloatBytes);
+  }
   double Plain(double rows, double element) const {
     const double holes = m_.kind == ModelKind::kRaster ? 2 * D(m_.ffn_hidden) : 0;
     return rows * (element * (Block() + holes) + kFloatBytes * 4 * D(m_.width));
@@ -103,7 +108,8 @@ class Activations {
   }
   const ModelSizes& m_;
   const ModelConfig& config_;
-  const double element_;  // bytes of a number inside a block that is trained
+  // Bytes of a number inside a block: of one that is trained, of the teacher.
+  const double element_, teacher_element_;
   const bool recompute_;  // blocks are run again in the backward pass
 };
 
@@ -113,7 +119,7 @@ class Activations {
 double EvaluationBytes(const PlanInput& in, std::int64_t samples) {
   if (in.config.eval.by_inception()) return kInceptionBytes + kInceptionBatch * kDecodedBytes;
   if (!in.model.measured) return 0;
-  const Activations a(in.model, in.config.model);
+  const Activations a(in.model, in.config);
   const std::int64_t images =
       std::max(std::min(kEvalChunk, samples), kGridColumns * in.model.classes);
   const double rows = D(images * in.model.tokens);
@@ -130,7 +136,7 @@ double WidestPass(const ModelSizes& m) {
 double WorkingBytes(const PlanInput& in, const PhaseConfig& phase) {
   const ModelSizes& m = in.model;
   const RunConfig& config = in.config;
-  const Activations a(m, config.model);
+  const Activations a(m, config);
   const double n = D(m.tokens);
   const double rows = D(phase.batch) / config.batch.shards * n;
   const double passes = GuidedPasses(in);
@@ -148,7 +154,7 @@ double WorkingBytes(const PlanInput& in, const PhaseConfig& phase) {
       const double hidden = block * n * D(m.width) * kFloatBytes;
       const double drawing =
           keys + hidden +
-          std::max(a.TeacherPlain(passes * widest), a.Logits(widest, config.teacher));
+          std::max(a.TeacherStep(passes * widest), a.Logits(widest, config.teacher));
       // As they were drawn, in fp16, and rounded.
       const double thresholds = 2.5 * hidden + a.Logits(block * n, config.teacher);
       return std::max(drawing, thresholds);
@@ -239,7 +245,7 @@ void AddState(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
   plan.parts.push_back({"teacher, fp32", place, flat.teacher * kFloatBytes});
   plan.parts.push_back(
       {"generator and guidance network, fp32", place, 2 * flat.network * kFloatBytes});
-  if (BlocksInBf16(in.model, in.config.model)) {
+  if (BlocksInBf16(in.model, in.config.model.precision)) {
     // Rounded for each pass; the backward pass wants those of its blocks.
     const bool again = BlocksRunAgain(in.model, in.config.model);
     const std::int64_t blocks =

@@ -43,7 +43,8 @@ class Roofline {
         cost_(CostOf(in.model, in.config.model)),
         // Threads of a CPU rank add up; a device is one.
         units_(in.hardware.device ? 1 : in.config.threads_per_rank),
-        bf16_(BlocksInBf16(in.model, in.config.model)),
+        bf16_(BlocksInBf16(in.model, in.config.model.precision)),
+        teacher_bf16_(BlocksInBf16(in.model, in.config.teacher.precision)),
         backbone_parameters_(D(Sum(NetworkBackboneTensors(in.model)))),
         head_parameters_(D(Sum(HeadTensors(in.model, in.config.model)))) {}
 
@@ -61,13 +62,7 @@ class Roofline {
 
   // Of `b` sequences. A backward pass costs twice the forward pass, and once more where blocks are
   // run again.
-  Work Forward(double b) const {
-    if (!bf16_) return TeacherForward(b);
-    return {0, cost_.backbone * b, 0, Traffic(b, 2) + backbone_parameters_ * (kFloatBytes + 2)};
-  }
-  Work TeacherForward(double b) const {
-    return {cost_.backbone * b, 0, 0, Traffic(b, kFloatBytes) + backbone_parameters_ * kFloatBytes};
-  }
+  Work Forward(double b) const { return Pass(b, bf16_); }
   Work Trained(double b) const {
     return Forward(b) * (BlocksRunAgain(in_.model, in_.config.model) ? 4 : 3);
   }
@@ -99,17 +94,17 @@ class Roofline {
     const double flops = (jacobian ? 2 : 1) * (5 * D(m.channels) + kScoreFlops);
     return {0, 0, codes * flops, codes * kFloatBytes * (jacobian ? 2 : 1)};
   }
-  Work TeacherScores(double b, bool sorts) const {
-    Work work = TeacherForward(GuidedPasses(in_) * b);
+  Work TeacherScores(double b) const {
+    Work work = Pass(GuidedPasses(in_) * b, teacher_bf16_);
     work += Vocabulary(b);
-    work += Filter(b, sorts);
+    work += Filter(b, true);
     return work;
   }
 
   Work Sampling(const PhaseConfig& phase) const {
     const double b = GuidedPasses(in_) * phase.block;
     const double passes = D(SamplingPasses(in_.model));
-    Work work = TeacherForward(b);
+    Work work = Pass(b, false);
     work.memory += (passes - 1) * backbone_parameters_ * kFloatBytes + KeysRead(b);
     work += Vocabulary(phase.block) * 2;  // at the draw, and for the thresholds
     work.memory += (passes - 1) * D(in_.model.codes * in_.model.width) * kFloatBytes;
@@ -125,7 +120,7 @@ class Roofline {
       work += Vocabulary(b);
       work += Filter(b, false);
     } else {
-      work += TeacherScores(b, true);
+      work += TeacherScores(b);
     }
     return work;
   }
@@ -143,7 +138,7 @@ class Roofline {
   }
   Work Generator(const PhaseConfig& phase, double b) const {
     Work work = Regress(b);
-    work += TeacherScores(b, true);
+    work += TeacherScores(b);
     work += Forward(b);
     work += Head(b, phase.generator_draws) * 2;
     work += Score(b, phase.generator_draws, true);
@@ -171,6 +166,12 @@ class Roofline {
   }
 
  private:
+  // Through the blocks.
+  Work Pass(double b, bool bf16) const {
+    const double parameters = backbone_parameters_ * kFloatBytes;
+    if (!bf16) return {cost_.backbone * b, 0, 0, Traffic(b, kFloatBytes) + parameters};
+    return {0, cost_.backbone * b, 0, Traffic(b, 2) + parameters + backbone_parameters_ * 2};
+  }
   // The head lies behind the backbone: what is trained is the end of the flat buffer.
   double Trained(const PhaseConfig& phase) const {
     return phase.trains == kTrainsHead ? head_parameters_ : backbone_parameters_ + head_parameters_;
@@ -197,7 +198,7 @@ class Roofline {
   const PlanInput& in_;
   const ModelCost cost_;
   const double units_;
-  const bool bf16_;
+  const bool bf16_, teacher_bf16_;
   const double backbone_parameters_, head_parameters_;
 };
 

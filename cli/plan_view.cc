@@ -233,9 +233,10 @@ std::vector<std::string> AssumptionsOf(const PlanInput& in) {
       "not counted; the score cache gives what gts reads"};
   if (in.hardware.device) {
     lines.push_back(
-        "devices: not measured on one; passes of the trained networks as model.precision and "
-        "model.recompute say, all else (teacher, score, state) in fp32, which the matrix units do "
-        "not take");
+        "devices: not measured on one; passes as model.precision, model.recompute and "
+        "teacher.precision say, all else (sampling, logits, score, state) in fp32, which the "
+        "matrix "
+        "units do not take");
   }
   if (in.model.kind == ModelKind::kLlamaGen) {
     lines.push_back("LlamaGen's teacher already takes codes through an MLP (method 4.3)");

@@ -216,11 +216,15 @@ namespace {
 
 // Networks in raster order have kernels and backward passes of their own.
 Status CheckPassMode(const RunConfig& config) {
-  if (config.model.precision == kPrecisionFp32 && !config.model.recompute) return {};
+  if (config.model.precision == kPrecisionFp32 && !config.model.recompute &&
+      config.teacher.precision == kPrecisionFp32) {
+    return {};
+  }
   const auto sizes = ReadModelSizes(config.teacher.path);
   if (!sizes || sizes->kind != ModelKind::kRaster) return {};
   return Error(Code::kInvalidArgument,
-               "model.precision and model.recompute are for the transformers of VAR and LlamaGen; "
+               "model.precision, model.recompute and teacher.precision are for the transformers of "
+               "VAR and LlamaGen; "
                "the teacher in " +
                    config.teacher.path + " is none: take them out of the configuration");
 }

@@ -55,11 +55,12 @@ class RunRules {
       Add("device", {},
           "\"" + config_.device.substr(0, 60) + "\" is neither cpu (the default) nor cuda");
     }
-    if (config_.model.precision != kPrecisionFp32 && config_.model.precision != kPrecisionBf16) {
-      Add("model.precision", {},
-          "\"" + config_.model.precision.substr(0, 60) +
-              "\" is neither fp32 (the default) nor bf16");
-    }
+    const auto check_precision = [this](const char* setting, const std::string& word) {
+      if (word == kPrecisionFp32 || word == kPrecisionBf16) return;
+      Add(setting, {}, "\"" + word.substr(0, 60) + "\" is neither fp32 (the default) nor bf16");
+    };
+    check_precision("teacher.precision", config_.teacher.precision);
+    check_precision("model.precision", config_.model.precision);
     if (config_.eval.inception.empty() != config_.eval.reference.empty()) {
       Add(config_.eval.reference.empty() ? "eval.reference" : "eval.inception",
           {"eval.inception", "eval.reference"},

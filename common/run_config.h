@@ -31,21 +31,23 @@ inline constexpr PhaseKind kPhaseKinds[] = {
     PhaseKind::kTeacherCheck, PhaseKind::kSample, PhaseKind::kGts,  PhaseKind::kRegress,
     PhaseKind::kCsd,          PhaseKind::kAlign,  PhaseKind::kEval, PhaseKind::kExport};
 
+// Words of TeacherConfig::precision and ModelConfig::precision.
+inline constexpr std::string_view kPrecisionFp32 = "fp32";
+inline constexpr std::string_view kPrecisionBf16 = "bf16";
+
 struct TeacherConfig {
   std::string path;        // folder: tokenizer, teacher, classifier, card; required
   double cfg_scale = 1.5;  // w of logits = u + w (c - u); by scales VAR's cfg (Teacher::Strength)
   int top_k = 0;           // 0: no top-k filter
   double top_p = 1.0;      // 1: no top-p filter
   double temperature = 1.0;
+  // Of the blocks of VAR's and LlamaGen's, in passes over whole sequences.
+  std::string precision{kPrecisionFp32};
 };
 
 struct DatasetConfig {
   std::string path = "/usr/share/datasets/fashion-mnist";  // the four *-ubyte.gz files
 };
-
-// Words of ModelConfig::precision.
-inline constexpr std::string_view kPrecisionFp32 = "fp32";
-inline constexpr std::string_view kPrecisionBf16 = "bf16";
 
 // Words of RunConfig::device.
 inline constexpr std::string_view kDeviceCpu = "cpu";

@@ -17,8 +17,6 @@
 #include <thread>
 #include <utility>
 
-#include "common/hash.h"
-
 namespace dd2 {
 namespace {
 
@@ -46,18 +44,6 @@ template <class Span>
 std::size_t TotalBytes(std::span<const Span> pieces) {
   return std::accumulate(pieces.begin(), pieces.end(), std::size_t{0},
                          [](std::size_t sum, const Span& piece) { return sum + piece.size(); });
-}
-
-// Copies and hashes, whichever of the two is the file's. The other may be no memory of the host's.
-Status CopyAndHash(void* to, const void* from, const std::byte* of_file, std::size_t bytes,
-                   const CopyBytes& copy, std::size_t piece_bytes, Hasher128& hasher) {
-  for (std::size_t begin = 0; begin < bytes; begin += piece_bytes) {
-    const std::size_t size = std::min(piece_bytes, bytes - begin);
-    DD2_TRY(copy(static_cast<std::byte*>(to) + begin, static_cast<const std::byte*>(from) + begin,
-                 size));
-    hasher.Update(std::span<const std::byte>(of_file + begin, size));
-  }
-  return {};
 }
 
 // A process that was killed just now still has its files while the kernel takes its memory down.
@@ -171,35 +157,42 @@ bool MemorySnapshots::Has(int number) const {
   return std::atomic_ref(place(number).sealed).load(std::memory_order_acquire) == 1;
 }
 
+Digest128 MemorySnapshots::DigestOf(int number) const {
+  const Place& one = place(number);
+  Hasher128 hasher;
+  hasher.UpdateInt(one.number);
+  hasher.Update(std::span<const std::byte>(note_of(number),
+                                           std::min<std::size_t>(one.note_bytes, note_bytes_max_)));
+  hasher.Update(std::span<const std::byte>(data_of(number), data_bytes_));
+  return hasher.Finish();
+}
+
 std::vector<MemorySnapshots::Found> MemorySnapshots::Verify() const {
   std::vector<Found> found;
   for (int i = 0; i < kPlaces; ++i) {
     const Place& one = place(i);
-    if (!Has(i) || one.note_bytes > note_bytes_max_) continue;
-    const std::span<const std::byte> note(note_of(i), one.note_bytes);
-    Hasher128 hasher;
-    hasher.UpdateInt(one.number);
-    hasher.Update(note);
-    hasher.Update(std::span<const std::byte>(data_of(i), data_bytes_));
-    if (hasher.Finish() != one.digest) continue;
+    if (!Has(i) || one.note_bytes > note_bytes_max_ || DigestOf(i) != one.digest) continue;
     found.push_back(
-        {.place = i, .note = {reinterpret_cast<const char*>(note.data()), note.size()}});
+        {.place = i, .note = {reinterpret_cast<const char*>(note_of(i)), one.note_bytes}});
   }
   if (found.size() == 2 && place(0).number < place(1).number) std::swap(found[0], found[1]);
   return found;
 }
 
+int MemorySnapshots::next_place() const {
+  return Has(0) && (!Has(1) || place(1).number < place(0).number) ? 1 : 0;
+}
+
 Result<int> MemorySnapshots::Save(std::string_view note,
                                   std::span<const std::span<const std::byte>> pieces,
-                                  const CopyBytes& copy, std::size_t piece_bytes) {
+                                  const CopyBytes& copy, const std::function<void()>& copied) {
   if (note.size() > note_bytes_max_ || TotalBytes(pieces) != data_bytes_) {
     return Error(Code::kInvalidArgument,
                  "a snapshot of " + std::to_string(note.size()) + " + " +
                      std::to_string(TotalBytes(pieces)) + " bytes in a place for at most " +
                      std::to_string(note_bytes_max_) + " + " + std::to_string(data_bytes_));
   }
-  const bool second = Has(0) && (!Has(1) || place(1).number < place(0).number);
-  const int target = second ? 1 : 0;
+  const int target = next_place();
   const std::uint64_t number = std::max(place(0).number, place(1).number) + 1;
   Place& one = place(target);
   // Nothing below moves in front of it; a fence would say the same, but not to the thread
@@ -207,37 +200,32 @@ Result<int> MemorySnapshots::Save(std::string_view note,
   std::atomic_ref(one.sealed).exchange(0, std::memory_order_seq_cst);
   one.number = number;
   one.note_bytes = note.size();
-  Hasher128 hasher;
-  hasher.UpdateInt(number);
   std::ranges::copy(std::as_bytes(std::span(note)), note_of(target));
-  hasher.Update(std::as_bytes(std::span(note)));
   std::byte* to = data_of(target);
   for (const std::span<const std::byte> piece : pieces) {
-    DD2_TRY(CopyAndHash(to, piece.data(), to, piece.size(), copy, piece_bytes, hasher));
+    if (!piece.empty()) DD2_TRY(copy(to, piece.data(), piece.size()));
     to += piece.size();
   }
-  one.digest = hasher.Finish();
+  copied();
+  one.digest = DigestOf(target);
   std::atomic_ref(one.sealed).store(1, std::memory_order_release);
   return target;
 }
 
 Status MemorySnapshots::Load(int number, std::span<const std::span<std::byte>> pieces,
-                             const CopyBytes& copy, std::size_t piece_bytes) const {
+                             const CopyBytes& copy) const {
   if (number < 0 || number >= kPlaces || TotalBytes(pieces) != data_bytes_) {
     return Error(Code::kInvalidArgument, "no such snapshot, or memory of another size");
   }
-  const Place& one = place(number);
-  Hasher128 hasher;
-  hasher.UpdateInt(one.number);
-  const std::size_t note_bytes = std::min<std::size_t>(one.note_bytes, note_bytes_max_);
-  hasher.Update(std::span<const std::byte>(note_of(number), note_bytes));
+  if (!Has(number) || DigestOf(number) != place(number).digest) {
+    return Error(Code::kCorruption, "a snapshot in memory is not what was saved any more");
+  }
   const std::byte* from = data_of(number);
   for (const std::span<std::byte> piece : pieces) {
-    DD2_TRY(CopyAndHash(piece.data(), from, from, piece.size(), copy, piece_bytes, hasher));
+    if (!piece.empty()) DD2_TRY(copy(piece.data(), from, piece.size()));
     from += piece.size();
   }
-  if (Has(number) && hasher.Finish() == one.digest) return {};
-  return Error(Code::kCorruption, "a snapshot in memory is not what was saved any more");
+  return {};
 }
 
 }  // namespace dd2

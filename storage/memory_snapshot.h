@@ -3,11 +3,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "common/hash.h"
 #include "common/result.h"
 #include "storage/copy_bytes.h"
 
@@ -18,9 +20,6 @@ namespace dd2 {
 // dies. Gone with the machine. One process at a time; not thread-safe.
 class MemorySnapshots {
  public:
-  // Copied and hashed in pieces of so many bytes, which stay in the CPU's cache in between.
-  static constexpr std::size_t kPiece = std::size_t{256} << 10;
-
   struct Found {
     int place = 0;
     std::string note;  // as it was saved
@@ -37,21 +36,26 @@ class MemorySnapshots {
 
   // The snapshots whose every byte is as it was saved, newest first.
   std::vector<Found> Verify() const;
-  // Replaces the older one; its place. `pieces`: data_bytes in all, read by `copy` alone.
-  // kInvalidArgument: other sizes. After an error of `copy` the older one is gone.
-  Result<int> Save(std::string_view note, std::span<const std::span<const std::byte>> pieces,
-                   const CopyBytes& copy = CopyOnHost, std::size_t piece_bytes = kPiece);
-  // Whether a snapshot lies at a place of Verify or Save: false once it is being replaced.
-  bool Has(int place) const;
+  // The place that the next Save takes: the older one's.
+  int next_place() const;
+  // Replaces the older one; its place. `pieces`: data_bytes in all, read by `copy` alone, for the
+  // last time before `copied` is called; what follows is a hash over the copy. kInvalidArgument:
+  // other sizes. After an error of `copy` the older one is gone.
+  Result<int> Save(
+      std::string_view note, std::span<const std::span<const std::byte>> pieces,
+      const CopyBytes& copy = CopyOnHost, const std::function<void()>& copied = [] {});
   // Copies what was saved into memory of the same sizes, by `copy` alone. kCorruption: it is not
-  // what was saved any more; `pieces` are void then, as after an error of `copy`.
-  // kInvalidArgument: other sizes.
+  // what was saved any more, `pieces` are as they were. kInvalidArgument: other sizes.
   Status Load(int place, std::span<const std::span<std::byte>> pieces,
-              const CopyBytes& copy = CopyOnHost, std::size_t piece_bytes = kPiece) const;
+              const CopyBytes& copy = CopyOnHost) const;
+  // All of it, for who wants the system to know that it is copied to.
+  std::span<std::byte> memory() const { return {memory_, size_}; }
 
  private:
   struct Place;
   MemorySnapshots() = default;
+  bool Has(int place) const;
+  Digest128 DigestOf(int place) const;
   Place& place(int number) const;
   std::byte* note_of(int number) const;
   std::byte* data_of(int number) const;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <system_error>
 #include <utility>
@@ -134,7 +135,7 @@ class RocksScoreCache : public ScoreCache {
       add(ScoreEntryKey(ScoreKey(settings, sequences[i])), EncodeScore(scores[i]));
     }
     DD2_TRY(own_->PutAll(entries, Durability::kBuffered));
-    stats_.written += static_cast<std::int64_t>(sequences.size());
+    Count(&CacheStats::written, static_cast<std::int64_t>(sequences.size()));
     return {};
   }
 
@@ -157,19 +158,24 @@ class RocksScoreCache : public ScoreCache {
     return {};
   }
 
-  CacheStats stats() const override { return stats_; }
+  CacheStats stats() const override {
+    const std::lock_guard lock(stats_mutex_);
+    return stats_;
+  }
 
  private:
+  void Count(std::int64_t CacheStats::*what, std::int64_t times) {
+    const std::lock_guard lock(stats_mutex_);
+    stats_.*what += times;
+  }
+
   // The end of one look-up.
   template <class T>
   Result<T> Counted(std::optional<T> found) {
-    if (damaged_) ++stats_.corrupt;
+    if (damaged_) Count(&CacheStats::corrupt, 1);
     damaged_ = false;
-    if (found) {
-      ++stats_.hits;
-      return *std::move(found);
-    }
-    ++stats_.misses;
+    Count(found ? &CacheStats::hits : &CacheStats::misses, 1);
+    if (found) return *std::move(found);
     return Error(Code::kNotFound, "not in the score cache");
   }
 
@@ -202,6 +208,7 @@ class RocksScoreCache : public ScoreCache {
   const int slot_;
   const std::unique_ptr<KvStore> own_;
   std::map<int, std::unique_ptr<KvStore>> followers_;  // by slot
+  mutable std::mutex stats_mutex_;
   CacheStats stats_;
   bool damaged_ = false;  // by the look-up that is under way
 };

@@ -45,7 +45,8 @@ struct CacheStats {
 //
 // Every value carries an XXH3-128 of itself which is verified on read; a bad entry counts as
 // missing and is deleted where this process owns it. Values are immutable: the same key always
-// means the same bytes. It never computes a score. Not thread-safe: one cache object per worker.
+// means the same bytes. It never computes a score. One cache object per worker, used by one thread
+// at a time; stats() by any.
 class ScoreCache {
  public:
   // Takes the first free slot at or after `preferred_slot` (a run beside ours may hold it).

@@ -23,7 +23,7 @@ def final(run, metric):
 
 def settings_of(config):
     """The far device has no bf16."""
-    return [] if config.startswith("fashion") else ["model.precision=fp32"]
+    return [] if config.startswith("fashion") else ["model.precision=fp32", "teacher.precision=fp32"]
 
 
 def run_small(work, config, name, device, **options):

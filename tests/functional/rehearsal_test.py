@@ -42,17 +42,21 @@ def check_pass_modes(work, name, calm):
     kept = run("kept", 1, "model.recompute=false")
     expect_same(calm.digest(), kept.digest())
     expect(kept.record() == calm.record(), "metrics.jsonl differs")
-    exact = run("fp32", 2, "model.precision=fp32", "model.recompute=false")
-    rough, exact = (one.record()[-1]["csd/dmu"] for one in (calm, exact))
-    expect(exact != rough and abs(rough / exact - 1) < 0.02, f"{rough} in bf16 for {exact}")
+    exact = run("fp32", 2, "model.precision=fp32", "teacher.precision=fp32", "model.recompute=false")
+    judged = run("exact-teacher", 2, "teacher.precision=fp32")
+    rough, exact, judged = (one.record()[-1]["csd/dmu"] for one in (calm, exact, judged))
+    expect(len({rough, exact, judged}) == 3, f"{rough} in bf16, {judged} by a teacher in fp32, {exact} in fp32")
+    for one in (rough, judged):
+        expect(abs(one / exact - 1) < 0.02, f"{one} in bf16 for {exact}")
 
 
 def check_refusal(work):
     refused = work.new_run("configs/var-d16.yaml", "refused", shrink=True, set=["teacher.path=teachers/mine"])
     refused.start().finish(exit_code=2)
-    raster = work.new_run("configs/fashion-mnist-quick.yaml", "raster", shrink=True, set=["model.precision=bf16"])
-    raster.start().finish(exit_code=2)
-    expect("is none: take them out" in raster.tail(), raster.tail())
+    for setting in ("model", "teacher"):
+        raster = work.new_run("configs/fashion-mnist-quick.yaml", f"raster-{setting}", shrink=True, set=[f"{setting}.precision=bf16"])
+        raster.start().finish(exit_code=2)
+        expect("is none: take them out" in raster.tail(), raster.tail())
     expect("none of var-d16" in refused.tail() and not refused.folder.exists(), refused.tail())
 
 

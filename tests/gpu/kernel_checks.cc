@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 
+#include "common/rng.h"
 #include "tests/gpu/device_array.h"
 #include "tests/gpu/random_input.h"
 #include "worker/distill/score_kernel.h"
@@ -447,6 +448,43 @@ void CheckChunkSquares(Checks& checks, std::int64_t chunks, bool in_place) {
   checks.Add(name + ", bits of the CPU", UnequalBits(got, with_squares(out, squares)), 0);
 }
 
+// Against common/rng.cc, sample by sample.
+void CheckRandom(Checks& checks, std::int64_t samples, std::int64_t width, bool normal) {
+  constexpr std::int64_t kDraws = 3;
+  const Dd2DeviceApi& api = checks.api();
+  RngKey key{
+      .seed = 0x123456789ABCDEF, .phase = 3, .use = RngUse::kForwardNoise, .update = 0xFFFFFFF1};
+  constexpr std::uint32_t kFirst = 70'000;
+  const std::string name = normal ? "normal numbers" : "uniform numbers";
+  const Floats got = checks.Twice(name, [&] {
+    const DeviceArray<float> out(api, static_cast<std::size_t>(kDraws * samples * width));
+    const Dd2RandomField field{.seed = key.seed,
+                               .phase = key.phase,
+                               .use = static_cast<std::uint32_t>(key.use),
+                               .update = static_cast<std::uint32_t>(key.update),
+                               .first_sample = kFirst,
+                               .normal = normal ? 1 : 0,
+                               .draws = kDraws,
+                               .samples = samples,
+                               .width = width,
+                               .d_out = out.data()};
+    Must(api, api.random(&field, nullptr));
+    return out.Get();
+  });
+  Floats wanted(got.size()), of_sample(static_cast<std::size_t>(kDraws * width));
+  for (std::int64_t sample = 0; sample < samples; ++sample) {
+    key.sample = kFirst + static_cast<std::uint64_t>(sample);
+    normal ? FillNormal(key, of_sample) : FillUniform(key, of_sample);
+    for (std::int64_t draw = 0; draw < kDraws; ++draw) {
+      std::copy_n(of_sample.begin() + draw * width, width,
+                  wanted.begin() + (draw * samples + sample) * width);
+    }
+  }
+  // The last bit of a float, and nothing in uniforms.
+  if (normal) checks.Add(name, LargestError(got, ToDouble(wanted), width), 2e-7);
+  if (!normal) checks.Add(name + ", bits of the CPU", UnequalBits(got, wanted), 0);
+}
+
 }  // namespace
 
 std::vector<KernelCheck> CheckKernels(const Dd2DeviceApi& api, bool large) {
@@ -471,6 +509,9 @@ std::vector<KernelCheck> CheckKernels(const Dd2DeviceApi& api, bool large) {
   }
   for (const bool with_ema : {true, false}) CheckAdam(checks, large ? 3000001 : 5003, with_ema);
   for (const bool in_place : {true, false}) CheckChunkSquares(checks, large ? 801 : 11, in_place);
+  for (const bool normal : {true, false}) {
+    CheckRandom(checks, large ? 8 : 3, large ? 680 * 32 : 333, normal);
+  }
   return std::move(checks).found();
 }
 

@@ -165,6 +165,21 @@ void MeasureRows(Table& table, std::int64_t rows, std::int64_t width, std::int32
             [&] { Must(api, api.gated_residual_backward(&gated, nullptr)); });
 }
 
+// Noise of an update: 4 draws for 8 samples of VAR.
+void MeasureRandom(Table& table) {
+  const Dd2DeviceApi& api = table.api();
+  Dd2RandomField field{};
+  field.normal = 1;
+  field.draws = 4;
+  field.samples = 8;
+  field.width = std::int64_t{680} * 32;
+  const std::int64_t count = field.draws * field.samples * field.width;
+  const DeviceArray<float> out(api, static_cast<std::size_t>(count));
+  field.d_out = out.data();
+  table.Add({{"kernel", "normal"}, {"count", count}}, static_cast<double>(out.bytes()),
+            [&] { Must(api, api.random(&field, nullptr)); });
+}
+
 // A flat buffer with its optimiser, for one step after the other.
 class AdamState {
  public:
@@ -239,6 +254,7 @@ boost::json::array MeasureKernels(const Dd2DeviceApi& api, double bandwidth) {
   const AdamState adam(api, kParameters);
   table.Add({{"kernel", "adam"}, {"count", kParameters}}, 9.0 * 4 * kParameters,
             [&] { adam.Step(nullptr); });
+  MeasureRandom(table);
   return std::move(table).lines();
 }
 
@@ -257,17 +273,23 @@ boost::json::object MeasureHostCopies(const Dd2DeviceApi& api) {
     for (int i = 0; i < 20; ++i) trained.Step(compute);
   };
   Timer timer(api);
-  std::vector<double> alone, beside, copied, slow;
+  std::vector<double> alone, beside, copied, slow, pinned_later;
+  const auto copy_unpinned = [&] {
+    const double start = Now();
+    saved.Copy(unpinned.data(), side);
+    Must(api, api.wait_stream(side));
+    return Now() - start;
+  };
   for (int round = 0; round < 5; ++round) {
     alone.push_back(timer.Milliseconds(compute, steps));
     copy();
     beside.push_back(timer.Milliseconds(compute, steps));
     Must(api, api.wait_stream(side));
     copied.push_back(timer.Milliseconds(side, copy));
-    const double start = Now();
-    saved.Copy(unpinned.data(), side);
-    Must(api, api.wait_stream(side));
-    slow.push_back(Now() - start);
+    slow.push_back(copy_unpinned());
+    Must(api, api.pin(unpinned.data(), bytes));
+    pinned_later.push_back(copy_unpinned());
+    Must(api, api.unpin(unpinned.data()));
   }
   Must(api, api.end_stream(side));
   Must(api, api.end_stream(compute));
@@ -276,7 +298,8 @@ boost::json::object MeasureHostCopies(const Dd2DeviceApi& api) {
           {"steps_beside_a_copy_ms", Median(beside)},
           {"copy_ms", Median(copied)},
           {"copy_gb_s", 1e-6 * static_cast<double>(bytes) / Median(copied)},
-          {"copy_to_unpinned_memory_ms", Median(slow)}};
+          {"copy_to_unpinned_memory_ms", Median(slow)},
+          {"copy_to_memory_pinned_later_ms", Median(pinned_later)}};
 }
 
 }  // namespace dd2

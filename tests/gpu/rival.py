@@ -126,6 +126,10 @@ def time_case(case, compiled):
     kernel = case["kernel"]
     if kernel == "adam":
         return time_adam(case, compiled)
+    if kernel == "normal":
+        draw = (lambda count: torch.randn(count, device="cuda"))
+        draw = torch.compile(draw) if compiled else draw
+        return median_ms(lambda: draw(case["count"]))
     if kernel in FORWARD:
         return time_forward(FORWARD[kernel], case, compiled)
     return time_backward(BACKWARD[kernel], case, compiled)

@@ -149,6 +149,9 @@ void AddKernels(Dd2DeviceApi& api) {
   api.chunk_squares = [](const Dd2ChunkSquares* c, Dd2Stream s) {
     return Kernel("chunk_squares", s, [c = *c] { LaunchChunkSquares(c, nullptr); });
   };
+  api.random = [](const Dd2RandomField* f, Dd2Stream s) {
+    return Kernel("random", s, [f = *f] { LaunchRandom(f, nullptr); });
+  };
 }
 
 void AddGroups(Dd2DeviceApi& api) {

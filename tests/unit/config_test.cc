@@ -285,14 +285,15 @@ TEST(Config, DigestCoversWhatChangesTheBitsAndNothingElse) {
        {"ranks=1", "name=other", "teacher.path=/x", "cache.path=/y", "checkpoint.keep_last=9",
         "checkpoint.keep_best=2", "checkpoint.interval=60", "api.port=80", "eval.samples=100",
         "phases.1.checkpoint_every=5", "phases.2.eval_every=5", "model.recompute=true",
-        "model.precision=fp32", "phases.1.trains=all"}) {
+        "model.precision=fp32", "teacher.precision=fp32", "phases.1.trains=all"}) {
     EXPECT_EQ(ConfigDigest(*Parse(kGood, {same})), base) << same;
   }
   for (const char* other :
        {"seed=8", "cache.enabled=false", "threads_per_rank=2", "teacher.cfg_scale=2",
         "teacher.top_k=5", "batch.shards=8", "model.head_depth=2", "phases.0.sequences=750",
         "phases.1.steps=61", "phases.1.trains=head", "model.precision=bf16",
-        "phases.2.sid_alpha=.5", "phases.2.warmup=4", "phases.3.kind=eval"}) {
+        "teacher.precision=bf16", "phases.2.sid_alpha=.5", "phases.2.warmup=4",
+        "phases.3.kind=eval"}) {
     const auto config = Parse(kGood, {other});
     ASSERT_TRUE(config) << config.error().message();
     EXPECT_NE(ConfigDigest(*config), base) << other;

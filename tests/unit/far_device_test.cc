@@ -185,6 +185,37 @@ TEST_P(OfEveryKind, ImagesAndTheirFeatures) {
   CompareWithCpu(compute, 2e-4);
 }
 
+// Also at the ends of the interval, where the first and the last possible code are drawn.
+TEST_P(OfEveryKind, DrawnTokens) {
+  const auto compute = [] {
+    const TeacherBundle teacher = MakeTeacher(GetParam());
+    const BackboneSpec& spec = teacher.teacher->backbone().spec();
+    at::manual_seed(3);
+    const at::Tensor uniforms = at::rand({6, spec.tokens});
+    uniforms.select(0, 0).zero_();
+    uniforms.select(0, 1).fill_(1 - 0x1p-24);
+    TeacherConfig config;
+    config.cfg_scale = 2;
+    config.top_p = 0.9;
+    const at::Tensor labels = ToDevice(at::arange(6, at::kLong).remainder(spec.classes));
+    const SampledBlock block =
+        SampleTeacher(*teacher.teacher, teacher.tokenizer->codebook(), labels, uniforms, config);
+    EXPECT_EQ(block.tokens.device(), ComputeDevice());
+    return Tensors{{"tokens", block.tokens + 1}};
+  };
+  CompareWithCpu(compute, 0);
+}
+
+// Random numbers by position: the kernel's are the CPU's (kernel_checks.cc says how near on a GPU).
+TEST(FarDevice, NoiseAndTimes) {
+  const auto compute = [] {
+    return Tensors{
+        {"noise", RandomDraws(KeyOf(RngUse::kForwardNoise), {.first = 5, .count = 3}, 2, 7, 3)},
+        {"times", RandomTimes(KeyOf(RngUse::kTime), {.first = 5, .count = 3}, 2, 7, 0.1, 0.9)}};
+  };
+  CompareWithCpu(compute, 0);
+}
+
 // The codes that a filter keeps must not depend on who adds the probabilities up.
 TEST(FarDevice, FiltersOfManyCodes) {
   const auto compute = [] {
@@ -292,6 +323,18 @@ TEST(FarDevice, TheHostCannotTouchItsMemory) {
   EXPECT_DEATH(std::printf("%f", static_cast<double>(*tensor.const_data_ptr<float>())), "");
   EXPECT_THROW(tensor + at::ones({4}), c10::Error);
   EXPECT_EQ(tensor.sum().item<float>(), 4);
+}
+
+// What has no deterministic form on a GPU is refused here too, so that no network comes to need it.
+TEST(FarDevice, RefusesWhatCudaRefuses) {
+  const Result<Device> device = LoadDevice(DD2_FAR_DEVICE);
+  ASSERT_TRUE(device);
+  ASSERT_TRUE(UseTorchDevice(*device));
+  EXPECT_THROW(at::cumsum(at::ones({4}, OnDevice()), 0), c10::Error);
+  const at::Tensor map = at::ones({1, 1, 2, 2}, OnDevice()).requires_grad_(true);
+  const at::Tensor larger = at::upsample_bicubic2d(map, {4, 4}, /*align_corners=*/false);
+  EXPECT_EQ(larger.sum().item<float>(), 16) << "forwards it has one";
+  EXPECT_THROW(larger.sum().backward(), c10::Error);
 }
 
 }  // namespace

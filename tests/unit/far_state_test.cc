@@ -225,6 +225,7 @@ TEST_F(FarStateTest, IsRecalledFromASnapshot) {
     Fill(state, 1);
     first = ValuesOf(state);
     snapshots.Take(1, SmallAt(1));
+    snapshots.BeforeChange();
     Fill(state, 2);
     snapshots.Take(1, SmallAt(2));
   }
@@ -243,15 +244,18 @@ TEST_F(FarStateTest, AFailedSnapshotIsNotHeld) {
   StateSnapshots snapshots(folder_.path(), "run", 0, 1, CheckpointIdentity(), state);
   snapshots.Take(1, SmallAt(1));
   snapshots.Take(1, SmallAt(2));
+  snapshots.Finish();
   {
     const FailingCopies failing;
     snapshots.Take(1, SmallAt(3));
+    ASSERT_EQ(snapshots.held().size(), 1U) << "from its beginning the one that it replaces is gone";
     EXPECT_FALSE(snapshots.Recall(SmallAt(2).position()));
   }
   ASSERT_EQ(snapshots.held().size(), 1U);
   EXPECT_EQ(snapshots.held()[0].position().step(), 2);
   EXPECT_TRUE(snapshots.Recall(SmallAt(2).position()));
   snapshots.Take(1, SmallAt(4));
+  snapshots.Finish();
   EXPECT_EQ(snapshots.held().size(), 2U);
 }
 

@@ -11,7 +11,8 @@ dd2_library(gpu_checks SRCS gpu/kernel_checks.cc $<TARGET_OBJECTS:dd2_cpu_kernel
 
 # The device's kernels as C++ for the CPU.
 set(device_kernels ${PROJECT_SOURCE_DIR}/worker/kernels/adam.cu ${PROJECT_SOURCE_DIR}/worker/kernels/chunk_squares.cu
-                   ${PROJECT_SOURCE_DIR}/worker/kernels/modulate.cu ${PROJECT_SOURCE_DIR}/worker/kernels/score.cu)
+                   ${PROJECT_SOURCE_DIR}/worker/kernels/modulate.cu ${PROJECT_SOURCE_DIR}/worker/kernels/random.cu
+                   ${PROJECT_SOURCE_DIR}/worker/kernels/score.cu)
 set_source_files_properties(${device_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
   "-xc++;-ffp-contract=off;-Wno-unknown-pragmas;-Wno-conversion")
 dd2_library(test_host_device

@@ -55,6 +55,27 @@ TEST_F(ScalesTest, SampledHiddenIsTheGuidedTeacherForcedPass) {
   }
 }
 
+// Passes over whole sequences alone; its steps and output layer stay fp32.
+TEST_F(ScalesTest, ATeacherInBf16IsNearThatInFp32) {
+  BackboneSpec spec = bundle_.teacher->backbone().spec();
+  spec.mode.bf16 = true;
+  const Teacher rounded(spec, bundle_.teacher->codes(), bundle_.teacher->params());
+  const at::Tensor q = Noise(4);
+  const at::Tensor exact = bundle_.teacher->GuidedHidden(q, labels_, 1.5);
+  const at::Tensor rough = rounded.GuidedHidden(q, labels_, 1.5);
+  EXPECT_EQ(rough.scalar_type(), at::kFloat);
+  const double error = ((rough - exact).norm() / exact.norm()).item<double>();
+  EXPECT_GT(error, 1e-4) << "as exact as fp32";
+  EXPECT_LT(error, 0.03);
+  EXPECT_TRUE(at::equal(rounded.Logits(exact), bundle_.teacher->Logits(exact)));
+  at::manual_seed(1);
+  const at::Tensor uniforms = at::rand({4, kTokens});
+  const auto sample = [&](const Teacher& teacher) {
+    return SampleTeacher(teacher, bundle_.tokenizer->codebook(), labels_, uniforms, {}).hidden;
+  };
+  EXPECT_TRUE(at::equal(sample(rounded), sample(*bundle_.teacher)));
+}
+
 TEST_F(ScalesTest, GuidanceRisesFromScaleToScale) {
   const at::Tensor q = CodesOf(at::arange(4 * kTokens, at::kLong).remainder(16).view({4, -1}));
   const at::Tensor null = at::full({4}, 10, at::kLong);
@@ -141,6 +162,9 @@ TEST_F(ScalesTest, ComesBackFromItsFiles) {
   ASSERT_TRUE(teacher) << teacher.error().message();
   const at::Tensor q = Noise(4);
   EXPECT_TRUE(at::equal((*teacher)->Hidden(q, labels_), bundle_.teacher->Hidden(q, labels_)));
+  const auto rounded = LoadTeacher(folder / "teacher.safetensors", (*tokenizer)->path(), true);
+  ASSERT_TRUE(rounded);
+  EXPECT_FALSE(at::equal((*rounded)->Hidden(q, labels_), bundle_.teacher->Hidden(q, labels_)));
   const auto without = LoadTeacher(folder / "teacher.safetensors", nullptr);
   ASSERT_FALSE(without);
   EXPECT_THAT(without.error().message(), testing::HasSubstr("scales (1,3,7)"));

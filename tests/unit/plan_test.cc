@@ -312,10 +312,17 @@ TEST(PlanTest, PrecisionAndJudgeAreThoseOfTheConfiguration) {
   const RunPlan single = PlanOf(input);
   EXPECT_EQ(PartOf(single.memory, "weights of blocks in bf16"), 0);
   EXPECT_EQ(PartOf(single.memory, "features of Inception"), 0);
-  // Without its matrix units a GPU needs far longer for the blocks; the teacher does in both.
+  // Without its matrix units a GPU needs far longer for the blocks; what the teacher draws is fp32.
   EXPECT_GT(single.phases[2].compute_seconds, 2 * plan.phases[2].compute_seconds);
   EXPECT_EQ(single.phases[0].compute_seconds, plan.phases[0].compute_seconds);
   EXPECT_EQ(PartOf(single.memory, "teacher"), PartOf(plan.memory, "teacher"));
+  // Its judgement of what the generator makes follows teacher.precision.
+  input.config.model.precision = kPrecisionBf16;
+  input.config.teacher.precision = kPrecisionFp32;
+  const RunPlan exact = PlanOf(input);
+  EXPECT_EQ(exact.phases[0].compute_seconds, plan.phases[0].compute_seconds);
+  EXPECT_EQ(exact.phases[2].compute_seconds, plan.phases[2].compute_seconds);
+  EXPECT_GT(exact.phases[3].compute_seconds, 1.2 * plan.phases[3].compute_seconds);
 }
 
 const Alternative* Find(const std::vector<Alternative>& alternatives, const std::string& change) {

@@ -64,7 +64,9 @@ struct Process {
       : state(MakeTrainingState(Network::Layout(SpecFor(config.model, *teacher.teacher)),
                                 local_rank, local_size)),
         trainer(config, teacher, collectives, state),
-        snapshots(memory, "run", local_rank, local_size, CheckpointIdentity(), state) {}
+        snapshots(memory, "run", local_rank, local_size, CheckpointIdentity(), state) {
+    trainer.OnChange([this] { snapshots.BeforeChange(); });
+  }
 
   TrainingState state;
   GenerationCollectives collectives;
@@ -170,6 +172,7 @@ class StateSyncTest : public testing::Test {
       candidates.push_back({.name = std::to_string(i), .held = {}});
       for (const auto& process : domains[i]) {
         proto::HeldState held = process->trainer.Held();
+        process->snapshots.Finish();
         for (auto& one : process->snapshots.held()) *held.add_snapshots() = std::move(one);
         candidates.back().held.push_back(std::move(held));
       }

@@ -34,17 +34,18 @@ class TeacherDataTest : public testing::Test {
   void EnsureAll() {
     for (int block = 0; block < data_->blocks(); ++block) ASSERT_TRUE(data_->EnsureBlock(block));
   }
-  void DropOneScore() {
+  void DropScores(std::size_t count) {
     data_.reset();
     cache_.reset();
     auto store = OpenRocksStore(root() / "slot-00", {false, true});
     ASSERT_TRUE(store);
-    std::string key;
+    std::vector<std::string> keys;
     ASSERT_TRUE((*store)->Scan("c", [&](std::string_view found, std::string_view) {
-      key = found;
-      return false;
+      keys.emplace_back(found);
+      return keys.size() < count;
     }));
-    ASSERT_TRUE((*store)->Delete(key));
+    ASSERT_EQ(keys.size(), count);
+    for (const std::string& key : keys) ASSERT_TRUE((*store)->Delete(key));
   }
   void Expect(std::int64_t hits, std::int64_t misses, std::int64_t written) const {
     EXPECT_EQ(data_->stats().hits, hits);
@@ -73,7 +74,7 @@ TEST_F(TeacherDataTest, FiguresCountSequencesWithTheirScores) {
   ASSERT_TRUE(data_->LoadSequences());
   Expect(kSequences, 0, 0);  // nothing had to be looked up again
 
-  DropOneScore();
+  DropScores(1);
   Begin();
   EnsureAll();
   Expect(kSequences - 1, 1, kBlock);  // the teacher works in whole blocks
@@ -95,7 +96,7 @@ TEST_F(TeacherDataTest, AScoreThatIsGoneComesBackWithItsBits) {
   EnsureAll();
   const auto whole = data_->Load(all);
   ASSERT_TRUE(whole);
-  DropOneScore();
+  DropScores(1);
   Begin();
   ASSERT_TRUE(data_->LoadSequences());
   const auto again = data_->Load(all);
@@ -103,6 +104,44 @@ TEST_F(TeacherDataTest, AScoreThatIsGoneComesBackWithItsBits) {
   EXPECT_TRUE(at::equal(again->logp, whole->logp));
   EXPECT_TRUE(at::equal(again->codes, whole->codes));
   Expect(2 * kSequences - 1, 1, kBlock);
+}
+
+// Whatever was expected, a batch is that of its own samples; each look-up is counted.
+TEST_F(TeacherDataTest, WhatIsReadAheadIsWhatIsLoaded) {
+  Begin();
+  EnsureAll();
+  const auto calm = data_->Load({3, 20, 7});
+  ASSERT_TRUE(calm);
+  Begin();
+  ASSERT_TRUE(data_->LoadSequences());
+  data_->Expect({3, 20, 7});
+  const auto expected = data_->Load({3, 20, 7});
+  data_->Expect({1, 2});
+  const auto surprise = data_->Load({3, 20, 7});
+  data_->Expect({5});  // nobody loads it
+  for (const auto* batch : {&expected, &surprise}) {
+    ASSERT_TRUE(*batch);
+    EXPECT_TRUE(at::equal((*batch)->logp, calm->logp));
+    EXPECT_TRUE(at::equal((*batch)->codes, calm->codes));
+  }
+  ASSERT_TRUE(data_->EnsureBlock(0));  // the cache is free again
+  Expect(kSequences + 3 + 2 + 3 + 1 + kBlock, 0, 0);
+}
+
+// Two of a block: the teacher works once.
+TEST_F(TeacherDataTest, ExpectedScoresThatAreGoneComeBack) {
+  Begin();
+  EnsureAll();
+  const auto whole = data_->Load({0, 1, 2, 3, 4, 5, 6, 7});
+  ASSERT_TRUE(whole);
+  DropScores(kSequences);
+  Begin();
+  ASSERT_TRUE(data_->LoadSequences());
+  data_->Expect({0, 1, 2, 3, 4, 5, 6, 7});
+  const auto again = data_->Load({0, 1, 2, 3, 4, 5, 6, 7});
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(at::equal(again->logp, whole->logp));
+  Expect(kSequences, kBlock, kBlock);
 }
 
 TEST_F(TeacherDataTest, TrajectoriesAreOtherDataThanDraws) {

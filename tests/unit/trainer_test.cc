@@ -201,7 +201,7 @@ Outcome Regress(const TeacherBundle& teacher, int ranks) {
 }
 
 TEST(SpecForTest, ATrainedNetworkComputesAsTheConfigurationSays) {
-  const TeacherBundle teacher = MakeTinyTeacher(5);
+  TeacherBundle teacher = MakeTinyTeacher(5, {1, 2});
   RunConfig config = TinyConfig();
   const PassMode plain = SpecFor(config.model, *teacher.teacher).backbone.mode;
   EXPECT_FALSE(plain.bf16);
@@ -211,7 +211,13 @@ TEST(SpecForTest, ATrainedNetworkComputesAsTheConfigurationSays) {
   const PassMode small = SpecFor(config.model, *teacher.teacher).backbone.mode;
   EXPECT_TRUE(small.bf16);
   EXPECT_EQ(small.activations, Activations::kRecompute);
-  EXPECT_FALSE(teacher.teacher->backbone().spec().mode.bf16) << "the teacher stays fp32";
+  EXPECT_FALSE(teacher.teacher->backbone().spec().mode.bf16) << "the teacher stays as it is";
+  BackboneSpec rounded = teacher.teacher->backbone().spec();
+  rounded.mode.bf16 = true;
+  teacher.teacher =
+      std::make_unique<Teacher>(rounded, teacher.teacher->codes(), teacher.teacher->params());
+  EXPECT_FALSE(SpecFor(TinyConfig().model, *teacher.teacher).backbone.mode.bf16)
+      << "the networks do not take the teacher's precision";
 }
 
 TEST(RegressTest, SameBitsOnAnyNumberOfRanksAndTheLossFalls) {

@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "common/check.h"
 #include "worker/kernels/torch_device.h"
 
 namespace dd2 {
@@ -26,6 +27,36 @@ at::Tensor DrawPerSample(RngKey key, ShardRange range, std::int64_t draws, std::
   return out;
 }
 
+// The same by the kernel of a GPU.
+at::Tensor DrawOnDevice(const RngKey& key, ShardRange range, std::int64_t draws, std::int64_t width,
+                        bool normal) {
+  DD2_CHECK(key.phase < (1U << 16) && key.update < (1ULL << 32) && range.first >= 0 &&
+            range.first + range.count <= (std::int64_t{1} << 32));
+  at::Tensor out = at::empty({draws, range.count, width}, OnDevice());
+  const Dd2RandomField field{.seed = key.seed,
+                             .phase = key.phase,
+                             .use = static_cast<std::uint32_t>(key.use),
+                             .update = static_cast<std::uint32_t>(key.update),
+                             .first_sample = static_cast<std::uint32_t>(range.first),
+                             .normal = normal ? 1 : 0,
+                             .draws = draws,
+                             .samples = range.count,
+                             .width = width,
+                             .d_out = out.mutable_data_ptr<float>()};
+  CheckKernel(DeviceKernels().random(&field, nullptr));
+  return out;
+}
+
+at::Tensor Normals(const RngKey& key, ShardRange range, std::int64_t draws, std::int64_t width) {
+  if (!ComputeDevice().is_cpu()) return DrawOnDevice(key, range, draws, width, true);
+  return DrawPerSample(key, range, draws, width, FillNormal);
+}
+
+at::Tensor Uniforms(const RngKey& key, ShardRange range, std::int64_t draws, std::int64_t width) {
+  if (!ComputeDevice().is_cpu()) return DrawOnDevice(key, range, draws, width, false);
+  return DrawPerSample(key, range, draws, width, FillUniform);
+}
+
 }  // namespace
 
 at::Tensor RandomLabels(RngKey key, ShardRange range, std::int64_t classes) {
@@ -44,16 +75,15 @@ at::Tensor RandomNoise(RngKey key, ShardRange range, std::int64_t tokens, std::i
 
 at::Tensor RandomDraws(RngKey key, ShardRange range, std::int64_t draws, std::int64_t tokens,
                        std::int64_t channels) {
-  return ToDevice(DrawPerSample(key, range, draws, tokens * channels, FillNormal)
-                      .view({draws, range.count, tokens, channels}));
+  return Normals(key, range, draws, tokens * channels).view({draws, range.count, tokens, channels});
 }
 
 at::Tensor RandomTimes(RngKey key, ShardRange range, std::int64_t draws, std::int64_t tokens,
                        double low, double high) {
-  return ToDevice(DrawPerSample(key, range, draws, tokens, FillUniform)
-                      .mul_(high - low)
-                      .add_(low)
-                      .view({draws, range.count, tokens, 1}));
+  return Uniforms(key, range, draws, tokens)
+      .mul_(high - low)
+      .add_(low)
+      .view({draws, range.count, tokens, 1});
 }
 
 }  // namespace dd2

@@ -8,8 +8,8 @@
 namespace dd2 {
 
 // Samples [first, first + count) of a global batch: what a shard draws, whoever computes it. Every
-// value comes from (key, global sample index) alone; key.sample is overwritten. All of them are
-// drawn by the CPU, whatever computes with them: tensors on ComputeDevice().
+// value comes from (key, global sample index) alone; key.sample is overwritten. Tensors on
+// ComputeDevice(), which draws all but labels itself.
 struct ShardRange {
   std::int64_t first = 0;
   std::int64_t count = 0;

@@ -1,7 +1,8 @@
 #include "worker/engine/state_snapshots.h"
 
 #include <algorithm>
-#include <span>
+#include <chrono>
+#include <utility>
 
 #include "common/log.h"
 #include "proto/position.h"
@@ -32,11 +33,6 @@ std::string IdentityText(const CheckpointIdentity& identity, const std::string& 
          std::to_string(local_size);
 }
 
-// A copy to or from a device costs more to begin than a piece gains in the CPU's cache.
-std::size_t PieceBytes() {
-  return ComputeDevice().is_cpu() ? MemorySnapshots::kPiece : std::size_t{16} << 20U;
-}
-
 }  // namespace
 
 StateSnapshots::StateSnapshots(const std::filesystem::path& folder, const std::string& run_id,
@@ -63,9 +59,29 @@ StateSnapshots::StateSnapshots(const std::filesystem::path& folder, const std::s
     held.place = found.place;
     if (held.note.ParseFromString(found.note)) held_.push_back(std::move(held));
   }
+  if (!ComputeDevice().is_cpu()) Pin();
 }
 
-std::vector<proto::MemorySnapshot> StateSnapshots::held() const {
+StateSnapshots::~StateSnapshots() {
+  Finish();
+  if (pinned_) DeviceKernels().unpin(memory_->memory().data());
+}
+
+// A GPU copies to memory that it knows by itself, and several times as fast as to other.
+void StateSnapshots::Pin() {
+  const Dd2DeviceApi& api = DeviceKernels();
+  const std::span<std::byte> memory = memory_->memory();
+  const Status pinned = DeviceStatus(api, api.pin(memory.data(), memory.size()));
+  pinned_ = static_cast<bool>(pinned);
+  if (pinned_) return;
+  LogWarning("the memory of snapshots cannot be pinned, copies to it are slow: " +
+             pinned.error().message());
+}
+
+std::vector<proto::MemorySnapshot> StateSnapshots::held() {
+  if (saved_.valid() && saved_.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
+    Finish();
+  }
   std::vector<proto::MemorySnapshot> snapshots;
   for (const Held& held : held_) {
     const proto::MemorySnapshot& one = held.note.snapshot();
@@ -79,37 +95,55 @@ std::vector<proto::MemorySnapshot> StateSnapshots::held() const {
 
 void StateSnapshots::Take(std::uint64_t generation, proto::RankState small) {
   if (!memory_) return;
-  Held held;
+  Finish();
+  if (const Status still = WaitForCompute(); !still) return;  // what comes next says why
+  taking_ = std::make_unique<Taking>();
+  Held& held = taking_->held;
+  held.place = memory_->next_place();
   *held.note.mutable_snapshot()->mutable_position() = small.position();
   *held.note.mutable_snapshot()->mutable_recorded() =
       RecordedBefore(small.position(), small.unrecorded().empty() ? nullptr : &small.unrecorded(0));
   held.note.mutable_snapshot()->set_generation(generation);
   *held.note.mutable_state() = std::move(small);
-  const std::vector<std::span<std::byte>> bytes = BytesOf(state_);
-  const std::vector<std::span<const std::byte>> pieces(bytes.begin(), bytes.end());
-  const auto save = [&]() -> Result<int> {
-    DD2_TRY(WaitForCompute());
-    return memory_->Save(held.note.SerializeAsString(), pieces, CopyMemory, PieceBytes());
-  };
-  const Result<int> place = save();
-  std::erase_if(held_, [&](const Held& other) {
-    return !memory_->Has(other.place) || (place && other.place == *place);
+  taking_->note = held.note.SerializeAsString();
+  for (const std::span<std::byte> piece : BytesOf(state_)) taking_->pieces.push_back(piece);
+  std::erase_if(held_, [&held](const Held& other) { return other.place == held.place; });
+  copied_ = taking_->copied.get_future();
+  saved_ = std::async(std::launch::async, [this, &taking = *taking_] {
+    bool told = false;
+    const auto tell = [&] {
+      if (!std::exchange(told, true)) taking.copied.set_value();
+    };
+    Result<int> place = memory_->Save(taking.note, taking.pieces, CopyMemory, tell);
+    tell();  // also when it fails
+    return place;
   });
-  if (!place) {
+}
+
+void StateSnapshots::BeforeChange() {
+  if (copied_.valid()) copied_.get();
+}
+
+void StateSnapshots::Finish() {
+  if (!saved_.valid()) return;
+  BeforeChange();
+  const Result<int> place = saved_.get();
+  if (place) {
+    held_.insert(held_.begin(), std::move(taking_->held));
+  } else {
     LogWarning("no snapshot in memory: " + place.error().message());
-    return;
   }
-  held.place = *place;
-  held_.insert(held_.begin(), std::move(held));
+  taking_.reset();
 }
 
 Result<proto::RankState> StateSnapshots::Recall(const proto::Position& position) {
+  Finish();
   for (const Held& held : held_) {
     if (!Same(held.note.snapshot().position(), position)) continue;
     state_.whole = false;
     DD2_TRY(WaitForCompute());  // it may still change them
     const std::vector<std::span<std::byte>> bytes = BytesOf(state_);
-    DD2_TRY(memory_->Load(held.place, bytes, CopyMemory, PieceBytes()));
+    DD2_TRY(memory_->Load(held.place, bytes, CopyMemory));
     return held.note.state();
   }
   return Error(Code::kInternal, "told to go on from a snapshot that this rank does not have");

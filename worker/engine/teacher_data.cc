@@ -1,6 +1,7 @@
 #include "worker/engine/teacher_data.h"
 
 #include <cstring>
+#include <map>
 #include <numeric>
 #include <utility>
 
@@ -129,7 +130,7 @@ Result<std::vector<TeacherScore>> TeacherData::Recompute(int block) {
   Block computed = Compute(block);
   const std::size_t first = static_cast<std::size_t>(block) * static_cast<std::size_t>(spec_.block);
   if (cache_ != nullptr) {
-    DD2_TRY(cache_->StoreBlock(settings_, first, computed.sequences, computed.scores));
+    DD2_TRY(Cache().StoreBlock(settings_, first, computed.sequences, computed.scores));
   }
   for (std::size_t i = 0; i < computed.sequences.size(); ++i) {
     sequences_[first + i] = std::move(computed.sequences[i]);
@@ -143,7 +144,7 @@ Status TeacherData::EnsureBlock(int block) {
   // All of them, also behind a missing one: each is a look-up that the figures count.
   for (int i = 0; cache_ != nullptr && i < spec_.block; ++i) {
     const std::size_t sample = first + static_cast<std::size_t>(i);
-    Result<TeacherEntry> entry = cache_->FindEntry(settings_, sample);
+    Result<TeacherEntry> entry = Cache().FindEntry(settings_, sample);
     if (entry) {
       sequences_[sample] = std::move(entry->sequence);
     } else if (entry.error().code() == Code::kNotFound) {
@@ -157,7 +158,7 @@ Status TeacherData::EnsureBlock(int block) {
 }
 
 Status TeacherData::LoadSequences() {
-  if (cache_ != nullptr) DD2_TRY(cache_->Refresh());
+  if (cache_ != nullptr) DD2_TRY(Cache().Refresh());
   const auto block_size = static_cast<std::size_t>(spec_.block);
   for (int block = 0; block < blocks(); ++block) {
     const std::size_t first = static_cast<std::size_t>(block) * block_size;
@@ -168,7 +169,7 @@ Status TeacherData::LoadSequences() {
         complete = false;
         break;
       }
-      Result<TeacherSequence> sequence = cache_->FindSequence(settings_, i);
+      Result<TeacherSequence> sequence = Cache().FindSequence(settings_, i);
       if (sequence) {
         sequences_[i] = std::move(*sequence);
       } else if (sequence.error().code() == Code::kNotFound) {
@@ -182,14 +183,50 @@ Status TeacherData::LoadSequences() {
   return {};
 }
 
-Result<TeacherScore> TeacherData::Score(std::uint64_t sample) {
-  const Digest128 key = ScoreKey(settings_, sequences_[sample]);
-  Result<TeacherScore> score = cache_->FindScore(key);
-  if (score || score.error().code() != Code::kNotFound) return score;
+ScoreCache& TeacherData::Cache() {
+  if (ahead_.valid()) ahead_.wait();
+  return *cache_;
+}
+
+void TeacherData::Expect(std::vector<std::uint64_t> samples) {
+  if (cache_ == nullptr) return;
+  ScoreCache& cache = Cache();
+  std::vector<Digest128> keys;
+  for (const std::uint64_t sample : samples) {
+    keys.push_back(ScoreKey(settings_, sequences_.at(sample)));
+  }
+  expected_ = std::move(samples);
+  ahead_ = std::async(std::launch::async, [&cache, keys = std::move(keys)] {
+    std::vector<Result<TeacherScore>> found;
+    for (const Digest128& key : keys) found.push_back(cache.FindScore(key));
+    return found;
+  });
+}
+
+Result<std::vector<TeacherScore>> TeacherData::Scores(const std::vector<std::uint64_t>& samples) {
+  if (!ahead_.valid() || expected_ != samples) Expect(samples);
+  std::vector<Result<TeacherScore>> found = ahead_.get();
+  const BackboneSpec& shape = teacher_.teacher->backbone().spec();
   const auto block_size = static_cast<std::uint64_t>(spec_.block);
-  DD2_TRY_ASSIGN(std::vector<TeacherScore> scores,
-                 Recompute(static_cast<int>(sample / block_size)));
-  return std::move(scores[sample % block_size]);
+  std::map<std::uint64_t, std::vector<TeacherScore>> recomputed;  // blocks
+  std::vector<TeacherScore> scores;
+  for (std::size_t i = 0; i < samples.size(); ++i) {
+    if (found[i]) {
+      scores.push_back(*std::move(found[i]));
+    } else if (found[i].error().code() == Code::kNotFound) {
+      const std::uint64_t block = samples[i] / block_size;
+      if (!recomputed.contains(block)) {
+        DD2_TRY_ASSIGN(recomputed[block], Recompute(static_cast<int>(block)));
+      }
+      scores.push_back(recomputed[block][samples[i] % block_size]);
+    } else {
+      return found[i].error();
+    }
+    if (scores.back().tokens != shape.tokens || scores.back().width != shape.width) {
+      return Error(Code::kCorruption, "a stored score has another shape than the teacher");
+    }
+  }
+  return scores;
 }
 
 Result<std::pair<at::Tensor, at::Tensor>> TeacherData::Tokens(
@@ -248,15 +285,7 @@ Result<TeacherData::Batch> TeacherData::Load(const std::vector<std::uint64_t>& s
     batch.logp = FilterLogits(teacher_.teacher->Logits(hidden), spec_.sampling);
     return batch;
   }
-  std::vector<TeacherScore> scores;
-  for (const std::uint64_t sample : samples) {
-    DD2_TRY_ASSIGN(TeacherScore score, Score(sample));
-    const BackboneSpec& shape = teacher_.teacher->backbone().spec();
-    if (score.tokens != shape.tokens || score.width != shape.width) {
-      return Error(Code::kCorruption, "a stored score has another shape than the teacher");
-    }
-    scores.push_back(std::move(score));
-  }
+  DD2_TRY_ASSIGN(const std::vector<TeacherScore> scores, Scores(samples));
   batch.logp = LogitsOf(scores);
   return batch;
 }

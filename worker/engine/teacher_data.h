@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <string>
 #include <vector>
@@ -52,6 +53,8 @@ class TeacherData {
   };
   // LoadSequences() first. A missing or damaged entry is recomputed with its block.
   Result<Batch> Load(const std::vector<std::uint64_t>& samples);
+  // The next Load will be of these: a thread of its own reads what the cache has of them meanwhile.
+  void Expect(std::vector<std::uint64_t> samples);
   // Only tokens and labels.
   Result<std::pair<at::Tensor, at::Tensor>> Tokens(const std::vector<std::uint64_t>& samples);
 
@@ -70,9 +73,12 @@ class TeacherData {
   Block Compute(int block) const;
   // Sequences [first, first + B) of the data set; labels [B].
   SampledBlock Draw(std::uint64_t first, const at::Tensor& labels) const;
+  // The cache, once nothing is read ahead any more: it is one thread's at a time.
+  ScoreCache& Cache();
   // Computes, stores and remembers a block; its scores.
   Result<std::vector<TeacherScore>> Recompute(int block);
-  Result<TeacherScore> Score(std::uint64_t sample);
+  // From the cache, or computed again where it lacks them.
+  Result<std::vector<TeacherScore>> Scores(const std::vector<std::uint64_t>& samples);
   at::Tensor LogitsOf(const std::vector<TeacherScore>& scores) const;
 
   const TeacherDataSpec spec_;
@@ -80,6 +86,8 @@ class TeacherData {
   ScoreCache* cache_;
   Digest128 settings_;
   std::vector<TeacherSequence> sequences_;  // [size] once known; tokens empty: not known
+  std::vector<std::uint64_t> expected_;     // samples of `ahead_`
+  std::future<std::vector<Result<TeacherScore>>> ahead_;  // last: ends before what it reads from
 };
 
 }  // namespace dd2

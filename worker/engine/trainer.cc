@@ -313,13 +313,18 @@ Status Trainer::GtsUpdate(TeacherData& data, const Wish& wish) {
   const std::int64_t update = state_.step;
   const std::int64_t first = HeadOnly() ? head_begin_ : 0;
   UpdateScalars scalars = ScalarsFor(wish, 1);
-  int local = 0;
-  for (const ShardRange& range : LocalShards(settings.batch)) {
-    const std::vector<std::uint64_t> samples = StoredSamples(range, update, data);
-    state_.guidance.params.BindGradient(updater_.GradientOfShard(local++, first));
+  const std::vector<ShardRange> ranges = LocalShards(settings.batch);
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    state_.guidance.params.BindGradient(updater_.GradientOfShard(static_cast<int>(i), first));
     DD2_TRY_ASSIGN(const at::Tensor loss,
-                   GtsLossOf(data, samples, range, Key(RngUse::kTime, update),
-                             Key(RngUse::kForwardNoise, update)));
+                   GtsLossOf(data, StoredSamples(ranges[i], update, data), ranges[i],
+                             Key(RngUse::kTime, update), Key(RngUse::kForwardNoise, update)));
+    // Read while this shard is computed.
+    if (i + 1 < ranges.size()) {
+      data.Expect(StoredSamples(ranges[i + 1], update, data));
+    } else if (update + 1 < settings.steps) {
+      data.Expect(StoredSamples(ranges.front(), update + 1, data));
+    }
     loss.backward();
     scalars.per_shard.push_back(loss.item<double>());
   }

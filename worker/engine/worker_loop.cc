@@ -59,17 +59,30 @@ std::string Bf16Instructions() {
 }
 
 // Threads, precision and libraries decide bits; ranks that differ in them must not train together.
-std::string NumericMode(const RunConfig& config, std::string_view precision,
+// `word`: what is computed in which precision.
+std::string NumericMode(const RunConfig& config, const std::string& word, bool bf16,
                         const std::optional<Device>& device) {
-  // In bf16 the head is computed too: it was not in the first checkpoints.
-  const std::string word = std::string(precision) + (precision == kPrecisionBf16 ? "+head" : "");
   if (device) {
     return "cuda-" + word + " " + device->Kind() +
            " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild();
   }
   return "cpu-" + word + " threads=" + std::to_string(config.threads_per_rank) +
          " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild() +
-         (precision == kPrecisionBf16 ? " bf16=" + Bf16Instructions() : "");
+         (bf16 ? " bf16=" + Bf16Instructions() : "");
+}
+
+std::string TrainingMode(const RunConfig& config, const std::optional<Device>& device) {
+  const bool trained = config.model.precision == kPrecisionBf16;
+  const bool teacher = config.teacher.precision == kPrecisionBf16;
+  // In bf16 the head is computed too: it was not in the first checkpoints.
+  const std::string word =
+      std::string(trained ? "bf16+head" : "fp32") + (teacher ? "+teacher" : "");
+  return NumericMode(config, word, trained || teacher, device);
+}
+
+// What the teacher draws, and says of it meanwhile, is fp32.
+std::string SamplingMode(const RunConfig& config, const std::optional<Device>& device) {
+  return NumericMode(config, std::string(kPrecisionFp32), false, device);
 }
 
 // The GPU of this worker's place on its machine; nothing: the CPU is wanted.
@@ -89,8 +102,8 @@ Result<std::optional<Device>> TakeDevice(const RunConfig& config, const WorkerOp
 
 Result<std::unique_ptr<ControlClient>> JoinRun(
     const WorkerOptions& options, const Timeouts& timeouts, const CheckpointIdentity& identity,
-    std::int64_t checkpoint_bytes, const std::optional<Device>& device,
-    const StateSnapshots& snapshots, GenerationCollectives& collectives) {
+    std::int64_t checkpoint_bytes, const std::optional<Device>& device, StateSnapshots& snapshots,
+    GenerationCollectives& collectives) {
   DD2_TRY_ASSIGN(std::string secret, RealFileSystem().Read(options.run / "secret"));
   ControlOptions control;
   control.host = options.coordinator_host;
@@ -164,7 +177,10 @@ class WorkerLoop {
     steps_.trainer().OnFrozen([this](NetworkRole frozen) {
       if (IsBorder(state_.step + 1)) saver_.StageAhead(frozen, state_.step + 1);
     });
-    steps_.trainer().OnChange([this] { saver_.BeforeChange(); });
+    steps_.trainer().OnChange([this] {
+      saver_.BeforeChange();
+      snapshots_.BeforeChange();
+    });
   }
 
   Result<WorkerOutcome> Run() {
@@ -176,6 +192,7 @@ class WorkerLoop {
       Result<WorkerOutcome> outcome = RunGeneration(*assignment);
       if (outcome || !IsBreak(outcome.error().code())) return outcome;
       if (!control_.regrouping()) TellFailure(outcome.error());
+      snapshots_.Finish();
       control_.SetHeld(Held());
       collectives_.Leave();
       // The reason says more than that nobody called us.
@@ -456,9 +473,11 @@ Result<WorkerOutcome> Work(const WorkerOptions& options) {
   DD2_TRY_ASSIGN(const RunConfig config, LoadRunConfig(options.run / "config.yaml"));
   SetComputeThreads(config.threads_per_rank);
   DD2_TRY_ASSIGN(const std::optional<Device> device, TakeDevice(config, options));
-  const std::string numeric_mode = NumericMode(config, config.model.precision, device);
+  const std::string numeric_mode = TrainingMode(config, device);
   // Everything slow comes before the hello: who said it can begin at once.
-  DD2_TRY_ASSIGN(const TeacherBundle teacher, LoadTeacherBundle(config.teacher.path));
+  DD2_TRY_ASSIGN(
+      const TeacherBundle teacher,
+      LoadTeacherBundle(config.teacher.path, config.teacher.precision == kPrecisionBf16));
   std::optional<AdmContext> adm;
   if (config.eval.by_inception()) {
     DD2_TRY_ASSIGN(adm, AdmContext::Load(config.eval));
@@ -474,8 +493,8 @@ Result<WorkerOutcome> Work(const WorkerOptions& options) {
   StateSnapshots snapshots(config.checkpoint.memory_every > 0 ? options.snapshots : "",
                            options.run_id, options.local_rank, options.local_size, identity, state);
   GenerationCollectives collectives;
-  PhaseSteps steps(options, config, teacher, collectives, state,
-                   NumericMode(config, kPrecisionFp32, device), std::move(adm));
+  PhaseSteps steps(options, config, teacher, collectives, state, SamplingMode(config, device),
+                   std::move(adm));
   DD2_TRY_ASSIGN(const std::unique_ptr<ControlClient> control,
                  JoinRun(options, config.timeouts, identity, CheckpointBytes(layout), device,
                          snapshots, collectives));

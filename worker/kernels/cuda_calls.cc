@@ -78,6 +78,14 @@ Dd2DeviceCode AllocatePinned(size_t bytes, void** memory) {
 
 Dd2DeviceCode ReleasePinned(void* memory) { return FromCuda(cudaFreeHost(memory), "cudaFreeHost"); }
 
+Dd2DeviceCode Pin(void* memory, size_t bytes) {
+  return FromCuda(cudaHostRegister(memory, bytes, cudaHostRegisterDefault), "cudaHostRegister");
+}
+
+Dd2DeviceCode Unpin(void* memory) {
+  return FromCuda(cudaHostUnregister(memory), "cudaHostUnregister");
+}
+
 Dd2DeviceCode Copy(void* to, const void* from, size_t bytes, Dd2Stream stream) {
   return FromCuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, StreamOf(stream)),
                   "cudaMemcpyAsync");
@@ -189,6 +197,16 @@ Dd2DeviceCode ChunkSquares(const Dd2ChunkSquares* squares, Dd2Stream stream) {
   return FromCuda(LaunchChunkSquares(*squares, StreamOf(stream)), "chunk_squares");
 }
 
+Dd2DeviceCode Random(const Dd2RandomField* field, Dd2Stream stream) {
+  const Dd2RandomField& f = *field;
+  constexpr int64_t kValuesMax = int64_t{1} << 34;  // Philox numbers blocks of four with 32 bits
+  if (f.draws < 1 || f.samples < 1 || f.width < 1 || f.draws > kValuesMax / f.width) {
+    return Bad("random: shape");
+  }
+  if (f.samples > INT32_MAX / ((f.draws * f.width + 1023) / 1024)) return Bad("random: too many");
+  return FromCuda(LaunchRandom(f, StreamOf(stream)), "random");
+}
+
 Dd2DeviceApi MakeApi() {
   Dd2DeviceApi api{};
   api.version = DD2_DEVICE_API_VERSION;
@@ -202,6 +220,8 @@ Dd2DeviceApi MakeApi() {
   api.release = Release;
   api.allocate_pinned = AllocatePinned;
   api.release_pinned = ReleasePinned;
+  api.pin = Pin;
+  api.unpin = Unpin;
   api.copy = Copy;
   api.make_stream = MakeStream;
   api.end_stream = EndStream;
@@ -219,6 +239,7 @@ Dd2DeviceApi MakeApi() {
   api.column_sums = ColumnSums;
   api.adam = Adam;
   api.chunk_squares = ChunkSquares;
+  api.random = Random;
   AddGroupCalls(api);
   return api;
 }

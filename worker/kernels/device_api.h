@@ -9,7 +9,7 @@
 // function returns a Dd2DeviceCode; the text of the last failure on the calling thread is
 // `last_error`. Work on a stream is only begun: its failures show at the next wait.
 
-#define DD2_DEVICE_API_VERSION 3
+#define DD2_DEVICE_API_VERSION 4
 #define DD2_DEVICE_GROUP_ID_BYTES 128
 #define DD2_DEVICE_ADAM_RANGES_MAX 4
 
@@ -136,6 +136,18 @@ typedef struct Dd2ChunkSquares {
   double* d_squares;  // [chunks]
 } Dd2ChunkSquares;
 
+// Numbers of a run's random field (common/rng.h): those of samples first_sample, first_sample + 1,
+// ... at one position, each of which draws draws * width of them; d_out [draws, samples, width].
+// Uniforms have the CPU's bits, normals nearly all of them (a GPU's logarithm and sine may differ
+// in their last bit, in double precision).
+typedef struct Dd2RandomField {
+  uint64_t seed;
+  uint32_t phase, use, update, first_sample;
+  int32_t normal;                 // 0: uniform in [0, 1)
+  int64_t draws, samples, width;  // draws * width < 2^34
+  float* d_out;
+} Dd2RandomField;
+
 typedef struct Dd2DeviceApi {
   uint32_t version;    // DD2_DEVICE_API_VERSION; read it before anything but `size`
   uint32_t size;       // of this struct
@@ -150,6 +162,9 @@ typedef struct Dd2DeviceApi {
   Dd2DeviceCode (*release)(void* d_memory);
   Dd2DeviceCode (*allocate_pinned)(size_t bytes, void** memory);
   Dd2DeviceCode (*release_pinned)(void* memory);
+  // Memory of the host that is there already, until `unpin`.
+  Dd2DeviceCode (*pin)(void* memory, size_t bytes);
+  Dd2DeviceCode (*unpin)(void* memory);
   // Either side may be host or device memory; really asynchronous where host memory is pinned.
   Dd2DeviceCode (*copy)(void* to, const void* from, size_t bytes, Dd2Stream stream);
 
@@ -170,6 +185,7 @@ typedef struct Dd2DeviceApi {
   Dd2DeviceCode (*column_sums)(const Dd2ColumnSums* sums, Dd2Stream stream);
   Dd2DeviceCode (*adam)(const Dd2AdamStep* step, Dd2Stream stream);
   Dd2DeviceCode (*chunk_squares)(const Dd2ChunkSquares* squares, Dd2Stream stream);
+  Dd2DeviceCode (*random)(const Dd2RandomField* field, Dd2Stream stream);
 
   // Groups (NCCL); null: this library has none (one for tests). All calls return at once, also with
   // BUSY: then `group_state` says when the group can be used again. No two threads at once on one

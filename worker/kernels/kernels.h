@@ -18,5 +18,6 @@ cudaError_t LaunchGatedResidualBackward(const Dd2GatedResidual& gated, cudaStrea
 cudaError_t LaunchColumnSums(const Dd2ColumnSums& sums, cudaStream_t stream);
 cudaError_t LaunchAdam(const Dd2AdamStep& step, cudaStream_t stream);
 cudaError_t LaunchChunkSquares(const Dd2ChunkSquares& squares, cudaStream_t stream);
+cudaError_t LaunchRandom(const Dd2RandomField& field, cudaStream_t stream);
 
 }  // namespace dd2

@@ -78,8 +78,8 @@ Status UseTorchDevice(const Device& device) {
                    "at LD_LIBRARY_PATH)");
     }
     setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
-    MakeDeterministic();
   }
+  MakeDeterministic();
   process_device = device;
   return {};
 }

@@ -19,20 +19,6 @@ bool HasFilter(const TeacherConfig& config, std::int64_t codes) {
   return HasTopK(config, codes) || config.top_p < 1.0;
 }
 
-// Sums of the first 1, 2, ... V of [..., V]. LibTorch's operator on a GPU adds in an order that
-// depends on timing: there the sums of 1, 2, 4, ... elements are added up.
-at::Tensor RunningSums(const at::Tensor& x) {
-  if (x.is_cpu()) return at::cumsum(x, -1);
-  at::Tensor sums = x;
-  const std::int64_t size = x.size(-1);
-  for (std::int64_t reach = 1; reach < size; reach *= 2) {
-    const at::Tensor added =
-        sums.narrow(-1, reach, size - reach) + sums.narrow(-1, 0, size - reach);
-    sums = at::cat({sums.narrow(-1, 0, reach), added}, -1);
-  }
-  return sums;
-}
-
 // descending [..., V]; the first k codes are those of top-k.
 at::Tensor CutFromTheLargest(const at::Tensor& descending, std::int64_t k, double p) {
   const at::Tensor largest = descending.narrow(-1, 0, k);
@@ -60,6 +46,18 @@ at::Tensor CutFromTheSmallest(const at::Tensor& descending, std::int64_t k, doub
 }
 
 }  // namespace
+
+at::Tensor RunningSums(const at::Tensor& x) {
+  if (x.is_cpu()) return at::cumsum(x, -1);
+  at::Tensor sums = x;
+  const std::int64_t size = x.size(-1);
+  for (std::int64_t reach = 1; reach < size; reach *= 2) {
+    const at::Tensor added =
+        sums.narrow(-1, reach, size - reach) + sums.narrow(-1, 0, size - reach);
+    sums = at::cat({sums.narrow(-1, 0, reach), added}, -1);
+  }
+  return sums;
+}
 
 at::Tensor FilterThreshold(const at::Tensor& logits, const TeacherConfig& config, TopP top_p) {
   const std::int64_t codes = logits.size(-1);

@@ -23,4 +23,8 @@ at::Tensor FilterLogits(const at::Tensor& logits, const TeacherConfig& config,
 at::Tensor FilterThreshold(const at::Tensor& logits, const TeacherConfig& config,
                            TopP top_p = TopP::kLlamaGen);
 
+// Sums of the first 1, 2, ... V of [..., V]. LibTorch's operator on a GPU adds in an order that
+// depends on timing: there the sums of 1, 2, 4, ... elements are added up.
+at::Tensor RunningSums(const at::Tensor& x);
+
 }  // namespace dd2

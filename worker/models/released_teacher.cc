@@ -232,13 +232,15 @@ Result<BackboneSpec> BackboneOf(const fs::path& folder, const TeacherSizes& size
 }  // namespace
 
 Result<std::unique_ptr<Teacher>> LoadReleasedTeacher(const fs::path& folder,
-                                                     std::shared_ptr<const CodePath> path) {
+                                                     std::shared_ptr<const CodePath> path,
+                                                     bool bf16) {
   DD2_TRY_ASSIGN(const TeacherDescription teacher,
                  ReadTeacherDescription(RealFileSystem(), folder));
   if (!teacher.transformer) return Lacks(folder, "transformer");
   const TeacherSizes& sizes = teacher.transformer->sizes;
   DD2_TRY_ASSIGN(BackboneSpec spec, BackboneOf(folder, sizes));
   spec.path = std::move(path);
+  spec.mode.bf16 = bf16;
   if (teacher.is_var() &&
       (spec.path == nullptr || spec.path->quantizer().scales().sides != spec.sides)) {
     return Error(Code::kInvalidArgument,

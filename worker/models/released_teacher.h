@@ -45,8 +45,9 @@ struct LlamaGenNetwork {
 Result<LlamaGenNetwork> LoadLlamaGen(const std::filesystem::path& folder);
 // The transformer for distillation, on its tokenizer's path if it draws scale by scale.
 // kInvalidArgument: a LlamaGen whose input is a table (`dd2 teacher adapt` replaces it, method
-// 4.3), or a VAR without normalised attention.
+// 4.3), or a VAR without normalised attention. `bf16` as of LoadTeacherBundle.
 Result<std::unique_ptr<Teacher>> LoadReleasedTeacher(const std::filesystem::path& folder,
-                                                     std::shared_ptr<const CodePath> path);
+                                                     std::shared_ptr<const CodePath> path,
+                                                     bool bf16 = false);
 
 }  // namespace dd2

@@ -38,9 +38,23 @@ std::int64_t InverseCdf(const float* probabilities, std::int64_t codes, double u
   return last_possible;
 }
 
-// logits [B, V], uniforms [B, n] at column `position`, in host memory -> tokens [B] there.
+// InverseCdf of each row by the operators of a device: uniform [B, 1].
+at::Tensor DrawThere(const at::Tensor& logits, const at::Tensor& uniform) {
+  const std::int64_t codes = logits.size(1);
+  const at::Tensor probabilities = at::softmax(logits, -1).to(at::kDouble);
+  const at::Tensor running = RunningSums(probabilities);
+  const at::Tensor target = uniform.to(at::kDouble) * running.narrow(1, codes - 1, 1);
+  const at::Tensor possible = probabilities > 0;
+  const at::Tensor number = at::arange(codes, uniform.options().dtype(at::kLong));
+  const at::Tensor crosses = number.masked_fill(~(possible & (running > target)), codes);
+  const at::Tensor last_possible = number.masked_fill(~possible, 0).amax(-1);
+  return at::minimum(crosses.amin(-1), last_possible);
+}
+
+// logits [B, V], uniforms [B, n] at column `position`, on one device -> tokens [B] there.
 at::Tensor DrawTokens(const at::Tensor& logits, const at::Tensor& uniforms, std::int64_t position) {
-  const at::Tensor probabilities = at::softmax(logits, -1).cpu().contiguous();
+  if (!logits.is_cpu()) return DrawThere(logits, uniforms.narrow(1, position, 1));
+  const at::Tensor probabilities = at::softmax(logits, -1).contiguous();
   const std::int64_t batch = probabilities.size(0), codes = probabilities.size(1);
   at::Tensor tokens = at::empty({batch}, at::kLong);
   const float* row = probabilities.data_ptr<float>();
@@ -126,8 +140,9 @@ at::Tensor Teacher::Logits(const at::Tensor& hidden) const {
 NetworkSpec SpecFor(const ModelConfig& model, const Teacher& teacher) {
   NetworkSpec spec;
   spec.backbone = teacher.backbone().spec();
-  spec.backbone.mode.bf16 = model.precision == kPrecisionBf16;
-  if (model.recompute) spec.backbone.mode.activations = Activations::kRecompute;
+  spec.backbone.mode = {
+      .activations = model.recompute ? Activations::kRecompute : Activations::kKeep,
+      .bf16 = model.precision == kPrecisionBf16};
   spec.head = HeadSpec{.channels = spec.backbone.channels,
                        .condition = spec.backbone.width,
                        .width = model.head_width,
@@ -142,7 +157,7 @@ SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
                            const TeacherConfig& config) {
   DD2_CHECK(uniforms.dim() == 2 && uniforms.size(0) == labels.size(0) &&
             uniforms.size(1) == teacher.backbone().spec().tokens);
-  const at::Tensor dense = uniforms.cpu().contiguous();
+  const at::Tensor dense = uniforms.to(labels.device()).contiguous();
   const TokenDraw draw = [&dense](const at::Tensor& logits, std::int64_t position) {
     return DrawTokens(logits, dense, position);
   };

@@ -66,8 +66,7 @@ struct SampledBlock {
   at::Tensor hidden;  // [B, n, d] guided hidden vectors the tokens were drawn from (fp32)
 };
 // Groups of tokens one after the other. Chooses the tokens [B] of position `position` from filtered
-// guided logits [B, V]; labels, codes and what is drawn are on one device, tokens may come from the
-// host.
+// guided logits [B, V]; labels, codes, logits and tokens are on one device.
 using TokenDraw = std::function<at::Tensor(const at::Tensor& logits, std::int64_t position)>;
 SampledBlock SampleTeacher(const Teacher& teacher, const at::Tensor& codebook,
                            const at::Tensor& labels, const TokenDraw& draw,
@@ -103,13 +102,16 @@ struct TeacherBundle {
 };
 // kNotFound / kCorruption / kInvalidArgument with file and reason: missing, truncated, foreign
 // file, wrong shape.
-Result<TeacherBundle> LoadTeacherBundle(const std::filesystem::path& folder);
+// `bf16`: the teacher's passes over whole sequences (Teacher::Hidden) compute their blocks as
+// PassMode::bf16 says, unless it is one in raster order.
+Result<TeacherBundle> LoadTeacherBundle(const std::filesystem::path& folder, bool bf16 = false);
 
 // Parses a folder's safetensors files alone, as LoadTeacherBundle does.
 Result<std::unique_ptr<SmallTokenizer>> LoadTokenizer(const std::filesystem::path& file);
 // `path`: the tokenizer's, which a multi-scale teacher needs.
 Result<std::unique_ptr<Teacher>> LoadTeacher(const std::filesystem::path& file,
-                                             std::shared_ptr<const CodePath> path);
+                                             std::shared_ptr<const CodePath> path,
+                                             bool bf16 = false);
 Result<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& file);
 // And write them, with the metadata that loading needs plus `metadata`.
 using FileMetadata = std::vector<std::pair<std::string, std::string>>;

@@ -239,7 +239,7 @@ Status SaveTokenizer(const std::filesystem::path& file, const Tokenizer& tokeniz
 }
 
 Result<std::unique_ptr<Teacher>> LoadTeacher(const std::filesystem::path& file,
-                                             std::shared_ptr<const CodePath> path) {
+                                             std::shared_ptr<const CodePath> path, bool bf16) {
   DD2_TRY_ASSIGN(const SafetensorsFile tensors, SafetensorsFile::Open(file));
   const Metadata metadata(file, tensors.metadata());
   DD2_TRY(metadata.CheckKind("teacher"));
@@ -254,6 +254,7 @@ Result<std::unique_ptr<Teacher>> LoadTeacher(const std::filesystem::path& file,
   DD2_TRY_ASSIGN(spec.sides, metadata.List(kSidesKey, 1));
   if (!spec.sides.empty()) {
     spec.kind = BackboneKind::kVar;
+    spec.mode.bf16 = bf16;
     spec.path = std::move(path);
     std::int64_t tokens = 0;
     for (const std::int64_t side : spec.sides) tokens += side * side;
@@ -308,16 +309,16 @@ Status SaveClassifier(const std::filesystem::path& file, const Classifier& class
   return SaveParams(file, classifier.params(), metadata);
 }
 
-Result<TeacherBundle> LoadTeacherBundle(const std::filesystem::path& folder) {
+Result<TeacherBundle> LoadTeacherBundle(const std::filesystem::path& folder, bool bf16) {
   TeacherBundle bundle;
   std::error_code ignored;
   if (std::filesystem::exists(folder / kTeacherFile, ignored)) {
     DD2_TRY_ASSIGN(bundle.tokenizer, LoadReleasedTokenizer(folder));
-    DD2_TRY_ASSIGN(bundle.teacher, LoadReleasedTeacher(folder, bundle.tokenizer->path()));
+    DD2_TRY_ASSIGN(bundle.teacher, LoadReleasedTeacher(folder, bundle.tokenizer->path(), bf16));
   } else {
     DD2_TRY_ASSIGN(bundle.tokenizer, LoadTokenizer(folder / "tokenizer.safetensors"));
     DD2_TRY_ASSIGN(bundle.teacher,
-                   LoadTeacher(folder / "teacher.safetensors", bundle.tokenizer->path()));
+                   LoadTeacher(folder / "teacher.safetensors", bundle.tokenizer->path(), bf16));
     DD2_TRY_ASSIGN(bundle.classifier, LoadClassifier(folder / "classifier.safetensors"));
     DD2_TRY_ASSIGN(bundle.card_json, RealFileSystem().Read(folder / "card.json"));
   }

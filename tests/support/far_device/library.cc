@@ -65,6 +65,12 @@ Dd2DeviceCode ChunkSquares(const Dd2ChunkSquares* squares, Dd2Stream) {
   return Run([&] { return LaunchChunkSquares(c, nullptr); });
 }
 
+Dd2DeviceCode Random(const Dd2RandomField* field, Dd2Stream) {
+  Dd2RandomField f = *field;
+  ToNear(f.d_out);
+  return Run([&] { return LaunchRandom(f, nullptr); });
+}
+
 void AddKernels(Dd2DeviceApi& api) {
   api.score = Score;
   api.modulated_norm = [](const Dd2ModulatedNorm* n, Dd2Stream) {
@@ -82,6 +88,7 @@ void AddKernels(Dd2DeviceApi& api) {
   api.column_sums = ColumnSums;
   api.adam = Adam;
   api.chunk_squares = ChunkSquares;
+  api.random = Random;
 }
 
 void AddMemory(Dd2DeviceApi& api) {
@@ -101,6 +108,8 @@ void AddMemory(Dd2DeviceApi& api) {
     std::free(memory);
     return kOk;
   };
+  api.pin = [](void*, size_t) { return kOk; };
+  api.unpin = [](void*) { return kOk; };
   api.copy = [](void* to, const void* from, size_t bytes, Dd2Stream) {
     if (std::getenv("DD2_FAR_DEVICE_FAILS") != nullptr) return kFailed;  // a test wants it
     std::memcpy(Near(to), Near(from), bytes);

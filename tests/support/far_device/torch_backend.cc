@@ -15,6 +15,11 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <iterator>
+#include <string>
+#include <string_view>
+
 #include "tests/support/far_device/memory.h"
 #include "worker/torch.h"
 
@@ -189,8 +194,48 @@ class Arguments {
   std::vector<std::pair<at::Tensor, at::Tensor>> given_;
 };
 
+// What CUDA refuses under "deterministic algorithms": documentation of
+// torch.use_deterministic_algorithms, LibTorch 2.11. Of NLLLoss the form for maps alone.
+constexpr std::string_view kRefused[] = {
+    "_adaptive_avg_pool2d_backward",
+    "_adaptive_avg_pool3d_backward",
+    "adaptive_max_pool2d_backward",
+    "avg_pool3d_backward",
+    "cumsum",
+    "cumsum_",
+    "fractional_max_pool2d_backward",
+    "fractional_max_pool3d_backward",
+    "grid_sampler_2d_backward",
+    "grid_sampler_3d_backward",
+    "histc",
+    "max_pool3d_with_indices_backward",
+    "max_unpool2d",
+    "max_unpool3d",
+    "median",
+    "nanmedian",
+    "nll_loss2d_forward",
+    "put_",
+    "reflection_pad1d_backward",
+    "reflection_pad2d_backward",
+    "reflection_pad3d_backward",
+    "upsample_bicubic2d_backward",
+    "upsample_bilinear2d_backward",
+    "upsample_linear1d_backward",
+    "upsample_trilinear3d_backward",
+    "_upsample_bicubic2d_aa_backward",
+    "_upsample_bilinear2d_aa_backward",
+};
+
+void RefuseAsCudaDoes(const std::string& name) {
+  if (!at::globalContext().deterministicAlgorithms()) return;
+  const std::string_view word = std::string_view(name).substr(name.find("::") + 2);
+  TORCH_CHECK(std::ranges::find(kRefused, word) == std::end(kRefused), name,
+              " has no deterministic form on GPUs");
+}
+
 void OnTheCpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const c10::FunctionSchema& schema = op.schema();
+  RefuseAsCudaDoes(schema.name());
   Arguments arguments;
   const std::size_t begin = stack->size() - schema.arguments().size();
   for (std::size_t i = begin; i < stack->size(); ++i) {
