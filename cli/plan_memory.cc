@@ -38,6 +38,8 @@ constexpr double kInceptionBytes = 350e6;
 constexpr double kInceptionBatch = 25;
 constexpr double kDecodedBytes = 3.0 * 160 * 256 * 256 * kFloatBytes;
 constexpr std::int64_t kInceptionFeatures = 2048;
+constexpr std::int64_t kAdmBlock = 250;            // images of a block of statistics
+constexpr std::int64_t kFrechetMatrices = 8;       // two sets' covariances and roots
 constexpr std::int64_t kReferenceImages = 10'000;  // ADM's
 
 double D(std::int64_t value) { return static_cast<double>(value); }
@@ -270,6 +272,13 @@ void AddHostParts(const PlanInput& in, const Flat& flat, MemoryPlan& plan) {
     plan.parts.push_back({"features of Inception", Place::kHost,
                           (kReferenceImages + 3 * std::int64_t{config.eval.samples}) *
                               kInceptionFeatures * kFloatBytes});
+    // Covariances in double precision: a level of the tree over blocks each, of two kinds of
+    // features; one of each rank while they are exchanged; those of the distance.
+    const std::int64_t levels =
+        std::bit_width(static_cast<std::uint64_t>(config.eval.samples / kAdmBlock));
+    plan.parts.push_back({"covariances of Inception", Place::kHost,
+                          (2 * levels + in.world_size() + kFrechetMatrices) * kInceptionFeatures *
+                              kInceptionFeatures * std::int64_t{sizeof(double)}});
   }
   std::int64_t sequences = 0;
   for (const PhaseConfig& phase : config.phases) {

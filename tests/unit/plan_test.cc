@@ -279,6 +279,7 @@ TEST(PlanTest, GtsWithoutCacheHoldsAPassOfTheTeacher) {
   input.config.phases.at(0).batch = 64 * 32;
   input.config.phases.at(0).draws = 1;
   input.config.model = {.head_width = 64, .head_depth = 1, .time_features = 64};
+  input.config.teacher.precision = kPrecisionFp32;
   const std::int64_t cached = WorkingBytesOf(input);
   input.config.cache.enabled = false;
   const auto logits = static_cast<std::int64_t>(32) * 680 * 4096 * 4;
@@ -312,6 +313,10 @@ TEST(PlanTest, PrecisionAndJudgeAreThoseOfTheConfiguration) {
   const RunPlan single = PlanOf(input);
   EXPECT_EQ(PartOf(single.memory, "weights of blocks in bf16"), 0);
   EXPECT_EQ(PartOf(single.memory, "features of Inception"), 0);
+  EXPECT_EQ(PartOf(single.memory, "covariances of Inception"), 0);
+  EXPECT_GT(
+      PartOf(PlanOf(Input("var-d16", "h200", 8)).memory, "covariances of Inception"),
+      PartOf(plan.memory, "covariances of Inception") + 56 * std::int64_t{2048} * 2048 * 8 - 1);
   // Without its matrix units a GPU needs far longer for the blocks; what the teacher draws is fp32.
   EXPECT_GT(single.phases[2].compute_seconds, 2 * plan.phases[2].compute_seconds);
   EXPECT_EQ(single.phases[0].compute_seconds, plan.phases[0].compute_seconds);
