@@ -164,27 +164,81 @@ void CheckScore(Checks& checks, ScoreInput in, std::int32_t type) {
   checks.Add(name + ", mu without u", LargestError(run(false), mu64, in.channels), 3e-5);
 }
 
-struct NormCase {
-  std::int64_t rows, width;
+// Rows of the kernels of modulate.cu. `repeats` of them share a row of modulation: 1 as in the MLP
+// head, with affine part and biases, or more as in VAR's blocks, without either.
+struct RowCase {
+  std::int64_t rows, width, repeats;
   std::int32_t type;
+  bool shared() const { return repeats > 1; }
+  std::int64_t all() const { return rows * width; }
+  std::int64_t modulation_rows() const { return rows / repeats; }
+  std::int64_t stride() const { return 3 * width + (shared() ? 4 : 0); }
+  Dd2RowShape shape() const { return {rows, width, type}; }
+  Dd2ModulationRows modulation() const { return {repeats, stride(), 3 * width}; }
+  std::string Name(const char* kernel) const {
+    return dd2::Name(kernel, type) + " width=" + std::to_string(width) +
+           (shared() ? " repeats=" + std::to_string(repeats) : "");
+  }
 };
 
-// What modulated norm forwards and backwards are to give.
-struct NormReference {
-  Doubles y, dx, d_modulation, d_weight, d_bias;
-};
-
-// Row-major, `modulation` rows of 3 widths; gradients of weight and bias are added to `before`.
-struct NormInput {
-  Floats x, dy, residual, modulation, weight, bias, modulation_bias, before;
+// Row-major, `modulation` rows of 3 widths (shift, scale, gate); gradients of weight and bias are
+// added to `before`. `branch` and `d_out` are of the gated residual.
+struct RowInput {
+  Floats x, dy, residual, branch, modulation, weight, bias, branch_bias, modulation_bias, before;
 };
 constexpr float kEpsilon = 1e-5F;
 
-void AddNormRow(const NormInput& in, std::size_t row, NormReference& out) {
-  const std::size_t width = in.weight.size();
+RowInput RandomRows(const RowCase& c) {
+  std::mt19937_64 source(3);
+  RowInput in;
+  in.x = Normal(source, c.all(), 2);
+  in.dy = Rounded(Normal(source, c.all()), c.type);
+  in.residual = Normal(source, c.all());
+  in.branch = Rounded(Normal(source, c.all()), c.type);
+  in.modulation = Normal(source, c.modulation_rows() * c.stride(), 0.3F);
+  in.before = Normal(source, c.width);
+  const auto some = [&](std::int64_t count, float without) {
+    return c.shared() ? Floats(static_cast<std::size_t>(count), without) : Normal(source, count);
+  };
+  in.weight = some(c.width, 1);
+  in.bias = some(c.width, 0);
+  in.branch_bias = some(c.width, 0);
+  in.modulation_bias = some(3 * c.width, 0);
+  return in;
+}
+
+// The rows of the last modulation row alone.
+RowInput LastRows(const RowCase& c, RowInput in) {
+  for (Floats* rows : {&in.x, &in.dy, &in.residual, &in.branch}) {
+    rows->erase(rows->begin(), rows->end() - c.repeats * c.width);
+  }
+  in.modulation.erase(in.modulation.begin(), in.modulation.end() - c.stride());
+  return in;
+}
+
+// What the kernels give: of the norm y, dx, and gradients; of the gated residual `y` is its output,
+// `dx` the gradient of its branch.
+template <class Values>
+struct RowOutput {
+  Values y, dx, d_modulation, d_weight, d_bias;
+  Values Together() const {
+    Values all = y;
+    for (const Values* more : {&dx, &d_modulation, &d_weight, &d_bias}) {
+      all.insert(all.end(), more->begin(), more->end());
+    }
+    return all;
+  }
+};
+using Got = RowOutput<Floats>;
+using Wanted = RowOutput<Doubles>;
+
+void AddNormRow(const RowCase& c, const RowInput& in, std::size_t row, Wanted& out) {
+  const auto width = static_cast<std::size_t>(c.width);
   const auto n = static_cast<double>(width);
+  const std::size_t group = row / static_cast<std::size_t>(c.repeats);
   const float* x = in.x.data() + row * width;
-  const float* shift = in.modulation.data() + row * 3 * width;
+  const float* shift = in.modulation.data() + group * static_cast<std::size_t>(c.stride());
+  double* d_shift = out.d_modulation.data() + group * 3 * width;
   double mean = 0, variance = 0, g_mean = 0, g_along = 0;
   for (std::size_t i = 0; i < width; ++i) mean += x[i] / n;
   for (std::size_t i = 0; i < width; ++i) variance += (x[i] - mean) * (x[i] - mean) / n;
@@ -196,8 +250,8 @@ void AddNormRow(const NormInput& in, std::size_t row, NormReference& out) {
     normed[i] = (x[i] - mean) * inverse;
     const double affine = normed[i] * in.weight[i] + in.bias[i];
     out.y.push_back(affine * factor + shift[i] + in.modulation_bias[i]);
-    out.d_modulation[row * 3 * width + i] = d;
-    out.d_modulation[row * 3 * width + width + i] = d * affine;
+    d_shift[i] += d;
+    d_shift[width + i] += d * affine;
     out.d_weight[i] += d * factor * normed[i];
     out.d_bias[i] += d * factor;
     g[i] = d * factor * in.weight[i];
@@ -210,135 +264,148 @@ void AddNormRow(const NormInput& in, std::size_t row, NormReference& out) {
   }
 }
 
-// All outputs of the two kernels, one behind the other.
-Floats RunNorm(const Dd2DeviceApi& api, const NormCase& c, const NormInput& in) {
-  const std::int64_t all = c.rows * c.width, stride = 3 * c.width;
-  const Typed x(api, in.x, c.type), dy(api, in.dy, c.type), residual(api, in.residual, c.type),
-      modulation(api, in.modulation, c.type);
-  const DeviceArray<float> weight(api, in.weight), bias(api, in.bias),
-      modulation_bias(api, in.modulation_bias), stats(api, static_cast<std::size_t>(2 * c.rows)),
-      d_weight(api, in.before), d_bias(api, in.before);
-  const Typed y = Output(api, all, c.type), dx = Output(api, all, c.type),
-              d_modulation = Output(api, c.rows * stride, c.type);
+Got RunNorm(const Dd2DeviceApi& api, const RowCase& c, const RowInput& in) {
+  const Typed dy(api, in.dy, c.type), y = Output(api, c.all(), c.type);
+  const DeviceArray<float> x(api, in.x), residual(api, in.residual), modulation(api, in.modulation),
+      weight(api, in.weight), bias(api, in.bias), modulation_bias(api, in.modulation_bias),
+      stats(api, static_cast<std::size_t>(2 * c.rows)), d_weight(api, in.before),
+      d_bias(api, in.before);
+  const Typed dx = Output(api, c.all(), DD2_DEVICE_FP32),
+              d_modulation = Output(api, c.modulation_rows() * 3 * c.width, DD2_DEVICE_FP32);
   Dd2ModulatedNorm norm{};
-  norm.shape = {c.rows, c.width, c.type};
+  norm.shape = c.shape();
+  norm.modulation = c.modulation();
   norm.d_x = x.data();
-  norm.d_weight = weight.data();
-  norm.d_bias = bias.data();
   norm.epsilon = kEpsilon;
-  norm.d_modulation = modulation.data();
-  norm.d_modulation_bias = modulation_bias.data();
-  norm.stride = stride;
+  norm.d_shift = modulation.data();
+  norm.d_scale = norm.d_shift + c.width;
   norm.d_stats = stats.data();
   norm.d_y = y.data();
   norm.d_dy = dy.data();
   norm.d_residual = residual.data();
-  norm.d_dx = dx.data();
-  norm.d_dmodulation = d_modulation.data();
-  norm.d_dweight = d_weight.data();
-  norm.d_dbias = d_bias.data();
+  norm.d_dx = static_cast<float*>(dx.data());
+  norm.d_dshift = static_cast<float*>(d_modulation.data());
+  norm.d_dscale = norm.d_dshift + c.width;
+  if (!c.shared()) {
+    norm.d_weight = weight.data();
+    norm.d_bias = bias.data();
+    norm.d_shift_bias = modulation_bias.data();
+    norm.d_scale_bias = norm.d_shift_bias + c.width;
+    norm.d_dweight = d_weight.data();
+    norm.d_dbias = d_bias.data();
+  }
   Must(api, api.modulated_norm(&norm, nullptr));
   Must(api, api.modulated_norm_backward(&norm, nullptr));
-  Floats out = y.Get();
-  for (const Floats& more : {dx.Get(), d_modulation.Get(), d_weight.Get(), d_bias.Get()}) {
-    Append(out, more);
-  }
-  return out;
+  Got got{y.Get(), dx.Get(), d_modulation.Get(), {}, {}};
+  if (!c.shared()) got.d_weight = d_weight.Get(), got.d_bias = d_bias.Get();
+  return got;
 }
 
-void CheckModulatedNorm(Checks& checks, const NormCase& c) {
-  std::mt19937_64 source(3);
-  const std::int64_t all = c.rows * c.width, stride = 3 * c.width;
-  NormInput in;
-  in.x = Rounded(Normal(source, all, 2), c.type);
-  in.dy = Rounded(Normal(source, all), c.type);
-  in.residual = Rounded(Normal(source, all), c.type);
-  in.modulation = Rounded(Normal(source, c.rows * stride, 0.3F), c.type);
-  in.weight = Normal(source, c.width);
-  in.bias = Normal(source, c.width);
-  in.modulation_bias = Normal(source, stride);
-  in.before = Normal(source, c.width);
-  const std::string name = Name("modulated norm", c.type) + " width=" + std::to_string(c.width);
-  const Floats got = checks.Twice(name, [&] { return RunNorm(checks.api(), c, in); });
+Got RunGated(const Dd2DeviceApi& api, const RowCase& c, const RowInput& in) {
+  const Typed branch(api, in.branch, c.type), d_branch = Output(api, c.all(), c.type);
+  const DeviceArray<float> x(api, in.x), d_out(api, in.residual), modulation(api, in.modulation),
+      branch_bias(api, in.branch_bias), modulation_bias(api, in.modulation_bias),
+      sums(api, in.before);
+  const Typed out = Output(api, c.all(), DD2_DEVICE_FP32),
+              d_modulation = Output(api, c.modulation_rows() * 3 * c.width, DD2_DEVICE_FP32);
+  Dd2GatedResidual gated{};
+  gated.shape = c.shape();
+  gated.modulation = c.modulation();
+  gated.d_x = x.data();
+  gated.d_branch = branch.data();
+  gated.d_gate = modulation.data() + 2 * c.width;
+  gated.d_out = static_cast<float*>(out.data());
+  gated.d_dout = d_out.data();
+  gated.d_dbranch = d_branch.data();
+  gated.d_dgate = static_cast<float*>(d_modulation.data()) + 2 * c.width;
+  if (!c.shared()) {
+    gated.d_branch_bias = branch_bias.data();
+    gated.d_gate_bias = modulation_bias.data() + 2 * c.width;
+  }
+  const Dd2ColumnSums columns{c.shape(), branch.data(), c.width, sums.data()};
+  Must(api, api.gated_residual(&gated, nullptr));
+  Must(api, api.gated_residual_backward(&gated, nullptr));
+  Must(api, api.column_sums(&columns, nullptr));
+  return {out.Get(), d_branch.Get(), d_modulation.Get(), {}, sums.Get()};
+}
 
-  NormReference wanted;
-  wanted.d_modulation.assign(in.modulation.size(), std::nan(""));  // the gate's columns stay
+// In fp64; the modulation's columns that a kernel leaves alone are to stay NaN.
+Wanted NormReference(const RowCase& c, const RowInput& in) {
+  Wanted wanted;
   wanted.d_weight = wanted.d_bias = ToDouble(in.before);
-  for (std::int64_t row = 0; row < c.rows; ++row) {
-    AddNormRow(in, static_cast<std::size_t>(row), wanted);
+  const auto width = static_cast<std::size_t>(c.width);
+  for (std::int64_t group = 0; group < c.modulation_rows(); ++group) {
+    wanted.d_modulation.insert(wanted.d_modulation.end(), 2 * width, 0.0);
+    wanted.d_modulation.insert(wanted.d_modulation.end(), width, std::nan(""));
   }
-  const double limit = c.type == DD2_DEVICE_BF16 ? 4e-3 : 1e-5;
-  auto from = got.begin();
-  const auto compare = [&](const char* what, const Doubles& values, std::int64_t row_width,
-                           double allowed) {
-    const auto to = from + static_cast<std::ptrdiff_t>(values.size());
-    checks.Add(name + ", " + what, LargestError({from, to}, values, row_width), allowed);
-    from = to;
-  };
-  compare("y", wanted.y, c.width, limit);
-  compare("dx", wanted.dx, c.width, limit);
-  compare("d modulation", wanted.d_modulation, stride, limit);
-  compare("d weight", wanted.d_weight, c.width, 1e-5);
-  compare("d bias", wanted.d_bias, c.width, 1e-5);
+  for (std::int64_t row = 0; row < c.rows; ++row) {
+    AddNormRow(c, in, static_cast<std::size_t>(row), wanted);
+  }
+  if (c.shared()) wanted.d_weight = wanted.d_bias = {};
+  return wanted;
 }
 
-void CheckGatedResidual(Checks& checks, const NormCase& c) {
-  const Dd2DeviceApi& api = checks.api();
-  std::mt19937_64 source(4);
-  const std::int64_t all = c.rows * c.width, stride = 3 * c.width;
-  const Floats x = Rounded(Normal(source, all), c.type),
-               branch = Rounded(Normal(source, all), c.type),
-               d_out = Rounded(Normal(source, all), c.type),
-               modulation = Rounded(Normal(source, c.rows * stride), c.type),
-               branch_bias = Normal(source, c.width), modulation_bias = Normal(source, stride),
-               before = Normal(source, c.width);
-  const Typed d_x(api, x, c.type), d_branch(api, branch, c.type), d_d_out(api, d_out, c.type),
-      d_modulation(api, modulation, c.type);
-  const DeviceArray<float> d_branch_bias(api, branch_bias), d_modulation_bias(api, modulation_bias);
-  const auto run = [&] {
-    const Typed out = Output(api, all, c.type), d_branch_out = Output(api, all, c.type),
-                d_gate = Output(api, c.rows * stride, c.type);
-    const DeviceArray<float> sums(api, before);
-    const Dd2RowShape shape{c.rows, c.width, c.type};
-    const Dd2GatedResidual gated{shape,
-                                 d_x.data(),
-                                 d_branch.data(),
-                                 d_branch_bias.data(),
-                                 d_modulation.data(),
-                                 d_modulation_bias.data(),
-                                 stride,
-                                 out.data(),
-                                 d_d_out.data(),
-                                 d_branch_out.data(),
-                                 d_gate.data()};
-    const Dd2ColumnSums columns{shape, d_branch.data(), c.width, sums.data()};
-    Must(api, api.gated_residual(&gated, nullptr));
-    Must(api, api.gated_residual_backward(&gated, nullptr));
-    Must(api, api.column_sums(&columns, nullptr));
-    Floats result = out.Get();
-    for (const Floats& more : {d_branch_out.Get(), d_gate.Get(), sums.Get()}) Append(result, more);
-    return result;
-  };
-  const std::string name = Name("gated residual", c.type) + " width=" + std::to_string(c.width);
-  const Floats got = checks.Twice(name, run);
-
+Wanted GatedReference(const RowCase& c, const RowInput& in) {
+  Wanted wanted;
+  wanted.d_bias = ToDouble(in.before);
   const auto width = static_cast<std::size_t>(c.width);
-  Doubles wanted, d_branch64, d_gate64(modulation.size(), std::nan("")), sums64 = ToDouble(before);
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    const std::size_t column = i % width, at = i / width * 3 * width + 2 * width + column;
-    const double gate = static_cast<double>(modulation[at]) + modulation_bias[2 * width + column];
-    const double with_bias = static_cast<double>(branch[i]) + branch_bias[column];
-    wanted.push_back(x[i] + gate * with_bias);
-    d_branch64.push_back(d_out[i] * gate);
-    d_gate64[at] = d_out[i] * with_bias;
-    sums64[column] += branch[i];
+  for (std::int64_t group = 0; group < c.modulation_rows(); ++group) {
+    wanted.d_modulation.insert(wanted.d_modulation.end(), 2 * width, std::nan(""));
+    wanted.d_modulation.insert(wanted.d_modulation.end(), width, 0.0);
   }
-  wanted.insert(wanted.end(), d_branch64.begin(), d_branch64.end());
-  wanted.insert(wanted.end(), d_gate64.begin(), d_gate64.end());
-  const auto end = got.begin() + static_cast<std::ptrdiff_t>(wanted.size());
-  checks.Add(name, LargestError({got.begin(), end}, wanted, c.width),
-             c.type == DD2_DEVICE_BF16 ? 4e-3 : 1e-6);
-  checks.Add(name + ", column sums", LargestError({end, got.end()}, sums64, c.width), 1e-5);
+  for (std::size_t i = 0; i < in.x.size(); ++i) {
+    const std::size_t column = i % width, group = i / width / static_cast<std::size_t>(c.repeats);
+    const double gate =
+        static_cast<double>(
+            in.modulation[group * static_cast<std::size_t>(c.stride()) + 2 * width + column]) +
+        in.modulation_bias[2 * width + column];
+    const double with_bias = static_cast<double>(in.branch[i]) + in.branch_bias[column];
+    wanted.y.push_back(in.x[i] + gate * with_bias);
+    wanted.dx.push_back(in.residual[i] * gate);
+    wanted.d_modulation[group * 3 * width + 2 * width + column] += in.residual[i] * with_bias;
+    wanted.d_bias[column] += in.branch[i];
+  }
+  return wanted;
+}
+
+// Bits of the last modulation row's rows, alone and behind the others.
+void CheckAlone(Checks& checks, const std::string& name, const Got& together, const Got& alone) {
+  const auto unequal = [](const Floats& all, const Floats& one) {
+    return UnequalBits({all.end() - static_cast<std::ptrdiff_t>(one.size()), all.end()}, one);
+  };
+  checks.Add(name + ", bits of a sequence alone",
+             unequal(together.y, alone.y) + unequal(together.dx, alone.dx) +
+                 unequal(together.d_modulation, alone.d_modulation),
+             0);
+}
+
+void CheckRows(Checks& checks, const RowCase& c) {
+  const RowInput in = RandomRows(c), last = LastRows(c, in);
+  RowCase one = c;
+  one.rows = c.repeats;
+  const double rounded = c.type == DD2_DEVICE_BF16 ? 4e-3 : 1e-5;
+  const auto check = [&](const char* kernel, const auto& run, const Wanted& wanted, double y_limit,
+                         double dx_limit) {
+    const std::string name = c.Name(kernel);
+    Got got;
+    checks.Twice(name, [&] {
+      got = run(checks.api(), c, in);
+      return got.Together();
+    });
+    const auto add = [&](const char* what, const Floats& found, const Doubles& value,
+                         std::int64_t width, double limit) {
+      if (value.empty()) return;
+      checks.Add(name + ", " + what, LargestError(found, value, width), limit);
+    };
+    add("y", got.y, wanted.y, c.width, y_limit);
+    add("dx", got.dx, wanted.dx, c.width, dx_limit);
+    add("d modulation", got.d_modulation, wanted.d_modulation, 3 * c.width, 1e-5);
+    add("d weight", got.d_weight, wanted.d_weight, c.width, 1e-5);
+    add("d bias", got.d_bias, wanted.d_bias, c.width, 1e-5);
+    if (c.shared()) CheckAlone(checks, name, got, run(checks.api(), one, last));
+  };
+  check("modulated norm", RunNorm, NormReference(c, in), rounded, 1e-5);
+  check("gated residual", RunGated, GatedReference(c, in), 1e-6, rounded);
 }
 
 Dd2AdamRange RangeOf(const AdamFactors& f, std::int64_t begin, std::int64_t end) {
@@ -500,11 +567,12 @@ std::vector<KernelCheck> CheckKernels(const Dd2DeviceApi& api, bool large) {
   CheckScore(checks, RandomScore(33, 6, 129, 3, 700, 0.03F), DD2_DEVICE_FP32);
   CheckScore(checks, RandomScore(1, 40, 260, 20, 500, 0.03F), DD2_DEVICE_BF16);
   CheckScore(checks, RandomScore(2, 7, 200, 64, 1000, 0.03F), DD2_DEVICE_FP32);
-  const std::int64_t rows = large ? 3000 : 70;
   for (const std::int32_t type : {DD2_DEVICE_FP32, DD2_DEVICE_BF16}) {
     for (const std::int64_t width : {large ? 1024 : 96, 21}) {
-      CheckModulatedNorm(checks, {.rows = rows, .width = width, .type = type});
-      CheckGatedResidual(checks, {.rows = rows, .width = width, .type = type});
+      CheckRows(checks, {.rows = large ? 3000 : 70, .width = width, .repeats = 1, .type = type});
+      CheckRows(
+          checks,
+          {.rows = large ? 2040 : 105, .width = width, .repeats = large ? 680 : 35, .type = type});
     }
   }
   for (const bool with_ema : {true, false}) CheckAdam(checks, large ? 3000001 : 5003, with_ema);

@@ -26,7 +26,8 @@ dd2_test(unit/nccl_group_test.cc DEPS dd2_test_host_device LABELS unit)
 # The far device: a device library whose memory the host cannot touch, for LibTorch and the engine.
 if(DD2_WITH_TORCH)
   add_library(far_device SHARED
-    support/far_device/library.cc support/far_device/memory.cc support/far_device/torch_backend.cc
+    support/far_device/autocast.cc support/far_device/library.cc support/far_device/memory.cc
+    support/far_device/torch_backend.cc
     support/cuda_on_host/cuda_on_host.cc ${PROJECT_SOURCE_DIR}/common/check.cc ${device_kernels})
   target_include_directories(far_device BEFORE PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/support/cuda_on_host ${PROJECT_SOURCE_DIR})
   target_link_libraries(far_device PRIVATE dd2_torch dd2_torch_flags)

@@ -7,15 +7,19 @@
 
 #include "common/check.h"
 #include "worker/kernels/torch_device.h"
+#include "worker/models/fused_blocks.h"
 
 namespace dd2 {
 namespace {
 
-constexpr double kNormEpsilon = 1e-6;
 constexpr double kLengthEpsilon = 1e-12;
 
-at::Tensor Norm(const at::Tensor& x) {
-  return at::layer_norm(x, {x.size(-1)}, {}, {}, kNormEpsilon);
+// Gates, scales and shifts, each [B, 1, d].
+std::vector<at::Tensor> Modulation(const at::Tensor& condition, const at::Tensor& weight,
+                                   const at::Tensor& bias, std::int64_t parts) {
+  at::Tensor rows = at::linear(condition, weight, bias);
+  if (!rows.is_cpu()) rows = rows.to(at::kFloat);
+  return rows.view({-1, 1, parts, condition.size(1)}).unbind(2);
 }
 
 at::Tensor UnitLength(const at::Tensor& x) {
@@ -131,16 +135,17 @@ VarTransformer::Qkv VarTransformer::Project(const VarSpec& spec, const Block& bl
 
 at::Tensor VarTransformer::Forward(const VarSpec& spec, const Block& block, const at::Tensor& x,
                                    const at::Tensor& condition, const Attend& attend) {
-  const std::int64_t d = spec.width;
-  // Gates, scales, shifts; of each the first is attention's: [B, 1, d].
-  const std::vector<at::Tensor> ada =
-      at::linear(condition, block.ada_weight, block.ada_bias).view({-1, 1, 6, d}).unbind(2);
-  const Qkv qkv = Project(spec, block, Norm(x) * (1 + ada[2]) + ada[4]);
+  // Gates, scales, shifts; of each the first is attention's.
+  const std::vector<at::Tensor> ada = Modulation(condition, block.ada_weight, block.ada_bias, 6);
+  const Branched attention = AdaptiveNorm(x, ada[2], ada[4]);
+  const Qkv qkv = Project(spec, block, attention.input);
   const at::Tensor mixed = attend(qkv).transpose(1, 2).reshape(x.sizes());
-  const at::Tensor h = x + at::linear(mixed, block.proj_weight, block.proj_bias) * ada[0];
-  const at::Tensor inner = at::gelu(
-      at::linear(Norm(h) * (1 + ada[3]) + ada[5], block.fc1_weight, block.fc1_bias), "tanh");
-  return h + at::linear(inner, block.fc2_weight, block.fc2_bias) * ada[1];
+  const at::Tensor h =
+      AddGated(attention.stream, at::linear(mixed, block.proj_weight, block.proj_bias), ada[0]);
+  const Branched ffn = AdaptiveNorm(h, ada[3], ada[5]);
+  const at::Tensor inner =
+      at::gelu(at::linear(ffn.input, block.fc1_weight, block.fc1_bias), "tanh");
+  return AddGated(ffn.stream, at::linear(inner, block.fc2_weight, block.fc2_bias), ada[1]);
 }
 
 // What enters the blocks at the tokens of `scale_count` scales: rows are those of all of them but
@@ -202,10 +207,8 @@ at::Tensor VarTransformer::Step(std::int64_t scale, const at::Tensor& rows,
 at::Tensor VarTransformer::HeadInput(const at::Tensor& hidden, const at::Tensor& labels) const {
   DD2_CHECK(head_weight_.defined());
   const at::Tensor condition = at::silu(at::embedding(classes_, labels));
-  const std::vector<at::Tensor> ada = at::linear(condition, head_ada_weight_, head_ada_bias_)
-                                          .view({-1, 1, 2, spec_.width})
-                                          .unbind(2);
-  return Norm(hidden) * (1 + ada[0]) + ada[1];
+  const std::vector<at::Tensor> ada = Modulation(condition, head_ada_weight_, head_ada_bias_, 2);
+  return AdaptiveNorm(hidden, ada[0], ada[1]).input;
 }
 
 at::Tensor VarTransformer::Logits(const at::Tensor& head_input) const {

@@ -30,8 +30,9 @@ struct VarSpec {
 };
 
 // VAR's scale-by-scale transformer: AdaLN blocks conditioned on the class, full attention inside a
-// scale and to earlier ones. Library operators with ordinary autograd: a frozen teacher, or the
-// trainable backbone of generator and guidance network. Labels are never dropped (VAR's own forward
+// scale and to earlier ones. Library operators with ordinary autograd, on a device with kernels of
+// ours between the matrix products (fused_blocks.h): a frozen teacher, or the trainable backbone of
+// generator and guidance network. Labels are never dropped (VAR's own forward
 // drops a tenth of them even in evaluation, models.md 0.2), nor are paths. B sequences below.
 //
 // Parameters carry the names of the released files (tensors/var_d16.tsv) less their buffers

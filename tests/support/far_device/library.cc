@@ -36,14 +36,15 @@ Dd2DeviceCode Score(const Dd2ScoreProblem* problem, Dd2Stream) {
 }
 
 Dd2ModulatedNorm NearNorm(Dd2ModulatedNorm n) {
-  ToNear(n.d_x, n.d_weight, n.d_bias, n.d_modulation, n.d_modulation_bias, n.d_stats, n.d_y, n.d_dy,
-         n.d_residual, n.d_dx, n.d_dmodulation, n.d_dweight, n.d_dbias);
+  ToNear(n.d_x, n.d_weight, n.d_bias, n.d_shift, n.d_scale, n.d_shift_bias, n.d_scale_bias,
+         n.d_stats, n.d_y, n.d_dy, n.d_residual, n.d_dx, n.d_dshift, n.d_dscale, n.d_dweight,
+         n.d_dbias);
   return n;
 }
 
 Dd2GatedResidual NearGated(Dd2GatedResidual g) {
-  ToNear(g.d_x, g.d_branch, g.d_branch_bias, g.d_modulation, g.d_modulation_bias, g.d_out, g.d_dout,
-         g.d_dbranch, g.d_dmodulation);
+  ToNear(g.d_x, g.d_branch, g.d_branch_bias, g.d_gate, g.d_gate_bias, g.d_out, g.d_dout,
+         g.d_dbranch, g.d_dgate);
   return g;
 }
 
