@@ -193,6 +193,40 @@ void MeasureRandom(Table& table) {
             [&] { Must(api, api.random(&field, nullptr)); });
 }
 
+// Queries and keys of VAR's blocks.
+void MeasureUnitLength(Table& table, std::int64_t rows, std::int64_t heads, std::int64_t width,
+                       std::int32_t type) {
+  const Dd2DeviceApi& api = table.api();
+  const bool bf16 = type == DD2_DEVICE_BF16;
+  const auto all = static_cast<std::size_t>(rows * heads * width);
+  const auto typed = [&](std::size_t count) {
+    return DeviceArray<float>(api, std::vector<float>(bf16 ? count / 2 : count, 0.5F));
+  };
+  const auto qkv = typed(3 * all), d_qkv = typed(3 * all), q = typed(all), k = typed(all),
+             dq = typed(all), dk = typed(all);
+  const DeviceArray<float> temperature(api, std::vector<float>(static_cast<std::size_t>(heads), 4)),
+      d_temperature(api, static_cast<std::size_t>(rows * heads));
+  Dd2UnitLength unit{};
+  unit.shape = {rows, width, type};
+  unit.heads = heads;
+  unit.d_qkv = qkv.data();
+  unit.d_temperature = temperature.data();
+  unit.d_q = q.data();
+  unit.d_k = k.data();
+  unit.d_dq = dq.data();
+  unit.d_dk = dk.data();
+  unit.d_dqkv = d_qkv.data();
+  unit.d_dtemperature = d_temperature.data();
+  const auto what = [&](const char* kernel) {
+    return boost::json::object{
+        {"kernel", kernel}, {"rows", rows}, {"heads", heads}, {"width", width}, {"bf16", bf16}};
+  };
+  const auto one = static_cast<double>(q.bytes());
+  table.Add(what("unit_length"), 4 * one, [&] { Must(api, api.unit_length(&unit, nullptr)); });
+  table.Add(what("unit_length_backward"), 6 * one,
+            [&] { Must(api, api.unit_length_backward(&unit, nullptr)); });
+}
+
 // A flat buffer with its optimiser, for one step after the other.
 class AdamState {
  public:
@@ -262,6 +296,7 @@ boost::json::array MeasureKernels(const Dd2DeviceApi& api, double bandwidth) {
       MeasureScore(table, {8 * 256, 16384, 8, type, with_u});
     }
     MeasureRows(table, 8 * 680, 1024, 680, type);  // VAR's blocks
+    MeasureUnitLength(table, 8 * 680, 16, 64, type);
   }
   MeasureRows(table, 8 * 680, 1024, 1, DD2_DEVICE_FP32);  // the head
   constexpr std::int64_t kParameters = 64 << 20;

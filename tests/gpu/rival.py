@@ -100,6 +100,24 @@ def gated_residual_backward(case):
     return forward, (x, branch, branch_bias, modulation, bias), (rows_of(case),)
 
 
+def unit_length(case):
+    """Queries and keys of length 1, the queries times a temperature, in what attention takes."""
+    kind = product_type(case)
+
+    def forward(qkv, temperature):
+        q, k, _ = qkv.unbind(1)
+        return (F.normalize(q.float(), dim=-1) * temperature).to(kind), F.normalize(k.float(), dim=-1).to(kind)
+    shape = (case["heads"], case["width"])
+    return forward, (torch.randn(case["rows"], 3, *shape, device="cuda").to(kind), torch.randn(shape[0], 1, device="cuda"))
+
+
+def unit_length_backward(case):
+    forward, (qkv, temperature) = unit_length(case)
+    qkv.requires_grad_(True)
+    temperature.requires_grad_(True)
+    return forward, (qkv, temperature), ([torch.randn_like(qkv[:, 0]) for _ in range(2)],)
+
+
 def time_forward(kernel, case, compiled):
     with torch.no_grad():
         function, arguments = kernel(case)
@@ -132,9 +150,11 @@ def time_adam(case, compiled):
     return median_ms(torch.compile(step) if compiled else step)
 
 
-FORWARD = {"score": score, "modulated_norm": modulated_norm, "gated_residual": gated_residual}
+FORWARD = {"score": score, "modulated_norm": modulated_norm, "gated_residual": gated_residual,
+           "unit_length": unit_length}
 BACKWARD = {"modulated_norm_backward": modulated_norm_backward,
-            "gated_residual_backward": gated_residual_backward}
+            "gated_residual_backward": gated_residual_backward,
+            "unit_length_backward": unit_length_backward}
 
 
 def time_case(case, compiled):

@@ -112,6 +112,47 @@ TEST_F(FusedBlocks, BitsOfASequenceDoNotDependOnTheBatch) {
   EXPECT_TRUE(SameBits(of(together.d_modulation), alone.d_modulation));
 }
 
+// Queries, keys and values, and gradients of their sum with weights.
+struct Heads {
+  at::Tensor q, k, v, d_qkv, d_temperature;
+};
+constexpr std::int64_t kHeads = 3;
+
+Heads RunHeads(const at::Tensor& qkv_values, const at::Tensor& weights, at::ScalarType type) {
+  const at::Tensor qkv = ToDevice(qkv_values).to(type).detach().requires_grad_(true);
+  const at::Tensor temperature =
+      ToDevice(at::tensor({0.5F, 2.F, 3.F}).view({1, kHeads, 1, 1})).detach().requires_grad_(true);
+  const QueriesKeysValues parts = UnitLength(qkv, temperature);
+  const at::Tensor all = at::cat({parts.q, parts.k, parts.v}, -1);
+  all.backward(ToDevice(weights).to(type));
+  return {parts.q.detach(), parts.k.detach(), parts.v.detach(), qkv.grad(), temperature.grad()};
+}
+
+TEST_F(FusedBlocks, QueriesAndKeysFollowTheOperators) {
+  at::manual_seed(5);
+  constexpr std::int64_t kWidth = 8;
+  const at::Tensor qkv = at::randn({4, 9, 3, kHeads, kWidth}),
+                   weights = at::randn({4, kHeads, 9, 3 * kWidth});
+  const Heads cpu = RunHeads(qkv, weights, at::kFloat);
+  TakeFarDevice();
+  const auto compare = [](const Heads& far, const Heads& near, double limit) {
+    EXPECT_LT(RelativeError(far.q, near.q), limit);
+    EXPECT_LT(RelativeError(far.k, near.k), limit);
+    EXPECT_LT(RelativeError(far.v, near.v), limit);
+    EXPECT_LT(RelativeError(far.d_qkv, near.d_qkv), limit);
+    EXPECT_LT(RelativeError(far.d_temperature, near.d_temperature), limit);
+  };
+  const Heads far = RunHeads(qkv, weights, at::kFloat);
+  compare(far, cpu, 1e-6);
+  const Heads rounded = RunHeads(qkv, weights, at::kBFloat16);
+  EXPECT_EQ(rounded.q.scalar_type(), at::kBFloat16);
+  EXPECT_EQ(rounded.d_temperature.scalar_type(), at::kFloat);
+  compare(rounded, cpu, 1e-2);
+  const Heads alone = RunHeads(qkv.narrow(0, 2, 1), weights.narrow(0, 2, 1), at::kFloat);
+  EXPECT_TRUE(SameBits(far.q.narrow(0, 2, 1), alone.q));
+  EXPECT_TRUE(SameBits(far.d_qkv.narrow(0, 2, 1), alone.d_qkv));
+}
+
 // A whole transformer, in every way in which it is used.
 class Transformer {
  public:

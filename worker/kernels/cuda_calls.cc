@@ -194,6 +194,21 @@ Dd2DeviceCode GatedResidualBackward(const Dd2GatedResidual* g, Dd2Stream stream)
   return FromCuda(LaunchGatedResidualBackward(*g, StreamOf(stream)), "gated_residual_backward");
 }
 
+// A warp for every query and key, four of them a block.
+bool IsUnitLength(const Dd2UnitLength& u) {
+  return IsShape(u.shape) && u.heads > 0 && u.heads <= INT32_MAX / u.shape.rows;
+}
+
+Dd2DeviceCode UnitLength(const Dd2UnitLength* u, Dd2Stream stream) {
+  if (!IsUnitLength(*u)) return Bad("unit_length: bad shape");
+  return FromCuda(LaunchUnitLength(*u, StreamOf(stream)), "unit_length");
+}
+
+Dd2DeviceCode UnitLengthBackward(const Dd2UnitLength* u, Dd2Stream stream) {
+  if (!IsUnitLength(*u)) return Bad("unit_length_backward: bad shape");
+  return FromCuda(LaunchUnitLengthBackward(*u, StreamOf(stream)), "unit_length_backward");
+}
+
 Dd2DeviceCode ColumnSums(const Dd2ColumnSums* s, Dd2Stream stream) {
   if (!IsShape(s->shape)) return Bad("column_sums: bad shape");
   return FromCuda(LaunchColumnSums(*s, StreamOf(stream)), "column_sums");
@@ -253,6 +268,8 @@ Dd2DeviceApi MakeApi() {
   api.modulated_norm_backward = ModulatedNormBackward;
   api.gated_residual = GatedResidual;
   api.gated_residual_backward = GatedResidualBackward;
+  api.unit_length = UnitLength;
+  api.unit_length_backward = UnitLengthBackward;
   api.column_sums = ColumnSums;
   api.adam = Adam;
   api.chunk_squares = ChunkSquares;

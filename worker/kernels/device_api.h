@@ -9,7 +9,7 @@
 // function returns a Dd2DeviceCode; the text of the last failure on the calling thread is
 // `last_error`. Work on a stream is only begun: its failures show at the next wait.
 
-#define DD2_DEVICE_API_VERSION 4
+#define DD2_DEVICE_API_VERSION 5
 #define DD2_DEVICE_GROUP_ID_BYTES 128
 #define DD2_DEVICE_ADAM_RANGES_MAX 4
 
@@ -110,6 +110,20 @@ typedef struct Dd2GatedResidual {
   float* d_dgate;  // rows of gradients; null: nobody asks
 } Dd2GatedResidual;
 
+// Queries and keys of length 1, the queries times their head's temperature: rows are tokens, width
+// is a head's; heads * rows <= 2^31. `type` is that of all but the temperature.
+typedef struct Dd2UnitLength {
+  Dd2RowShape shape;
+  int64_t heads;
+  const void* d_qkv;           // [rows, 3, heads, width]: queries, keys, values
+  const float* d_temperature;  // [heads]
+  void *d_q, *d_k;             // [rows, heads, width]; forwards
+  // Backwards:
+  const void *d_dq, *d_dk;
+  void* d_dqkv;           // [rows, 3, heads, width]: its queries and keys
+  float* d_dtemperature;  // [rows, heads], for the caller to add up; null: nobody asks
+} Dd2UnitLength;
+
 // d_out[j] += sum of column j of d_x [rows, stride], rows in a fixed tree: gradients of biases.
 typedef struct Dd2ColumnSums {
   Dd2RowShape shape;
@@ -190,6 +204,8 @@ typedef struct Dd2DeviceApi {
   Dd2DeviceCode (*modulated_norm_backward)(const Dd2ModulatedNorm* norm, Dd2Stream stream);
   Dd2DeviceCode (*gated_residual)(const Dd2GatedResidual* gated, Dd2Stream stream);
   Dd2DeviceCode (*gated_residual_backward)(const Dd2GatedResidual* gated, Dd2Stream stream);
+  Dd2DeviceCode (*unit_length)(const Dd2UnitLength* unit, Dd2Stream stream);
+  Dd2DeviceCode (*unit_length_backward)(const Dd2UnitLength* unit, Dd2Stream stream);
   Dd2DeviceCode (*column_sums)(const Dd2ColumnSums* sums, Dd2Stream stream);
   Dd2DeviceCode (*adam)(const Dd2AdamStep* step, Dd2Stream stream);
   Dd2DeviceCode (*chunk_squares)(const Dd2ChunkSquares* squares, Dd2Stream stream);

@@ -3,6 +3,7 @@
 #include "worker/kernels/kernels.h"
 #include "worker/kernels/launch.cuh"
 #include "worker/kernels/numbers.cuh"
+#include "worker/kernels/warp.cuh"
 
 // Norm, modulation and gate between the matrix products (worker/models/row_kernels.h has the CPU's
 // form). A warp owns a row: its lanes take every 32nd element, and sums go over the lanes in a
@@ -10,19 +11,9 @@
 namespace dd2 {
 namespace {
 
-constexpr int kLanes = 32;
 constexpr int kRows = 4;     // of a block, one a warp
 constexpr int kColumns = 8;  // of a block that sums over rows: 32 bytes of fp32, a sector of memory
 constexpr int kElements = 256;
-
-// Every lane gets the sum.
-__device__ inline float WarpSum(float value) {
-#pragma unroll
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    value += __shfl_xor_sync(0xFFFFFFFFU, value, step);
-  }
-  return value;
-}
 
 __device__ inline float Or(const float* values, int64_t i, float otherwise) {
   return values == nullptr ? otherwise : values[i];

@@ -12,6 +12,7 @@ namespace dd2 {
 namespace {
 
 constexpr double kNormEpsilon = 1e-6;
+constexpr double kLengthEpsilon = 1e-12;
 
 using Variables = torch::autograd::variable_list;
 
@@ -24,12 +25,15 @@ at::ScalarType ProductType(const at::Tensor& x) {
   return type;
 }
 
+std::int32_t DeviceType(at::ScalarType type) {
+  DD2_CHECK(type == at::kBFloat16 || type == at::kFloat);
+  return type == at::kBFloat16 ? DD2_DEVICE_BF16 : DD2_DEVICE_FP32;
+}
+
 // x [B, l, d] beside modulation rows [B, 1, d], whose gradients are [B, 1, d] too.
 Dd2RowShape ShapeOf(const at::Tensor& x, at::ScalarType type) {
   DD2_CHECK(x.dim() == 3 && x.is_contiguous());
-  return {.rows = x.size(0) * x.size(1),
-          .width = x.size(2),
-          .type = type == at::kBFloat16 ? DD2_DEVICE_BF16 : DD2_DEVICE_FP32};
+  return {.rows = x.size(0) * x.size(1), .width = x.size(2), .type = DeviceType(type)};
 }
 
 Dd2ModulationRows RowsOf(const at::Tensor& x, const at::Tensor& modulation) {
@@ -143,6 +147,71 @@ class GateBackward : public torch::autograd::Node {
   at::Tensor branch_, gate_;
 };
 
+// [B, heads, l, d / heads] of a kernel's [B, l, heads, d / heads], and the other way.
+at::Tensor HeadsFirst(const at::Tensor& tensor) { return tensor.transpose(1, 2); }
+
+class UnitLengthBackward : public torch::autograd::Node {
+ public:
+  UnitLengthBackward(at::Tensor qkv, at::Tensor temperature)
+      : qkv_(std::move(qkv)), temperature_(std::move(temperature)) {}
+
+  QueriesKeysValues Forward() {
+    const at::Tensor q = at::empty(HeadSizes(), qkv_.options()), k = at::empty_like(q);
+    Dd2UnitLength unit = Problem();
+    unit.d_q = q.mutable_data_ptr();
+    unit.d_k = k.mutable_data_ptr();
+    CheckKernel(DeviceKernels().unit_length(&unit, nullptr));
+    return {HeadsFirst(q), HeadsFirst(k), HeadsFirst(qkv_.select(2, 2))};
+  }
+
+  Variables apply(Variables&& gradients) override {
+    const at::AutoDispatchBelowAutograd below;
+    DD2_CHECK(qkv_.defined());
+    Variables by_token;
+    for (const at::Tensor& gradient : gradients) {
+      DD2_CHECK(gradient.defined());
+      by_token.push_back(HeadsFirst(gradient).contiguous());
+    }
+    const at::Tensor d_qkv = at::empty_like(qkv_);
+    at::Tensor d_temperature;
+    if (task_should_compute_output(1)) {
+      d_temperature =
+          at::empty({qkv_.size(0) * qkv_.size(1), qkv_.size(3)}, temperature_.options());
+    }
+    Dd2UnitLength unit = Problem();
+    unit.d_dq = by_token[0].const_data_ptr();
+    unit.d_dk = by_token[1].const_data_ptr();
+    unit.d_dqkv = d_qkv.mutable_data_ptr();
+    unit.d_dtemperature = Data(d_temperature);
+    CheckKernel(DeviceKernels().unit_length_backward(&unit, nullptr));
+    d_qkv.select(2, 2).copy_(by_token[2]);
+    if (d_temperature.defined()) d_temperature = d_temperature.sum(0).view(temperature_.sizes());
+    return {d_qkv, d_temperature};
+  }
+  void release_variables() override { qkv_ = temperature_ = at::Tensor(); }
+
+ private:
+  at::DimVector HeadSizes() const {
+    return {qkv_.size(0), qkv_.size(1), qkv_.size(3), qkv_.size(4)};
+  }
+  Dd2UnitLength Problem() const {
+    DD2_CHECK(qkv_.dim() == 5 && qkv_.is_contiguous() && qkv_.size(2) == 3 &&
+              temperature_.numel() == qkv_.size(3) && temperature_.is_contiguous());
+    Dd2UnitLength unit{};
+    unit.shape = {qkv_.size(0) * qkv_.size(1), qkv_.size(4), DeviceType(qkv_.scalar_type())};
+    unit.heads = qkv_.size(3);
+    unit.d_qkv = qkv_.const_data_ptr();
+    unit.d_temperature = Values(temperature_);
+    return unit;
+  }
+
+  at::Tensor qkv_, temperature_;
+};
+
+at::Tensor OfLengthOne(const at::Tensor& x) {
+  return x / x.norm(2, -1, /*keepdim=*/true).clamp_min(kLengthEpsilon);
+}
+
 // The node's place in the graph, where there is one.
 void SetHistory(const std::shared_ptr<torch::autograd::Node>& node, const Variables& inputs,
                 Variables outputs) {
@@ -181,6 +250,28 @@ at::Tensor AddGated(const at::Tensor& stream, const at::Tensor& branch, const at
   }
   SetHistory(node, {stream, branch, gate}, {out});
   return out;
+}
+
+QueriesKeysValues Split(const at::Tensor& qkv) {
+  const std::vector<at::Tensor> parts = qkv.permute({2, 0, 3, 1, 4}).unbind(0);
+  return {parts[0], parts[1], parts[2]};
+}
+
+QueriesKeysValues UnitLength(const at::Tensor& qkv, const at::Tensor& temperature) {
+  if (qkv.is_cpu()) {
+    const QueriesKeysValues parts = Split(qkv);
+    return {OfLengthOne(parts.q) * temperature, OfLengthOne(parts.k), parts.v};
+  }
+  std::shared_ptr<UnitLengthBackward> node;
+  QueriesKeysValues made;
+  {
+    const at::AutoDispatchBelowAutograd below;
+    node = {new UnitLengthBackward(qkv.detach().contiguous(), temperature.detach()),
+            torch::autograd::deleteNode};
+    made = node->Forward();
+  }
+  SetHistory(node, {qkv, temperature}, {made.q, made.k, made.v});
+  return made;
 }
 
 }  // namespace dd2

@@ -20,4 +20,14 @@ Branched AdaptiveNorm(const at::Tensor& x, const at::Tensor& scale, const at::Te
 // stream + branch gate: branch [B, l, d] in fp32 or bf16.
 at::Tensor AddGated(const at::Tensor& stream, const at::Tensor& branch, const at::Tensor& gate);
 
+// What attention takes, each [B, heads, l, d / heads].
+struct QueriesKeysValues {
+  at::Tensor q, k, v;
+};
+// Of qkv [B, l, 3, heads, d / heads], as one linear layer gives it: queries and keys of length 1,
+// the queries times the temperature [1, heads, 1, 1] of their head. On a device of the type of qkv.
+QueriesKeysValues UnitLength(const at::Tensor& qkv, const at::Tensor& temperature);
+// The parts of qkv as they are.
+QueriesKeysValues Split(const at::Tensor& qkv);
+
 }  // namespace dd2

@@ -7,12 +7,9 @@
 
 #include "common/check.h"
 #include "worker/kernels/torch_device.h"
-#include "worker/models/fused_blocks.h"
 
 namespace dd2 {
 namespace {
-
-constexpr double kLengthEpsilon = 1e-12;
 
 // Gates, scales and shifts, each [B, 1, d].
 std::vector<at::Tensor> Modulation(const at::Tensor& condition, const at::Tensor& weight,
@@ -20,10 +17,6 @@ std::vector<at::Tensor> Modulation(const at::Tensor& condition, const at::Tensor
   at::Tensor rows = at::linear(condition, weight, bias);
   if (!rows.is_cpu()) rows = rows.to(at::kFloat);
   return rows.view({-1, 1, parts, condition.size(1)}).unbind(2);
-}
-
-at::Tensor UnitLength(const at::Tensor& x) {
-  return x / x.norm(2, -1, /*keepdim=*/true).clamp_min(kLengthEpsilon);
 }
 
 at::Tensor Mix(const VarSpec& spec, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -120,17 +113,13 @@ VarTransformer::VarTransformer(const VarSpec& spec, const ParamBuffer& params,
 }
 
 // The keys have no bias.
-VarTransformer::Qkv VarTransformer::Project(const VarSpec& spec, const Block& block,
-                                            const at::Tensor& x) {
+QueriesKeysValues VarTransformer::Project(const VarSpec& spec, const Block& block,
+                                          const at::Tensor& x) {
   const at::Tensor bias = at::cat({block.q_bias, at::zeros_like(block.q_bias), block.v_bias});
-  const std::vector<at::Tensor> parts =
-      at::linear(x, block.qkv_weight, bias)
-          .view({x.size(0), x.size(1), 3, spec.heads, spec.width / spec.heads})
-          .permute({2, 0, 3, 1, 4})
-          .unbind(0);
-  if (!spec.attn_l2_norm) return {parts[0], parts[1], parts[2]};
-  const at::Tensor temperature = block.scale_mul.clamp_max(std::log(100.0)).exp();
-  return {UnitLength(parts[0]) * temperature, UnitLength(parts[1]), parts[2]};
+  const at::Tensor qkv = at::linear(x, block.qkv_weight, bias)
+                             .view({x.size(0), x.size(1), 3, spec.heads, spec.width / spec.heads});
+  if (!spec.attn_l2_norm) return Split(qkv);
+  return UnitLength(qkv, block.scale_mul.clamp_max(std::log(100.0)).exp());
 }
 
 at::Tensor VarTransformer::Forward(const VarSpec& spec, const Block& block, const at::Tensor& x,
@@ -138,7 +127,7 @@ at::Tensor VarTransformer::Forward(const VarSpec& spec, const Block& block, cons
   // Gates, scales, shifts; of each the first is attention's.
   const std::vector<at::Tensor> ada = Modulation(condition, block.ada_weight, block.ada_bias, 6);
   const Branched attention = AdaptiveNorm(x, ada[2], ada[4]);
-  const Qkv qkv = Project(spec, block, attention.input);
+  const QueriesKeysValues qkv = Project(spec, block, attention.input);
   const at::Tensor mixed = attend(qkv).transpose(1, 2).reshape(x.sizes());
   const at::Tensor h =
       AddGated(attention.stream, at::linear(mixed, block.proj_weight, block.proj_bias), ada[0]);
@@ -175,8 +164,9 @@ at::Tensor VarTransformer::Hidden(const at::Tensor& rows, const at::Tensor& labe
   for (const Block& block : blocks_) {
     const BlockFunction forward = [spec = spec_, block,
                                    mask = mask_](const std::vector<at::Tensor>& inputs) {
-      return Forward(spec, block, inputs[0], inputs[1],
-                     [&](const Qkv& qkv) { return Mix(spec, qkv.q, qkv.k, qkv.v, mask); });
+      return Forward(spec, block, inputs[0], inputs[1], [&](const QueriesKeysValues& qkv) {
+        return Mix(spec, qkv.q, qkv.k, qkv.v, mask);
+      });
     };
     x = RunBlock(forward, {x, condition}, mode);
   }
@@ -196,10 +186,11 @@ at::Tensor VarTransformer::Step(std::int64_t scale, const at::Tensor& rows,
   }
   at::Tensor x = Embed(scale, 1, rows, of_class);
   for (std::int64_t i = 0; i < spec_.depth; ++i) {
-    x = Forward(spec_, blocks_[static_cast<std::size_t>(i)], x, condition, [&](const Qkv& qkv) {
-      const auto [keys, values] = cache.Append(i, first, qkv.k, qkv.v);
-      return Mix(spec_, qkv.q, keys, values, std::nullopt);
-    });
+    x = Forward(spec_, blocks_[static_cast<std::size_t>(i)], x, condition,
+                [&](const QueriesKeysValues& qkv) {
+                  const auto [keys, values] = cache.Append(i, first, qkv.k, qkv.v);
+                  return Mix(spec_, qkv.q, keys, values, std::nullopt);
+                });
   }
   return x;
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "worker/models/backbone.h"
+#include "worker/models/fused_blocks.h"
 #include "worker/models/param_buffer.h"
 #include "worker/models/recompute.h"
 #include "worker/torch.h"
@@ -67,12 +68,9 @@ class VarTransformer {
     at::Tensor ada_weight, ada_bias, scale_mul, q_bias, v_bias, qkv_weight, proj_weight, proj_bias;
     at::Tensor fc1_weight, fc1_bias, fc2_weight, fc2_bias;
   };
-  struct Qkv {
-    at::Tensor q, k, v;  // [B, heads, l, d / heads]
-  };
   // -> the mixed values, [B, heads, l, d / heads].
-  using Attend = std::function<at::Tensor(const Qkv&)>;
-  static Qkv Project(const VarSpec& spec, const Block& block, const at::Tensor& x);
+  using Attend = std::function<at::Tensor(const QueriesKeysValues&)>;
+  static QueriesKeysValues Project(const VarSpec& spec, const Block& block, const at::Tensor& x);
   // condition [B, d]: SiLU of the class embedding.
   static at::Tensor Forward(const VarSpec& spec, const Block& block, const at::Tensor& x,
                             const at::Tensor& condition, const Attend& attend);

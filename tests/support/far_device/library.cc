@@ -48,6 +48,11 @@ Dd2GatedResidual NearGated(Dd2GatedResidual g) {
   return g;
 }
 
+Dd2UnitLength NearUnit(Dd2UnitLength u) {
+  ToNear(u.d_qkv, u.d_temperature, u.d_q, u.d_k, u.d_dq, u.d_dk, u.d_dqkv, u.d_dtemperature);
+  return u;
+}
+
 Dd2DeviceCode ColumnSums(const Dd2ColumnSums* sums, Dd2Stream) {
   Dd2ColumnSums s = *sums;
   ToNear(s.d_x, s.d_out);
@@ -85,6 +90,12 @@ void AddKernels(Dd2DeviceApi& api) {
   };
   api.gated_residual_backward = [](const Dd2GatedResidual* g, Dd2Stream) {
     return Run([g = NearGated(*g)] { return LaunchGatedResidualBackward(g, nullptr); });
+  };
+  api.unit_length = [](const Dd2UnitLength* u, Dd2Stream) {
+    return Run([u = NearUnit(*u)] { return LaunchUnitLength(u, nullptr); });
+  };
+  api.unit_length_backward = [](const Dd2UnitLength* u, Dd2Stream) {
+    return Run([u = NearUnit(*u)] { return LaunchUnitLengthBackward(u, nullptr); });
   };
   api.column_sums = ColumnSums;
   api.adam = Adam;
