@@ -240,6 +240,7 @@ Branched AdaptiveNorm(const at::Tensor& x, const at::Tensor& scale, const at::Te
 
 at::Tensor AddGated(const at::Tensor& stream, const at::Tensor& branch, const at::Tensor& gate) {
   if (stream.is_cpu()) return stream + branch * gate;
+  DD2_CHECK(stream.sizes() == branch.sizes());
   std::shared_ptr<GateBackward> node;
   at::Tensor out;
   {
