@@ -21,14 +21,9 @@ def final(run, metric):
     return [record[metric] for record in run.record() if metric in record][-1]
 
 
-def settings_of(config):
-    """The far device has no bf16."""
-    return [] if config.startswith("fashion") else ["model.precision=fp32", "teacher.precision=fp32"]
-
-
 def run_small(work, config, name, device, **options):
     path = f"configs/{config}.yaml"
-    return work.run(path, name, shrink=True, set=[*settings_of(config), f"device={device}", "checkpoint.memory_every=1"],
+    return work.run(path, name, shrink=True, set=[f"device={device}", "checkpoint.memory_every=1"],
                     **options)
 
 
@@ -56,7 +51,7 @@ def numbers(run, domain):
 def check_kills(work, calm):
     config = CONFIGS[0]
     path = f"configs/{config}.yaml"
-    settings = [*settings_of(config), "device=cuda", "checkpoint.memory_every=1"]
+    settings = ["device=cuda", "checkpoint.memory_every=1"]
     killed = work.start(path, "killed", shrink=True, set=settings)
     killed.wait_for(phase="gts", step=1)
     killed.kill_all()
@@ -76,7 +71,7 @@ def check_too_few(work):
     """The second domain of a machine with one GPU."""
     os.environ["DD2_FAR_DEVICES"] = "1"
     few = work.new_run(f"configs/{CONFIGS[0]}.yaml", "few", shrink=True, ranks=1, domains=2,
-                       set=[*settings_of(CONFIGS[0]), "device=cuda"])
+                       set=["device=cuda"])
     few.start().finish(exit_code=4)
     del os.environ["DD2_FAR_DEVICES"]
     said = few.tail()
@@ -88,7 +83,7 @@ def check_memory(work):
     """A device that is too small for the training, not for the networks: the run ends, with advice."""
     os.environ["DD2_FAR_MEMORY_MIB"] = FAR_MEMORY_MIB
     small = work.new_run(f"configs/{CONFIGS[0]}.yaml", "small", shrink=True, ranks=1,
-                         set=[*settings_of(CONFIGS[0]), "device=cuda"])
+                         set=["device=cuda"])
     small.start().finish(exit_code=5)
     del os.environ["DD2_FAR_MEMORY_MIB"]
     said = small.tail()
@@ -99,7 +94,7 @@ def check_memory(work):
 def check_join(work):
     """A domain that joins on the same machine: not on the others' GPUs."""
     run = work.start(f"configs/{CONFIGS[0]}.yaml", "joined", shrink=True, ranks=1,
-                     set=[*settings_of(CONFIGS[0]), "device=cuda", "checkpoint.memory_every=1"])
+                     set=["device=cuda", "checkpoint.memory_every=1"])
     run.wait_for(phase="gts", step=1)
     dd2("pause", run.folder)
     same = subprocess.Popen([binary(), "agent", "join", str(run.folder), "--domain", "same"],

@@ -118,50 +118,63 @@ void MeasureScore(Table& table, const ScoreCase& c) {
             bytes, [&] { Must(api, api.score(&problem, nullptr)); });
 }
 
-void MeasureRows(Table& table, std::int64_t rows, std::int64_t width, std::int32_t type) {
+// Rows of the MLP head (repeats = 1), or of VAR's blocks, where `repeats` share a modulation row.
+void MeasureRows(Table& table, std::int64_t rows, std::int64_t width, std::int64_t repeats,
+                 std::int32_t type) {
   const Dd2DeviceApi& api = table.api();
-  std::mt19937_64 source(1);
+  const bool bf16 = type == DD2_DEVICE_BF16;
   const auto all = static_cast<std::size_t>(rows * width);
-  const std::size_t item = type == DD2_DEVICE_BF16 ? 2 : 4;
-  // Bits of ordinary numbers of either type: 1.0 and a little, twice.
-  const auto activations = [&](std::size_t count) {
-    std::vector<std::uint32_t> bits(count * item / 4);
-    for (std::uint32_t& word : bits) word = 0x3F803F80U + static_cast<std::uint32_t>(source() % 64);
-    return DeviceArray<std::uint32_t>(api, bits);
+  const std::size_t modulations = 3 * all / static_cast<std::size_t>(repeats);
+  // Ordinary numbers of either type: 0.5, and of bf16 0.5 and 0.
+  const auto floats = [&](std::size_t count) {
+    return DeviceArray<float>(api, std::vector<float>(count, 0.5F));
   };
-  const auto x = activations(all), dy = activations(all), residual = activations(all),
-             y = activations(all), dx = activations(all), modulation = activations(3 * all),
-             d_modulation = activations(3 * all);
-  const std::vector<float> some(static_cast<std::size_t>(3 * width), 0.5F);
-  const DeviceArray<float> bias(api, some), stats(api, static_cast<std::size_t>(2 * rows));
+  const auto typed = [&] { return floats(bf16 ? all / 2 : all); };
+  const auto x = floats(all), residual = floats(all), dx = floats(all);
+  const auto y = typed(), dy = typed();
+  const auto modulation = floats(modulations), d_modulation = floats(modulations);
+  const auto bias = floats(static_cast<std::size_t>(3 * width)),
+             stats = floats(static_cast<std::size_t>(2 * rows));
+  const float* added = repeats == 1 ? bias.data() : nullptr;
   Dd2ModulatedNorm norm{};
   norm.shape = {rows, width, type};
+  norm.modulation = {repeats, 3 * width, 3 * width};
   norm.d_x = x.data();
   norm.epsilon = 1e-5F;
-  norm.d_modulation = modulation.data();
-  norm.d_modulation_bias = bias.data();
-  norm.stride = 3 * width;
+  norm.d_shift = modulation.data();
+  norm.d_scale = modulation.data() + width;
+  norm.d_shift_bias = norm.d_scale_bias = added;
   norm.d_stats = stats.data();
   norm.d_y = y.data();
   norm.d_dy = dy.data();
   norm.d_residual = residual.data();
   norm.d_dx = dx.data();
-  norm.d_dmodulation = d_modulation.data();
-  const Dd2GatedResidual gated{norm.shape,        x.data(),    dy.data(),          bias.data(),
-                               modulation.data(), bias.data(), 3 * width,          y.data(),
-                               residual.data(),   dx.data(),   d_modulation.data()};
+  norm.d_dshift = d_modulation.data();
+  norm.d_dscale = d_modulation.data() + width;
+  Dd2GatedResidual gated{};
+  gated.shape = norm.shape;
+  gated.modulation = norm.modulation;
+  gated.d_x = x.data();
+  gated.d_branch = dy.data();
+  gated.d_branch_bias = gated.d_gate_bias = added;
+  gated.d_gate = modulation.data() + 2 * width;
+  gated.d_out = dx.data();
+  gated.d_dout = residual.data();
+  gated.d_dbranch = y.data();
+  gated.d_dgate = d_modulation.data() + 2 * width;
   const auto what = [&](const char* kernel) {
     return boost::json::object{
-        {"kernel", kernel}, {"rows", rows}, {"width", width}, {"bf16", type == DD2_DEVICE_BF16}};
+        {"kernel", kernel}, {"rows", rows}, {"width", width}, {"repeats", repeats}, {"bf16", bf16}};
   };
-  const auto one = static_cast<double>(x.bytes());
-  table.Add(what("modulated_norm"), 4 * one,
+  const auto wide = static_cast<double>(x.bytes()), narrow = static_cast<double>(y.bytes()),
+             part = static_cast<double>(modulation.bytes()) / 3;
+  table.Add(what("modulated_norm"), wide + narrow + 2 * part,
             [&] { Must(api, api.modulated_norm(&norm, nullptr)); });
-  table.Add(what("modulated_norm_backward"), 7 * one,
+  table.Add(what("modulated_norm_backward"), 3 * wide + narrow + 3 * part,
             [&] { Must(api, api.modulated_norm_backward(&norm, nullptr)); });
-  table.Add(what("gated_residual"), 4 * one,
+  table.Add(what("gated_residual"), 2 * wide + narrow + part,
             [&] { Must(api, api.gated_residual(&gated, nullptr)); });
-  table.Add(what("gated_residual_backward"), 5 * one,
+  table.Add(what("gated_residual_backward"), wide + 2 * narrow + 2 * part,
             [&] { Must(api, api.gated_residual_backward(&gated, nullptr)); });
 }
 
@@ -178,6 +191,40 @@ void MeasureRandom(Table& table) {
   field.d_out = out.data();
   table.Add({{"kernel", "normal"}, {"count", count}}, static_cast<double>(out.bytes()),
             [&] { Must(api, api.random(&field, nullptr)); });
+}
+
+// Queries and keys of VAR's blocks.
+void MeasureUnitLength(Table& table, std::int64_t rows, std::int64_t heads, std::int64_t width,
+                       std::int32_t type) {
+  const Dd2DeviceApi& api = table.api();
+  const bool bf16 = type == DD2_DEVICE_BF16;
+  const auto all = static_cast<std::size_t>(rows * heads * width);
+  const auto typed = [&](std::size_t count) {
+    return DeviceArray<float>(api, std::vector<float>(bf16 ? count / 2 : count, 0.5F));
+  };
+  const auto qkv = typed(3 * all), d_qkv = typed(3 * all), q = typed(all), k = typed(all),
+             dq = typed(all), dk = typed(all);
+  const DeviceArray<float> temperature(api, std::vector<float>(static_cast<std::size_t>(heads), 4)),
+      d_temperature(api, static_cast<std::size_t>(rows * heads));
+  Dd2UnitLength unit{};
+  unit.shape = {rows, width, type};
+  unit.heads = heads;
+  unit.d_qkv = qkv.data();
+  unit.d_temperature = temperature.data();
+  unit.d_q = q.data();
+  unit.d_k = k.data();
+  unit.d_dq = dq.data();
+  unit.d_dk = dk.data();
+  unit.d_dqkv = d_qkv.data();
+  unit.d_dtemperature = d_temperature.data();
+  const auto what = [&](const char* kernel) {
+    return boost::json::object{
+        {"kernel", kernel}, {"rows", rows}, {"heads", heads}, {"width", width}, {"bf16", bf16}};
+  };
+  const auto one = static_cast<double>(q.bytes());
+  table.Add(what("unit_length"), 4 * one, [&] { Must(api, api.unit_length(&unit, nullptr)); });
+  table.Add(what("unit_length_backward"), 6 * one,
+            [&] { Must(api, api.unit_length_backward(&unit, nullptr)); });
 }
 
 // A flat buffer with its optimiser, for one step after the other.
@@ -248,8 +295,10 @@ boost::json::array MeasureKernels(const Dd2DeviceApi& api, double bandwidth) {
       MeasureScore(table, {8 * 680, 4096, 32, type, with_u});
       MeasureScore(table, {8 * 256, 16384, 8, type, with_u});
     }
-    MeasureRows(table, 8 * 680, 1024, type);
+    MeasureRows(table, 8 * 680, 1024, 680, type);  // VAR's blocks
+    MeasureUnitLength(table, 8 * 680, 16, 64, type);
   }
+  MeasureRows(table, 8 * 680, 1024, 1, DD2_DEVICE_FP32);  // the head
   constexpr std::int64_t kParameters = 64 << 20;
   const AdamState adam(api, kParameters);
   table.Add({{"kernel", "adam"}, {"count", kParameters}}, 9.0 * 4 * kParameters,

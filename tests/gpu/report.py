@@ -14,7 +14,8 @@ def name_of(case):
     if "codes" in case:
         words += [f"V={case['codes']}", f"C={case['channels']}", f"{case['rows']} rows x {case['draws']} draws"]
     elif "width" in case:
-        words += [f"{case['rows']} x {case['width']}"]
+        words += [" x ".join(str(case[size]) for size in ("rows", "heads", "width") if size in case)]
+        words += [f"in {case['repeats']}s"] * (case.get("repeats", 1) > 1)
     else:
         words += [f"{case['count'] / 1e6:.0f} M elements"]
     return " ".join(words + ["J^T u"] * case.get("vjp", False) + ["bf16"] * case.get("bf16", False))

@@ -48,40 +48,74 @@ def score(case):
     return mean, (x, t, logp, codebook, u)
 
 
-def rows_of(case, *widths):
-    kind = torch.bfloat16 if case["bf16"] else torch.float32
-    return [torch.randn(case["rows"], case["width"] * width, device="cuda", dtype=kind) for width in widths]
+def rows_of(case):
+    """The residual stream and its like: fp32. One modulation row for `repeats` rows: [sequences, repeats, width]."""
+    return torch.randn(case["rows"] // case["repeats"], case["repeats"], case["width"], device="cuda")
+
+
+def modulation_of(case):
+    """Shift, scale, gate of the sequences, and of the head a bias; VAR's linear layer has added its own."""
+    rows = torch.randn(case["rows"] // case["repeats"], 1, 3 * case["width"], device="cuda")
+    return rows, torch.randn_like(rows[0, 0]) if case["repeats"] == 1 else None
+
+
+def parts(modulation, bias):
+    return (modulation if bias is None else modulation + bias).chunk(3, -1)
+
+
+def product_type(case):
+    """Of what matrix products take and give."""
+    return torch.bfloat16 if case["bf16"] else torch.float32
 
 
 def modulated_norm(case):
+    kind = product_type(case)
+
     def forward(x, modulation, bias):
-        shift, scale, _ = (modulation + bias).chunk(3, -1)
-        return F.layer_norm(x, x.shape[-1:], eps=1e-5) * (1 + scale) + shift
-    x, modulation = rows_of(case, 1, 3)
-    return forward, (x, modulation, torch.randn_like(modulation[0]))
+        shift, scale, _ = parts(modulation, bias)
+        return (F.layer_norm(x, x.shape[-1:], eps=1e-5) * (1 + scale) + shift).to(kind)
+    return forward, (rows_of(case), *modulation_of(case))
 
 
 def modulated_norm_backward(case):
     """Autograd's backward of the above; the residual's gradient is added as ours does."""
     forward, (x, modulation, bias) = modulated_norm(case)
-    dy, residual = rows_of(case, 1, 1)
     x.requires_grad_(True)
     modulation.requires_grad_(True)
-    return forward, (x, modulation, bias), (dy, residual)
+    return forward, (x, modulation, bias), (rows_of(case).to(product_type(case)), rows_of(case))
 
 
 def gated_residual(case):
     def forward(x, branch, branch_bias, modulation, bias):
-        return x + (modulation + bias).chunk(3, -1)[2] * (branch + branch_bias)
-    x, branch, modulation = rows_of(case, 1, 1, 3)
-    return forward, (x, branch, torch.randn_like(x[0]), modulation, torch.randn_like(modulation[0]))
+        return x + parts(modulation, bias)[2] * (branch if branch_bias is None else branch + branch_bias)
+    modulation, bias = modulation_of(case)
+    branch_bias = None if bias is None else torch.randn(case["width"], device="cuda")
+    return forward, (rows_of(case), rows_of(case).to(product_type(case)), branch_bias, modulation, bias)
 
 
 def gated_residual_backward(case):
     forward, (x, branch, branch_bias, modulation, bias) = gated_residual(case)
     branch.requires_grad_(True)
     modulation.requires_grad_(True)
-    return forward, (x, branch, branch_bias, modulation, bias), rows_of(case, 1)
+    return forward, (x, branch, branch_bias, modulation, bias), (rows_of(case),)
+
+
+def unit_length(case):
+    """Queries and keys of length 1, the queries times a temperature, in what attention takes."""
+    kind = product_type(case)
+
+    def forward(qkv, temperature):
+        q, k, _ = qkv.unbind(1)
+        return (F.normalize(q.float(), dim=-1) * temperature).to(kind), F.normalize(k.float(), dim=-1).to(kind)
+    shape = (case["heads"], case["width"])
+    return forward, (torch.randn(case["rows"], 3, *shape, device="cuda").to(kind), torch.randn(shape[0], 1, device="cuda"))
+
+
+def unit_length_backward(case):
+    forward, (qkv, temperature) = unit_length(case)
+    qkv.requires_grad_(True)
+    temperature.requires_grad_(True)
+    return forward, (qkv, temperature), ([torch.randn_like(qkv[:, 0]) for _ in range(2)],)
 
 
 def time_forward(kernel, case, compiled):
@@ -94,7 +128,7 @@ def time_forward(kernel, case, compiled):
 def time_backward(kernel, case, compiled):
     function, arguments, gradients = kernel(case)
     function = torch.compile(function) if compiled else function
-    wanted = [value for value in arguments if value.requires_grad]
+    wanted = [value for value in arguments if value is not None and value.requires_grad]
     output = function(*arguments)
 
     def backward():
@@ -116,9 +150,11 @@ def time_adam(case, compiled):
     return median_ms(torch.compile(step) if compiled else step)
 
 
-FORWARD = {"score": score, "modulated_norm": modulated_norm, "gated_residual": gated_residual}
+FORWARD = {"score": score, "modulated_norm": modulated_norm, "gated_residual": gated_residual,
+           "unit_length": unit_length}
 BACKWARD = {"modulated_norm_backward": modulated_norm_backward,
-            "gated_residual_backward": gated_residual_backward}
+            "gated_residual_backward": gated_residual_backward,
+            "unit_length_backward": unit_length_backward}
 
 
 def time_case(case, compiled):

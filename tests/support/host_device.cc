@@ -140,6 +140,12 @@ void AddKernels(Dd2DeviceApi& api) {
     return Kernel("gated_residual_backward", s,
                   [g = *g] { LaunchGatedResidualBackward(g, nullptr); });
   };
+  api.unit_length = [](const Dd2UnitLength* u, Dd2Stream s) {
+    return Kernel("unit_length", s, [u = *u] { LaunchUnitLength(u, nullptr); });
+  };
+  api.unit_length_backward = [](const Dd2UnitLength* u, Dd2Stream s) {
+    return Kernel("unit_length_backward", s, [u = *u] { LaunchUnitLengthBackward(u, nullptr); });
+  };
   api.column_sums = [](const Dd2ColumnSums* c, Dd2Stream s) {
     return Kernel("column_sums", s, [c = *c] { LaunchColumnSums(c, nullptr); });
   };

@@ -7,12 +7,12 @@ set_target_properties(dd2_cpu_kernels PROPERTIES DD2_TORCH ON)  # for its warnin
 target_include_directories(dd2_cpu_kernels PRIVATE ${PROJECT_SOURCE_DIR})
 target_compile_options(dd2_cpu_kernels PRIVATE ${dd2_kernel_options})
 target_link_libraries(dd2_cpu_kernels PRIVATE dd2_flags)
-dd2_library(gpu_checks SRCS gpu/kernel_checks.cc $<TARGET_OBJECTS:dd2_cpu_kernels> DEPS dd2_device dd2_common)
+dd2_library(gpu_checks SRCS gpu/kernel_checks.cc gpu/row_checks.cc $<TARGET_OBJECTS:dd2_cpu_kernels> DEPS dd2_device dd2_common)
 
 # The device's kernels as C++ for the CPU.
 set(device_kernels ${PROJECT_SOURCE_DIR}/worker/kernels/adam.cu ${PROJECT_SOURCE_DIR}/worker/kernels/chunk_squares.cu
                    ${PROJECT_SOURCE_DIR}/worker/kernels/modulate.cu ${PROJECT_SOURCE_DIR}/worker/kernels/random.cu
-                   ${PROJECT_SOURCE_DIR}/worker/kernels/score.cu)
+                   ${PROJECT_SOURCE_DIR}/worker/kernels/score.cu ${PROJECT_SOURCE_DIR}/worker/kernels/unit_length.cu)
 set_source_files_properties(${device_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
   "-xc++;-ffp-contract=off;-Wno-unknown-pragmas;-Wno-conversion")
 dd2_library(test_host_device
@@ -26,7 +26,8 @@ dd2_test(unit/nccl_group_test.cc DEPS dd2_test_host_device LABELS unit)
 # The far device: a device library whose memory the host cannot touch, for LibTorch and the engine.
 if(DD2_WITH_TORCH)
   add_library(far_device SHARED
-    support/far_device/library.cc support/far_device/memory.cc support/far_device/torch_backend.cc
+    support/far_device/autocast.cc support/far_device/library.cc support/far_device/memory.cc
+    support/far_device/torch_backend.cc
     support/cuda_on_host/cuda_on_host.cc ${PROJECT_SOURCE_DIR}/common/check.cc ${device_kernels})
   target_include_directories(far_device BEFORE PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/support/cuda_on_host ${PROJECT_SOURCE_DIR})
   target_link_libraries(far_device PRIVATE dd2_torch dd2_torch_flags)

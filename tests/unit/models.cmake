@@ -14,6 +14,11 @@ if(DD2_WITH_TORCH)
   endforeach()
 endif()
 dd2_test(unit/network_gradients_test.cc DEPS dd2_models LABELS unit torch TORCH)
+dd2_test(unit/fused_blocks_test.cc DEPS dd2_models LABELS unit torch TORCH)
+if(DD2_WITH_TORCH)
+  target_compile_definitions(fused_blocks_test PRIVATE DD2_FAR_DEVICE="$<TARGET_FILE:far_device>")
+  add_dependencies(fused_blocks_test far_device)
+endif()
 
 # The vectorised kernels: as the library picks them, then each form alone.
 dd2_test(unit/kernel_bits_test.cc DEPS dd2_distill dd2_models LABELS unit torch TORCH)

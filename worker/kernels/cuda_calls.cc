@@ -144,6 +144,12 @@ bool IsShape(const Dd2RowShape& shape) {
          IsType(shape.type);
 }
 
+// The modulation row is a grid's second dimension where several rows share one.
+bool IsModulation(const Dd2ModulationRows& modulation, int64_t rows) {
+  if (modulation.repeats < 1 || rows % modulation.repeats != 0) return false;
+  return modulation.repeats == 1 || rows / modulation.repeats <= UINT16_MAX;
+}
+
 Dd2DeviceCode Bad(const char* what) { return DeviceFailure(DD2_DEVICE_BAD_ARGUMENT, what); }
 
 Dd2DeviceCode Score(const Dd2ScoreProblem* p, Dd2Stream stream) {
@@ -159,22 +165,48 @@ Dd2DeviceCode Score(const Dd2ScoreProblem* p, Dd2Stream stream) {
 
 Dd2DeviceCode ModulatedNorm(const Dd2ModulatedNorm* n, Dd2Stream stream) {
   if (!IsShape(n->shape)) return Bad("modulated_norm: bad shape");
+  if (!IsModulation(n->modulation, n->shape.rows)) return Bad("modulated_norm: bad modulation");
   return FromCuda(LaunchModulatedNorm(*n, StreamOf(stream)), "modulated_norm");
 }
 
 Dd2DeviceCode ModulatedNormBackward(const Dd2ModulatedNorm* n, Dd2Stream stream) {
   if (!IsShape(n->shape)) return Bad("modulated_norm_backward: bad shape");
+  if (!IsModulation(n->modulation, n->shape.rows)) {
+    return Bad("modulated_norm_backward: bad modulation");
+  }
+  if ((n->d_dshift == nullptr) != (n->d_dscale == nullptr)) {
+    return Bad("modulated_norm_backward: d shift and d scale go together");
+  }
   return FromCuda(LaunchModulatedNormBackward(*n, StreamOf(stream)), "modulated_norm_backward");
 }
 
 Dd2DeviceCode GatedResidual(const Dd2GatedResidual* g, Dd2Stream stream) {
   if (!IsShape(g->shape)) return Bad("gated_residual: bad shape");
+  if (!IsModulation(g->modulation, g->shape.rows)) return Bad("gated_residual: bad modulation");
   return FromCuda(LaunchGatedResidual(*g, StreamOf(stream)), "gated_residual");
 }
 
 Dd2DeviceCode GatedResidualBackward(const Dd2GatedResidual* g, Dd2Stream stream) {
   if (!IsShape(g->shape)) return Bad("gated_residual_backward: bad shape");
+  if (!IsModulation(g->modulation, g->shape.rows)) {
+    return Bad("gated_residual_backward: bad modulation");
+  }
   return FromCuda(LaunchGatedResidualBackward(*g, StreamOf(stream)), "gated_residual_backward");
+}
+
+// A warp for every query and key, four of them a block.
+bool IsUnitLength(const Dd2UnitLength& u) {
+  return IsShape(u.shape) && u.heads > 0 && u.heads <= INT32_MAX / u.shape.rows;
+}
+
+Dd2DeviceCode UnitLength(const Dd2UnitLength* u, Dd2Stream stream) {
+  if (!IsUnitLength(*u)) return Bad("unit_length: bad shape");
+  return FromCuda(LaunchUnitLength(*u, StreamOf(stream)), "unit_length");
+}
+
+Dd2DeviceCode UnitLengthBackward(const Dd2UnitLength* u, Dd2Stream stream) {
+  if (!IsUnitLength(*u)) return Bad("unit_length_backward: bad shape");
+  return FromCuda(LaunchUnitLengthBackward(*u, StreamOf(stream)), "unit_length_backward");
 }
 
 Dd2DeviceCode ColumnSums(const Dd2ColumnSums* s, Dd2Stream stream) {
@@ -236,6 +268,8 @@ Dd2DeviceApi MakeApi() {
   api.modulated_norm_backward = ModulatedNormBackward;
   api.gated_residual = GatedResidual;
   api.gated_residual_backward = GatedResidualBackward;
+  api.unit_length = UnitLength;
+  api.unit_length_backward = UnitLengthBackward;
   api.column_sums = ColumnSums;
   api.adam = Adam;
   api.chunk_squares = ChunkSquares;

@@ -9,7 +9,7 @@
 // function returns a Dd2DeviceCode; the text of the last failure on the calling thread is
 // `last_error`. Work on a stream is only begun: its failures show at the next wait.
 
-#define DD2_DEVICE_API_VERSION 4
+#define DD2_DEVICE_API_VERSION 5
 #define DD2_DEVICE_GROUP_ID_BYTES 128
 #define DD2_DEVICE_ADAM_RANGES_MAX 4
 
@@ -60,47 +60,69 @@ typedef struct Dd2ScoreProblem {
   float* d_jtu;      // [N, channels] = J^T u; null with d_u
 } Dd2ScoreProblem;
 
-// As row_kernels.h: x, branch, out, y, modulation rows and their gradients are of `type`;
-// statistics (mean, 1 / deviation), affine parts and biases are fp32.
+// As row_kernels.h. What matrix products give and take is of `type` (y and dy, branch and d
+// branch); the residual stream (x, out and their gradients), modulation, statistics (mean, 1 /
+// deviation), affine parts and biases are fp32.
 typedef struct Dd2RowShape {
   int64_t rows, width;
   int32_t type;
 } Dd2RowShape;
 
+// Rows of shift, scale and gate: row i of `rows` has the one at i / repeats * stride, and its
+// gradient at i / repeats * gradient_stride. In the MLP head every row has its own (repeats = 1),
+// in VAR's blocks the tokens of a sequence share one: its gradient is their sum in a fixed tree,
+// which does not depend on the sequences beside it. rows / repeats <= 65535 where repeats > 1.
+typedef struct Dd2ModulationRows {
+  int64_t repeats, stride, gradient_stride;
+} Dd2ModulationRows;
+
 typedef struct Dd2ModulatedNorm {
   Dd2RowShape shape;
-  const void* d_x;
+  Dd2ModulationRows modulation;
+  const float* d_x;
   const float* d_weight;  // [width]; null: 1
   const float* d_bias;    // [width]; null: 0
   float epsilon;
-  const void* d_modulation;        // [rows, stride]: shift, scale (, gate)
-  const float* d_modulation_bias;  // [stride]
-  int64_t stride;
-  float* d_stats;  // [rows, 2]; written forwards, read backwards
-  void* d_y;       // forwards
+  const float *d_shift, *d_scale;            // modulation rows
+  const float *d_shift_bias, *d_scale_bias;  // [width], added to them; null: 0
+  float* d_stats;                            // [rows, 2]; written forwards, read backwards
+  void* d_y;                                 // forwards
   // Backwards:
   const void* d_dy;
-  const void* d_residual;  // added to dx; null: nothing
-  void* d_dx;              // may be d_dy or d_residual
-  void* d_dmodulation;     // [rows, stride]: its shift and scale columns
-  float* d_dweight;        // added to, rows in a fixed tree; null: nobody asks
-  float* d_dbias;          // likewise
+  const float* d_residual;     // added to dx; null: nothing
+  float* d_dx;                 // may be d_residual, or d_dy of fp32
+  float *d_dshift, *d_dscale;  // rows of gradients; both null: nobody asks
+  float *d_dweight, *d_dbias;  // added to, rows in a fixed tree; null: nobody asks
 } Dd2ModulatedNorm;
 
 typedef struct Dd2GatedResidual {
   Dd2RowShape shape;
-  const void* d_x;
+  Dd2ModulationRows modulation;
+  const float* d_x;
   const void* d_branch;
-  const float* d_branch_bias;      // [width]
-  const void* d_modulation;        // [rows, stride]: its gate columns
-  const float* d_modulation_bias;  // [stride]
-  int64_t stride;
-  void* d_out;  // forwards
+  const float* d_branch_bias;  // [width]; null: 0
+  const float* d_gate;         // modulation rows
+  const float* d_gate_bias;    // [width], added to them; null: 0
+  float* d_out;                // forwards
   // Backwards (d x is d out itself):
-  const void* d_dout;
+  const float* d_dout;
   void* d_dbranch;
-  void* d_dmodulation;  // [rows, stride]: its gate columns
+  float* d_dgate;  // rows of gradients; null: nobody asks
 } Dd2GatedResidual;
+
+// Queries and keys of length 1, the queries times their head's temperature: rows are tokens, width
+// is a head's; heads * rows <= 2^31. `type` is that of all but the temperature.
+typedef struct Dd2UnitLength {
+  Dd2RowShape shape;
+  int64_t heads;
+  const void* d_qkv;           // [rows, 3, heads, width]: queries, keys, values
+  const float* d_temperature;  // [heads]
+  void *d_q, *d_k;             // [rows, heads, width]; forwards
+  // Backwards:
+  const void *d_dq, *d_dk;
+  void* d_dqkv;           // [rows, 3, heads, width]: its queries and keys
+  float* d_dtemperature;  // [rows, heads], for the caller to add up; null: nobody asks
+} Dd2UnitLength;
 
 // d_out[j] += sum of column j of d_x [rows, stride], rows in a fixed tree: gradients of biases.
 typedef struct Dd2ColumnSums {
@@ -182,6 +204,8 @@ typedef struct Dd2DeviceApi {
   Dd2DeviceCode (*modulated_norm_backward)(const Dd2ModulatedNorm* norm, Dd2Stream stream);
   Dd2DeviceCode (*gated_residual)(const Dd2GatedResidual* gated, Dd2Stream stream);
   Dd2DeviceCode (*gated_residual_backward)(const Dd2GatedResidual* gated, Dd2Stream stream);
+  Dd2DeviceCode (*unit_length)(const Dd2UnitLength* unit, Dd2Stream stream);
+  Dd2DeviceCode (*unit_length_backward)(const Dd2UnitLength* unit, Dd2Stream stream);
   Dd2DeviceCode (*column_sums)(const Dd2ColumnSums* sums, Dd2Stream stream);
   Dd2DeviceCode (*adam)(const Dd2AdamStep* step, Dd2Stream stream);
   Dd2DeviceCode (*chunk_squares)(const Dd2ChunkSquares* squares, Dd2Stream stream);

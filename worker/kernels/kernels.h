@@ -15,6 +15,8 @@ cudaError_t LaunchModulatedNorm(const Dd2ModulatedNorm& norm, cudaStream_t strea
 cudaError_t LaunchModulatedNormBackward(const Dd2ModulatedNorm& norm, cudaStream_t stream);
 cudaError_t LaunchGatedResidual(const Dd2GatedResidual& gated, cudaStream_t stream);
 cudaError_t LaunchGatedResidualBackward(const Dd2GatedResidual& gated, cudaStream_t stream);
+cudaError_t LaunchUnitLength(const Dd2UnitLength& unit, cudaStream_t stream);
+cudaError_t LaunchUnitLengthBackward(const Dd2UnitLength& unit, cudaStream_t stream);
 cudaError_t LaunchColumnSums(const Dd2ColumnSums& sums, cudaStream_t stream);
 cudaError_t LaunchAdam(const Dd2AdamStep& step, cudaStream_t stream);
 cudaError_t LaunchChunkSquares(const Dd2ChunkSquares& squares, cudaStream_t stream);

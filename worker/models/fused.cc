@@ -21,6 +21,12 @@ Modulation ModulationOf(const ModulationRows& modulation) {
 // What the kernels of a GPU are given.
 Dd2RowShape DeviceShape(const at::Tensor& x) { return {x.size(0), x.size(1), DD2_DEVICE_FP32}; }
 
+// Each row has its own, and a gradient of the same shape.
+Dd2ModulationRows DeviceRows(const ModulationRows& modulation) {
+  const std::int64_t stride = modulation.rows.size(1);
+  return {.repeats = 1, .stride = stride, .gradient_stride = stride};
+}
+
 void AddColumnSumsTo(const at::Tensor& x, float* out) {
   if (x.is_cpu()) return AddColumnSums(ShapeOf(x), Values(x), out);
   const Dd2ColumnSums sums{
@@ -31,14 +37,17 @@ void AddColumnSumsTo(const at::Tensor& x, float* out) {
 Dd2ModulatedNorm DeviceNorm(const at::Tensor& x, const at::Tensor& stats, const NormLeaves& norm,
                             const ModulationRows& modulation) {
   Dd2ModulatedNorm device{};
+  const std::int64_t scale = x.size(1);  // behind the shift
   device.shape = DeviceShape(x);
+  device.modulation = DeviceRows(modulation);
   device.d_x = Values(x);
   device.d_weight = ValuesOrNull(norm.weight);
   device.d_bias = ValuesOrNull(norm.bias);
   device.epsilon = static_cast<float>(norm.epsilon);
-  device.d_modulation = Values(modulation.rows);
-  device.d_modulation_bias = Values(modulation.bias);
-  device.stride = modulation.rows.size(1);
+  device.d_shift = Values(modulation.rows);
+  device.d_scale = device.d_shift + scale;
+  device.d_shift_bias = Values(modulation.bias);
+  device.d_scale_bias = device.d_shift_bias + scale;
   device.d_stats = Data(stats);
   return device;
 }
@@ -46,12 +55,13 @@ Dd2ModulatedNorm DeviceNorm(const at::Tensor& x, const at::Tensor& stats, const 
 Dd2GatedResidual DeviceGated(const at::Tensor& branch, const at::Tensor& branch_bias,
                              const ModulationRows& modulation) {
   Dd2GatedResidual device{};
+  const std::int64_t gate = 2 * branch.size(1);  // behind shift and scale
   device.shape = DeviceShape(branch);
+  device.modulation = DeviceRows(modulation);
   device.d_branch = Values(branch);
   device.d_branch_bias = Values(branch_bias);
-  device.d_modulation = Values(modulation.rows);
-  device.d_modulation_bias = Values(modulation.bias);
-  device.stride = modulation.rows.size(1);
+  device.d_gate = Values(modulation.rows) + gate;
+  device.d_gate_bias = Values(modulation.bias) + gate;
   return device;
 }
 
@@ -141,7 +151,8 @@ at::Tensor ModulatedNormBackward(const at::Tensor& x, const at::Tensor& stats,
   device.d_dy = Values(dy);
   device.d_residual = ValuesOrNull(residual);
   device.d_dx = Data(dx);
-  device.d_dmodulation = Data(d_modulation);
+  device.d_dshift = Data(d_modulation);
+  device.d_dscale = device.d_dshift + x.size(1);
   device.d_dweight = gradients.weight;
   device.d_dbias = gradients.bias;
   CheckKernel(DeviceKernels().modulated_norm_backward(&device, nullptr));
@@ -176,7 +187,7 @@ at::Tensor GatedResidualBackward(const at::Tensor& branch, const at::Tensor& bra
   Dd2GatedResidual device = DeviceGated(branch, branch_bias, modulation);
   device.d_dout = Values(d_out);
   device.d_dbranch = Data(d_branch);
-  device.d_dmodulation = Data(d_modulation);
+  device.d_dgate = Data(d_modulation) + 2 * d_out.size(1);
   CheckKernel(DeviceKernels().gated_residual_backward(&device, nullptr));
   return d_branch;
 }

@@ -11,15 +11,12 @@
 namespace dd2 {
 namespace {
 
-constexpr double kNormEpsilon = 1e-6;
-constexpr double kLengthEpsilon = 1e-12;
-
-at::Tensor Norm(const at::Tensor& x) {
-  return at::layer_norm(x, {x.size(-1)}, {}, {}, kNormEpsilon);
-}
-
-at::Tensor UnitLength(const at::Tensor& x) {
-  return x / x.norm(2, -1, /*keepdim=*/true).clamp_min(kLengthEpsilon);
+// Gates, scales and shifts, each [B, 1, d].
+std::vector<at::Tensor> Modulation(const at::Tensor& condition, const at::Tensor& weight,
+                                   const at::Tensor& bias, std::int64_t parts) {
+  at::Tensor rows = at::linear(condition, weight, bias);
+  if (!rows.is_cpu()) rows = rows.to(at::kFloat);
+  return rows.view({-1, 1, parts, condition.size(1)}).unbind(2);
 }
 
 at::Tensor Mix(const VarSpec& spec, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -116,31 +113,28 @@ VarTransformer::VarTransformer(const VarSpec& spec, const ParamBuffer& params,
 }
 
 // The keys have no bias.
-VarTransformer::Qkv VarTransformer::Project(const VarSpec& spec, const Block& block,
-                                            const at::Tensor& x) {
+QueriesKeysValues VarTransformer::Project(const VarSpec& spec, const Block& block,
+                                          const at::Tensor& x) {
   const at::Tensor bias = at::cat({block.q_bias, at::zeros_like(block.q_bias), block.v_bias});
-  const std::vector<at::Tensor> parts =
-      at::linear(x, block.qkv_weight, bias)
-          .view({x.size(0), x.size(1), 3, spec.heads, spec.width / spec.heads})
-          .permute({2, 0, 3, 1, 4})
-          .unbind(0);
-  if (!spec.attn_l2_norm) return {parts[0], parts[1], parts[2]};
-  const at::Tensor temperature = block.scale_mul.clamp_max(std::log(100.0)).exp();
-  return {UnitLength(parts[0]) * temperature, UnitLength(parts[1]), parts[2]};
+  const at::Tensor qkv = at::linear(x, block.qkv_weight, bias)
+                             .view({x.size(0), x.size(1), 3, spec.heads, spec.width / spec.heads});
+  if (!spec.attn_l2_norm) return Split(qkv);
+  return UnitLength(qkv, block.scale_mul.clamp_max(std::log(100.0)).exp());
 }
 
 at::Tensor VarTransformer::Forward(const VarSpec& spec, const Block& block, const at::Tensor& x,
                                    const at::Tensor& condition, const Attend& attend) {
-  const std::int64_t d = spec.width;
-  // Gates, scales, shifts; of each the first is attention's: [B, 1, d].
-  const std::vector<at::Tensor> ada =
-      at::linear(condition, block.ada_weight, block.ada_bias).view({-1, 1, 6, d}).unbind(2);
-  const Qkv qkv = Project(spec, block, Norm(x) * (1 + ada[2]) + ada[4]);
+  // Gates, scales, shifts; of each the first is attention's.
+  const std::vector<at::Tensor> ada = Modulation(condition, block.ada_weight, block.ada_bias, 6);
+  const Branched attention = AdaptiveNorm(x, ada[2], ada[4]);
+  const QueriesKeysValues qkv = Project(spec, block, attention.input);
   const at::Tensor mixed = attend(qkv).transpose(1, 2).reshape(x.sizes());
-  const at::Tensor h = x + at::linear(mixed, block.proj_weight, block.proj_bias) * ada[0];
-  const at::Tensor inner = at::gelu(
-      at::linear(Norm(h) * (1 + ada[3]) + ada[5], block.fc1_weight, block.fc1_bias), "tanh");
-  return h + at::linear(inner, block.fc2_weight, block.fc2_bias) * ada[1];
+  const at::Tensor h =
+      AddGated(attention.stream, at::linear(mixed, block.proj_weight, block.proj_bias), ada[0]);
+  const Branched ffn = AdaptiveNorm(h, ada[3], ada[5]);
+  const at::Tensor inner =
+      at::gelu(at::linear(ffn.input, block.fc1_weight, block.fc1_bias), "tanh");
+  return AddGated(ffn.stream, at::linear(inner, block.fc2_weight, block.fc2_bias), ada[1]);
 }
 
 // What enters the blocks at the tokens of `scale_count` scales: rows are those of all of them but
@@ -170,8 +164,9 @@ at::Tensor VarTransformer::Hidden(const at::Tensor& rows, const at::Tensor& labe
   for (const Block& block : blocks_) {
     const BlockFunction forward = [spec = spec_, block,
                                    mask = mask_](const std::vector<at::Tensor>& inputs) {
-      return Forward(spec, block, inputs[0], inputs[1],
-                     [&](const Qkv& qkv) { return Mix(spec, qkv.q, qkv.k, qkv.v, mask); });
+      return Forward(spec, block, inputs[0], inputs[1], [&](const QueriesKeysValues& qkv) {
+        return Mix(spec, qkv.q, qkv.k, qkv.v, mask);
+      });
     };
     x = RunBlock(forward, {x, condition}, mode);
   }
@@ -191,10 +186,11 @@ at::Tensor VarTransformer::Step(std::int64_t scale, const at::Tensor& rows,
   }
   at::Tensor x = Embed(scale, 1, rows, of_class);
   for (std::int64_t i = 0; i < spec_.depth; ++i) {
-    x = Forward(spec_, blocks_[static_cast<std::size_t>(i)], x, condition, [&](const Qkv& qkv) {
-      const auto [keys, values] = cache.Append(i, first, qkv.k, qkv.v);
-      return Mix(spec_, qkv.q, keys, values, std::nullopt);
-    });
+    x = Forward(spec_, blocks_[static_cast<std::size_t>(i)], x, condition,
+                [&](const QueriesKeysValues& qkv) {
+                  const auto [keys, values] = cache.Append(i, first, qkv.k, qkv.v);
+                  return Mix(spec_, qkv.q, keys, values, std::nullopt);
+                });
   }
   return x;
 }
@@ -202,10 +198,8 @@ at::Tensor VarTransformer::Step(std::int64_t scale, const at::Tensor& rows,
 at::Tensor VarTransformer::HeadInput(const at::Tensor& hidden, const at::Tensor& labels) const {
   DD2_CHECK(head_weight_.defined());
   const at::Tensor condition = at::silu(at::embedding(classes_, labels));
-  const std::vector<at::Tensor> ada = at::linear(condition, head_ada_weight_, head_ada_bias_)
-                                          .view({-1, 1, 2, spec_.width})
-                                          .unbind(2);
-  return Norm(hidden) * (1 + ada[0]) + ada[1];
+  const std::vector<at::Tensor> ada = Modulation(condition, head_ada_weight_, head_ada_bias_, 2);
+  return AdaptiveNorm(hidden, ada[0], ada[1]).input;
 }
 
 at::Tensor VarTransformer::Logits(const at::Tensor& head_input) const {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "worker/models/backbone.h"
+#include "worker/models/fused_blocks.h"
 #include "worker/models/param_buffer.h"
 #include "worker/models/recompute.h"
 #include "worker/torch.h"
@@ -30,8 +31,9 @@ struct VarSpec {
 };
 
 // VAR's scale-by-scale transformer: AdaLN blocks conditioned on the class, full attention inside a
-// scale and to earlier ones. Library operators with ordinary autograd: a frozen teacher, or the
-// trainable backbone of generator and guidance network. Labels are never dropped (VAR's own forward
+// scale and to earlier ones. Library operators with ordinary autograd, on a device with kernels of
+// ours between the matrix products (fused_blocks.h): a frozen teacher, or the trainable backbone of
+// generator and guidance network. Labels are never dropped (VAR's own forward
 // drops a tenth of them even in evaluation, models.md 0.2), nor are paths. B sequences below.
 //
 // Parameters carry the names of the released files (tensors/var_d16.tsv) less their buffers
@@ -66,12 +68,9 @@ class VarTransformer {
     at::Tensor ada_weight, ada_bias, scale_mul, q_bias, v_bias, qkv_weight, proj_weight, proj_bias;
     at::Tensor fc1_weight, fc1_bias, fc2_weight, fc2_bias;
   };
-  struct Qkv {
-    at::Tensor q, k, v;  // [B, heads, l, d / heads]
-  };
   // -> the mixed values, [B, heads, l, d / heads].
-  using Attend = std::function<at::Tensor(const Qkv&)>;
-  static Qkv Project(const VarSpec& spec, const Block& block, const at::Tensor& x);
+  using Attend = std::function<at::Tensor(const QueriesKeysValues&)>;
+  static QueriesKeysValues Project(const VarSpec& spec, const Block& block, const at::Tensor& x);
   // condition [B, d]: SiLU of the class embedding.
   static at::Tensor Forward(const VarSpec& spec, const Block& block, const at::Tensor& x,
                             const at::Tensor& condition, const Attend& attend);

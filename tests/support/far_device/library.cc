@@ -36,15 +36,21 @@ Dd2DeviceCode Score(const Dd2ScoreProblem* problem, Dd2Stream) {
 }
 
 Dd2ModulatedNorm NearNorm(Dd2ModulatedNorm n) {
-  ToNear(n.d_x, n.d_weight, n.d_bias, n.d_modulation, n.d_modulation_bias, n.d_stats, n.d_y, n.d_dy,
-         n.d_residual, n.d_dx, n.d_dmodulation, n.d_dweight, n.d_dbias);
+  ToNear(n.d_x, n.d_weight, n.d_bias, n.d_shift, n.d_scale, n.d_shift_bias, n.d_scale_bias,
+         n.d_stats, n.d_y, n.d_dy, n.d_residual, n.d_dx, n.d_dshift, n.d_dscale, n.d_dweight,
+         n.d_dbias);
   return n;
 }
 
 Dd2GatedResidual NearGated(Dd2GatedResidual g) {
-  ToNear(g.d_x, g.d_branch, g.d_branch_bias, g.d_modulation, g.d_modulation_bias, g.d_out, g.d_dout,
-         g.d_dbranch, g.d_dmodulation);
+  ToNear(g.d_x, g.d_branch, g.d_branch_bias, g.d_gate, g.d_gate_bias, g.d_out, g.d_dout,
+         g.d_dbranch, g.d_dgate);
   return g;
+}
+
+Dd2UnitLength NearUnit(Dd2UnitLength u) {
+  ToNear(u.d_qkv, u.d_temperature, u.d_q, u.d_k, u.d_dq, u.d_dk, u.d_dqkv, u.d_dtemperature);
+  return u;
 }
 
 Dd2DeviceCode ColumnSums(const Dd2ColumnSums* sums, Dd2Stream) {
@@ -84,6 +90,12 @@ void AddKernels(Dd2DeviceApi& api) {
   };
   api.gated_residual_backward = [](const Dd2GatedResidual* g, Dd2Stream) {
     return Run([g = NearGated(*g)] { return LaunchGatedResidualBackward(g, nullptr); });
+  };
+  api.unit_length = [](const Dd2UnitLength* u, Dd2Stream) {
+    return Run([u = NearUnit(*u)] { return LaunchUnitLength(u, nullptr); });
+  };
+  api.unit_length_backward = [](const Dd2UnitLength* u, Dd2Stream) {
+    return Run([u = NearUnit(*u)] { return LaunchUnitLengthBackward(u, nullptr); });
   };
   api.column_sums = ColumnSums;
   api.adam = Adam;
