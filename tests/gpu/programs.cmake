@@ -19,5 +19,5 @@ if(DD2_WITH_TORCH)
   add_dependencies(dd2-gpu-steps far_device)
   add_test(NAME gpu_steps.far_device COMMAND dd2-gpu-steps --tiny)
   set_tests_properties(gpu_steps.far_device PROPERTIES LABELS "unit;torch" TIMEOUT 300
-    ENVIRONMENT DD2_DEVICE_LIBRARY=$<TARGET_FILE:far_device>)
+    ENVIRONMENT "DD2_DEVICE_LIBRARY=$<TARGET_FILE:far_device>;OMP_NUM_THREADS=1")
 endif()
