@@ -1,6 +1,6 @@
 # What checks the device side on a machine with a GPU (scripts/gpu-check). Built everywhere: it loads
 # libdd2_cuda.so when it runs.
-dd2_executable(dd2-gpu-check SRCS gpu/main.cc gpu/measurements.cc DEPS dd2_gpu_checks dd2_device dd2_common)
+dd2_executable(dd2-gpu-check SRCS gpu/main.cc gpu/measurements.cc DEPS dd2_gpu_group_checks dd2_gpu_checks dd2_device dd2_common)
 if(DD2_CUDA)
   add_dependencies(dd2-gpu-check dd2_cuda)
 endif()

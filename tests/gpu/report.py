@@ -79,7 +79,7 @@ def markdown(report):
     lines = [f"# {report['gpu']}, {report['date']}", "",
              f"{report['description']}. dd2 {report['code_version']}, "
              f"PyTorch {report.get('pytorch', {}).get('torch', 'not there')}. Made by `scripts/gpu-check`.", "",
-             f"{len(report['checks'])} checks, {len(bad)} failed.", ""]
+             f"{len(report['checks'])} checks, {len(bad)} failed. NCCL's group of two GPUs: {report['nccl_group_of_two']}.", ""]
     lines += [f"* **{check['name']}**: {check.get('error', 'failed')} (limit {check.get('limit', '-')})"
               for check in bad]
     lines += ["", f"A copy on the device moves {report['copy_gb_s']:.0f} GB/s (read and written). Medians of 21.", ""]
