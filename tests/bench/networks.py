@@ -155,9 +155,9 @@ class MlpHead(nn.Module):
 class Network(nn.Module):
     """The AR-diffusion network: generator and guidance network."""
 
-    def __init__(self, shape, head):
+    def __init__(self, shape, head, backbone=Backbone):
         super().__init__()
-        self.backbone = Backbone(**shape)
+        self.backbone = backbone(**shape)
         self.head = MlpHead(**head)
         for layer in self.head.modules():
             if isinstance(layer, nn.Linear):

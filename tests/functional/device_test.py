@@ -21,23 +21,28 @@ def final(run, metric):
     return [record[metric] for record in run.record() if metric in record][-1]
 
 
-def run_small(work, config, name, device, **options):
+def start_small(work, config, name, device, **options):
     path = f"configs/{config}.yaml"
-    return work.run(path, name, shrink=True, set=[f"device={device}", "checkpoint.memory_every=1"],
-                    **options)
+    return work.start(path, name, shrink=True, set=[f"device={device}", "checkpoint.memory_every=1"],
+                      **options)
 
 
-def check_near_the_cpu(work, calm):
-    for config, run in calm.items():
-        cpu = run_small(work, config, f"{config}-cpu", "cpu", ranks=1)
+def check_near_the_cpu(work):
+    """{config: its run on the device}; beside each the same one on the CPU, of one thread as well."""
+    calm = {}
+    for config in CONFIGS:
+        run = calm[config] = start_small(work, config, config, "cuda", ranks=1)
+        cpu = start_small(work, config, f"{config}-cpu", "cpu", ranks=1, cache=work.path / "cache-cpu").finish()
+        run.finish()
         for metric in ("gts/loss", "csd/dmu"):
             here, there = final(cpu, metric), final(run, metric)
             print(f"{config} {metric}: {there:.6g} on the device, {here:.6g} on the CPU", flush=True)
             expect(abs(there / here - 1) < 1e-3, f"{config}: {metric} {there} on the device, {here} on the CPU")
+    return calm
 
 
 def check_ranks(work, calm):
-    two = run_small(work, CONFIGS[0], "two-ranks", "cuda", ranks=2)
+    two = start_small(work, CONFIGS[0], "two-ranks", "cuda", ranks=2).finish()
     expect_same(calm[CONFIGS[0]].digest(), two.digest())
     expect(calm[CONFIGS[0]].record() == two.record(), "metrics.jsonl differs")
 
@@ -124,8 +129,7 @@ def check_without_a_gpu(work):
 
 os.environ.update(FAR)
 with Workspace() as work:
-    calm = {config: run_small(work, config, config, "cuda", ranks=1) for config in CONFIGS}
-    check_near_the_cpu(work, calm)
+    calm = check_near_the_cpu(work)
     check_ranks(work, calm)
     check_kills(work, calm)
     check_too_few(work)

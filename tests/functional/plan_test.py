@@ -22,6 +22,7 @@ TIME_FACTOR = 3
 TIMED_STEP = 0.2  # seconds by the plan: in shorter ones ranks mostly wait for each other
 PATIENCE = ["timeouts.heartbeat_expiry=20", "timeouts.stall=60"]  # on a busy machine
 FEW_PICTURES = ["eval.reference_images=100", "eval.samples=50"]  # so that the networks decide
+FEW_STEPS = ["phases.2.steps=2", "phases.3.steps=1"]  # the first one needs what all need
 SMALL = FEW_PICTURES + ["model.head_width=64"]
 RELEASED = ["var-d16", "var-d20", "var-d24", "var-d30", "llamagen-b", "llamagen-l", "llamagen-xl"]
 
@@ -122,7 +123,7 @@ def check_memory(work):
     problems = []
     for teacher in ("fashion-mnist", "fashion-mnist-var"):
         problems += check_run(work, teacher, "as it is", [], "csd", 2)[3]
-        heads = {f"head of {width}": FEW_PICTURES + [f"model.head_width={width}"] for width in (64, 768)}
+        heads = {f"head of {width}": FEW_PICTURES + FEW_STEPS + [f"model.head_width={width}"] for width in (64, 768)}
         problems += check_growth(work, teacher, heads, None, "csd", 2)
     batches = {f"batch of {batch}": SMALL + ["phases.1.block=32", "phases.1.sequences=544", "phases.1.ode_steps=1",
                                              "phases.2.steps=2", f"phases.2.batch={batch}"] for batch in (128, 512)}

@@ -34,4 +34,6 @@ if(DD2_WITH_TORCH)
   # They wait for Slurm most of the time, or start one process after the other: side by side.
   set_tests_properties(functional.slurm functional.slurm_jobs functional.import functional.doctor
     functional.checkpoint_tools functional.device_commands PROPERTIES PROCESSORS 1)
+  # The longest begin first, or nothing is left that could run beside their ends.
+  set_tests_properties(functional.slurm functional.slurm_jobs PROPERTIES COST 1000)
 endif()

@@ -1,60 +1,47 @@
 // dd2-gpu-check [--quick] [--json FILE]: whether the device side works on this machine's GPU, and
-// how fast. Every kernel against fp64 on the CPU and twice for the same bits; an NCCL group of one
-// with abort and re-creation; times (not with --quick). Without a GPU it says why and ends with
-// exit code
-// 4. scripts/gpu-check runs it beside PyTorch.
+// how fast. Every kernel against fp64 on the CPU and twice for the same bits; NCCL groups of one
+// GPU and, where there are two, of two, with abort and re-creation; times (not with --quick).
+// Without a GPU it says why and ends with exit code 4. scripts/gpu-check runs it beside PyTorch.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <map>
 #include <string>
+#include <utility>
 
 #include "common/exit_codes.h"
 #include "common/version.h"
 #include "tests/gpu/device_array.h"
+#include "tests/gpu/group_checks.h"
 #include "tests/gpu/kernel_checks.h"
 #include "tests/gpu/measurements.h"
 #include "worker/kernels/device.h"
-#include "worker/kernels/nccl_group.h"
 
 namespace dd2 {
 namespace {
 
-// A group of one for a generation: what each exchange gives, then an abort in the middle.
-Status TryGroup(const Dd2DeviceApi& api, int generation) {
-  std::map<std::string, std::vector<std::uint8_t>> store;
-  NcclOptions options;
-  options.prefix = "generation-" + std::to_string(generation);
-  options.store.set = [&store](const std::string& key, std::span<const std::uint8_t> value) {
-    store[key].assign(value.begin(), value.end());
-    return Status();
-  };
-  options.store.get = [&store](const std::string& key, std::chrono::milliseconds) {
-    return Result<std::vector<std::uint8_t>>(store[key]);
-  };
-  std::atomic<bool> over{false};
-  DD2_TRY_ASSIGN(const std::unique_ptr<NcclGroup> group, NcclGroup::Connect(api, options, over));
-  const std::vector<float> values{1, 2, 3, 4, 5, 6, 7, static_cast<float>(generation)};
-  const auto count = static_cast<std::int64_t>(values.size());
-  const std::vector<std::int64_t> counts{count};
-  const DeviceArray<float> send(api, values), receive(api, values.size());
-  const auto gave = [&](const char* what) -> Status {
-    DD2_TRY(group->Wait(nullptr));
-    if (receive.Get() == values) return {};
-    return Error(Code::kInternal, std::string("NCCL's ") + what + " gave other numbers");
-  };
-  DD2_TRY(group->AllGather(send.data(), receive.data(), count, nullptr));
-  DD2_TRY(gave("all-gather"));
-  DD2_TRY(group->AllToAll(send.data(), counts, receive.data(), counts, nullptr));
-  DD2_TRY(gave("all-to-all"));
-  DD2_TRY(group->AllGather(send.data(), receive.data(), count, nullptr));
-  over = true;
-  const Status ended = group->AllGather(send.data(), receive.data(), count, nullptr);
-  if (ended || ended.error().code() != Code::kAborted) {
-    return Error(Code::kInternal, "NCCL: a group whose generation is over goes on");
+// Groups of one GPU, and of two where the machine has them: in each generation a new one.
+bool CheckGroups(const Dd2DeviceApi& api, boost::json::object& report, boost::json::array& checks) {
+  std::int32_t devices = 0;
+  Must(api, api.count(&devices));
+  bool fine = true;
+  for (int ranks = 1; ranks <= std::min(devices, 2); ++ranks) {
+    for (int generation = 1; generation <= 3; ++generation) {
+      const std::string name =
+          "NCCL group of " + std::to_string(ranks) + ", generation " + std::to_string(generation);
+      const Status status = CheckGroup(api, ranks, generation);
+      boost::json::object check{{"name", name}, {"ok", status.has_value()}};
+      if (!status) check["error"] = status.error().message();
+      std::printf("%-4s %s%s\n", status ? "ok" : "BAD", name.c_str(),
+                  status ? "" : (": " + status.error().message()).c_str());
+      checks.push_back(std::move(check));
+      fine = fine && status;
+    }
   }
-  return {};
+  report["nccl_group_of_two"] = devices > 1 ? "run" : "one GPU: not run";
+  if (devices < 2) std::puts("     NCCL group of two: one GPU: not run");
+  return fine;
 }
 
 boost::json::object FactsOf(const Device& device) {
@@ -82,14 +69,7 @@ bool Check(const Device& device, bool quick, boost::json::object& report) {
                 check.error, check.limit);
     fine = fine && check.ok();
   }
-  for (int generation = 1; generation <= 3; ++generation) {
-    const std::string name = "NCCL group of one, generation " + std::to_string(generation);
-    const Status status = TryGroup(api, generation);
-    checks.push_back(boost::json::object{{"name", name}, {"ok", status.has_value()}});
-    std::printf("%-4s %s%s\n", status ? "ok" : "BAD", name.c_str(),
-                status ? "" : (": " + status.error().message()).c_str());
-    fine = fine && status;
-  }
+  fine = CheckGroups(api, report, checks) && fine;
   report["checks"] = std::move(checks);
   if (!quick) {
     const double bandwidth = CopyBandwidth(api);

@@ -1,6 +1,7 @@
-"""Writes what dd2-gpu-check, rival.py and dd2-gpu-steps found as one Markdown and one JSON file.
+"""Writes what dd2-gpu-check, rival.py, dd2-gpu-steps and rival_steps.py found as one Markdown and one JSON file.
 
-usage: report.py REPORT.json RIVAL.json STEPS.json FOLDER (the second and third may be missing: PyTorch was not there)
+usage: report.py REPORT.json RIVAL.json STEPS.json RIVAL_STEPS.json FOLDER (all but the first may be missing: PyTorch was
+not there)
 """
 import datetime
 import json
@@ -47,17 +48,29 @@ PEAKS = {"H200": {"bf16": 989, "fp32": 67}, "H100": {"bf16": 989, "fp32": 67}, "
 
 
 def steps_table(report):
-    steps = report["steps"]
+    steps, rival = report["steps"], report.get("pytorch_steps", {})
     peaks = next((peaks for name, peaks in PEAKS.items() if name in report["gpu"]), {})
+    beside = {line["precision"]: line for line in rival.get("lines", [])}
     lines = ["", f"## Updates at VAR-d16's size, {steps['steps'][0]['batch']} sequences, one rank", "",
              f"{len(steps['checks'])} checks of the trainer, {sum(not check['ok'] for check in steps['checks'])} failed.",
-             "", "| update | precision | ms | TFLOP | TFLOP/s | MFU |", "|---|---|---|---|---|---|"]
+             "", "| update | precision | dd2, ms | TFLOP | TFLOP/s | MFU | PyTorch eager, ms | ratio | torch.compile, ms | ratio |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
     for step in steps["steps"]:
+        line = beside.get(step["precision"], {})
         for network in ("guidance", "generator"):
-            rate = step[f"{network}_tflops"] / step[f"{network}_ms"] * 1e3
+            key = f"{network}_ms"
+            ours = step[key]
+            rate = step[f"{network}_tflops"] / ours * 1e3
             peak = peaks.get(step["precision"])
-            lines.append(f"| {network} | {step['precision']} | {step[f'{network}_ms']:.1f} | {step[f'{network}_tflops']:.2f} | "
-                         f"{rate:.1f} | {f'{rate / peak:.1%}' if peak else '-'} |")
+            eager, compiled = (line.get(mode, {}).get(key) for mode in ("eager", "compiled"))
+            lines.append(f"| {network} | {step['precision']} | {ours:.1f} | {step[f'{network}_tflops']:.2f} | "
+                         f"{rate:.1f} | {f'{rate / peak:.1%}' if peak else '-'} | {number(eager, 1)} | {ratio(eager, ours)} | "
+                         f"{number(compiled, 1)} | {ratio(compiled, ours)} |")
+    if rival:
+        lines += ["", f"PyTorch's losses and gradients of small networks are ours but for {max(rival['apart'].values()):.0e} of "
+                  "their size. Its bf16 is autocast; the teacher is fp32 on both sides."]
+        lines += [f"torch.compile in {precision}: {line['compile_error']}" for precision, line in beside.items()
+                  if "compile_error" in line]
     return lines
 
 
@@ -67,7 +80,7 @@ def markdown(report):
     lines = [f"# {report['gpu']}, {report['date']}", "",
              f"{report['description']}. dd2 {report['code_version']}, "
              f"PyTorch {report.get('pytorch', {}).get('torch', 'not there')}. Made by `scripts/gpu-check`.", "",
-             f"{len(report['checks'])} checks, {len(bad)} failed.", ""]
+             f"{len(report['checks'])} checks, {len(bad)} failed. NCCL's group of two GPUs: {report['nccl_group_of_two']}.", ""]
     lines += [f"* **{check['name']}**: {check.get('error', 'failed')} (limit {check.get('limit', '-')})"
               for check in bad]
     lines += ["", f"A copy on the device moves {report['copy_gb_s']:.0f} GB/s (read and written). Medians of 21.", ""]
@@ -82,13 +95,12 @@ def markdown(report):
 
 
 def main():
-    found, rival, steps, folder = (pathlib.Path(name) for name in sys.argv[1:5])
+    found, *others, folder = (pathlib.Path(name) for name in sys.argv[1:6])
     report = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
               **json.loads(found.read_text())}
-    if rival.exists():
-        report["pytorch"] = json.loads(rival.read_text())
-    if steps.exists():
-        report["steps"] = json.loads(steps.read_text())
+    for name, other in zip(("pytorch", "steps", "pytorch_steps"), others):
+        if other.exists():
+            report[name] = json.loads(other.read_text())
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{report['date']}-{re.sub(r'[^a-z0-9]+', '-', report['gpu'].lower()).strip('-')}"
     (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -1,8 +1,9 @@
-// dd2-gpu-steps [--tiny] [--json FILE]: the trainer itself on this machine's GPU, with random
-// weights of VAR's shape. Whether losses are the CPU's, whether bits depend on the number of ranks,
-// and how long an update of either network takes at VAR-d16's size in bf16 (not with --tiny, which
-// times small networks: to try this program out). Without a GPU it says why and ends with exit
-// code 4. scripts/gpu-check runs it; it needs LibTorch's CUDA part.
+// dd2-gpu-steps [--tiny] [--json FILE] [--case FOLDER]: the trainer itself on this machine's GPU,
+// with random weights of VAR's shape. Whether losses are the CPU's, whether bits depend on the
+// number of ranks, and how long an update of either network takes at VAR-d16's size in bf16 (not
+// with --tiny, which times small networks: to try this program out). FOLDER gets what
+// rival_steps.py needs to tell whether it computes the same. Without a GPU it says why and ends
+// with exit code 4. scripts/gpu-check runs it; it needs LibTorch's CUDA part.
 
 #include <algorithm>
 #include <chrono>
@@ -13,6 +14,8 @@
 
 #include "common/exit_codes.h"
 #include "common/json.h"
+#include "tests/gpu/random_networks.h"
+#include "tests/gpu/rival_case.h"
 #include "tests/support/thread_collectives.h"
 #include "worker/engine/trainer.h"
 #include "worker/kernels/torch_device.h"
@@ -20,78 +23,6 @@
 namespace dd2 {
 namespace {
 
-struct Size {
-  std::int64_t layers, width, heads, codes, head_width, head_depth;
-  int batch, draws;
-  std::vector<std::int64_t> sides;
-};
-// models.md 1.6 and configs/var-d16.yaml, the batch that one of 64 shards has there.
-const Size kD16{16, 1024, 16, 4096, 1024, 4, 8, 4, {1, 2, 3, 4, 5, 6, 8, 10, 13, 16}};
-const Size kTiny{2, 32, 2, 64, 32, 1, 2, 2, {1, 2, 4}};
-constexpr std::int64_t kChannels = 32, kClasses = 1000, kTimeFeatures = 256;
-
-// What the trainer needs of a tokenizer: no images are made here.
-class RandomCodes final : public Tokenizer {
- public:
-  RandomCodes(const TokenizerSpec& spec, const ParamBuffer& params) : Tokenizer(spec, params) {
-    codebook_ = params["quantize.embedding.weight"];
-    path_ = std::make_shared<const CodePath>(VarQuantizer(spec.scales, params, "quantize."),
-                                             at::zeros({spec.channels}, codebook_.options()),
-                                             at::ones({spec.channels}, codebook_.options()));
-  }
-  at::Tensor Encode(const at::Tensor&) const override { return {}; }
-  at::Tensor Decode(const at::Tensor&) const override { return {}; }
-  bool travels() const override { return false; }
-  std::int64_t image_side() const override { return 0; }
-};
-
-TeacherBundle RandomTeacher(const Size& size) {
-  TokenizerSpec tokens{
-      .codes = size.codes, .channels = kChannels, .scales = VarScales::WithPhis(size.sides, 4)};
-  ParamLayout layout;
-  VarQuantizer::Declare(tokens.scales, size.codes, kChannels, "quantize.", layout);
-  const ParamBuffer codes(layout, false);
-  InitUniformFanIn(codes, "", 1, 1);
-  TeacherBundle bundle;
-  bundle.tokenizer = std::make_unique<RandomCodes>(tokens, codes);
-  BackboneSpec spec{.channels = kChannels,
-                    .width = size.width,
-                    .layers = size.layers,
-                    .heads = size.heads,
-                    .tokens = tokens.tokens(),
-                    .classes = kClasses,
-                    .kind = BackboneKind::kVar};
-  spec.sides = size.sides;
-  spec.path = bundle.tokenizer->path();
-  const ParamBuffer teacher(Teacher::Layout(spec, size.codes), false);
-  InitVar(teacher, spec, 1, 2);
-  bundle.teacher = std::make_unique<Teacher>(spec, size.codes, teacher);
-  return bundle;
-}
-
-// gts only sets the networks; one guidance and one generator update a cycle.
-RunConfig ConfigOf(const Size& size, int shards, std::string_view precision) {
-  RunConfig config;
-  config.teacher.cfg_scale = 2;
-  config.teacher.top_k = static_cast<int>(size.codes / 4);
-  config.teacher.top_p = 0.95;
-  config.batch.shards = shards;
-  config.model = {.head_width = static_cast<int>(size.head_width),
-                  .head_depth = static_cast<int>(size.head_depth),
-                  .time_features = kTimeFeatures,
-                  .precision = std::string(precision)};
-  for (const PhaseKind kind : {PhaseKind::kGts, PhaseKind::kCsd, PhaseKind::kAlign}) {
-    PhaseConfig phase = DefaultPhase(kind);
-    phase.steps = 1000;
-    phase.batch = size.batch * shards;
-    phase.draws = size.draws;
-    phase.guidance_updates = 1;
-    phase.generator_draws = 1;
-    phase.guidance.peak = phase.generator.peak = 1e-4;
-    config.phases.push_back(phase);
-  }
-  return config;
-}
 constexpr std::int32_t kCsd = 1, kAlign = 2;
 
 struct Trained {
@@ -277,7 +208,13 @@ Result<boost::json::object> Measure(const Size& size, std::string_view precision
                              {"generator_tflops", flops.generator / 1e12}};
 }
 
-bool Run(const Device& device, bool tiny, boost::json::object& report) {
+struct Options {
+  bool tiny = false;
+  const char* json = nullptr;         // or no report
+  const char* case_folder = nullptr;  // or no case
+};
+
+bool Run(const Device& device, const Options& options, boost::json::object& report) {
   // The far device of the tests has no bf16.
   const bool cuda = device.api().torch_type == static_cast<std::int32_t>(at::kCUDA);
   const auto bad = [](const Status& status) {
@@ -285,6 +222,7 @@ bool Run(const Device& device, bool tiny, boost::json::object& report) {
     return !status;
   };
   if (bad(LoadTorchPart(device))) return false;
+  if (options.case_folder != nullptr && bad(WriteRivalCase(options.case_folder))) return false;
   const Checks checks(cuda);
   if (bad(UseTorchDevice(device))) return false;
   bool fine = true;
@@ -301,7 +239,7 @@ bool Run(const Device& device, bool tiny, boost::json::object& report) {
   boost::json::array steps;
   for (const std::string_view precision : {kPrecisionFp32, kPrecisionBf16}) {
     if (precision == kPrecisionBf16 && !cuda) continue;
-    auto measured = Measure(tiny ? kTiny : kD16, precision);
+    auto measured = Measure(options.tiny ? kTiny : kD16, precision);
     if (!measured) {
       std::printf("BAD  steps in %s: %s\n", std::string(precision).c_str(),
                   measured.error().message().c_str());
@@ -311,20 +249,22 @@ bool Run(const Device& device, bool tiny, boost::json::object& report) {
     std::printf("%s\n", boost::json::serialize(*measured).c_str());
     steps.push_back(std::move(*measured));
   }
+  report["size"] = Describe(options.tiny ? kTiny : kD16);
   report["steps"] = std::move(steps);
   return fine;
 }
 
 int Main(int argc, char** argv) {
-  bool tiny = false;
-  const char* json = nullptr;
+  Options options;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--tiny") == 0) {
-      tiny = true;
+      options.tiny = true;
     } else if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc) {
-      json = argv[++i];
+      options.json = argv[++i];
+    } else if (std::strcmp(argv[i], "--case") == 0 && i + 1 < argc) {
+      options.case_folder = argv[++i];
     } else {
-      std::fputs("usage: dd2-gpu-steps [--tiny] [--json FILE]\n", stderr);
+      std::fputs("usage: dd2-gpu-steps [--tiny] [--json FILE] [--case FOLDER]\n", stderr);
       return kExitUsage;
     }
   }
@@ -334,9 +274,10 @@ int Main(int argc, char** argv) {
     return kExitCannotStart;
   }
   boost::json::object report;
-  const bool fine = Run(*device, tiny, report);
+  const bool fine = Run(*device, options, report);
   report["ok"] = fine;
-  if (json != nullptr) std::ofstream(json) << boost::json::serialize(report) << '\n';
+  if (options.json != nullptr)
+    std::ofstream(options.json) << boost::json::serialize(report) << '\n';
   return fine ? kExitOk : kExitInternal;
 }
 

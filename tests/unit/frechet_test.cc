@@ -61,5 +61,26 @@ TEST(Frechet, SingularCovarianceOfFewSamples) {
   EXPECT_NEAR(FrechetDistance(stats, moved), 64 * 0.25, 1e-9);
 }
 
+// The short way of few samples, whichever side has them, and that of any covariance.
+TEST(Frechet, FewSamplesAsAnyCovariance) {
+  at::manual_seed(5);
+  at::Tensor many = at::randn({300, 64}).relu();
+  at::Tensor few = at::randn({10, 64}).relu() * 2;
+  many.select(1, 7).fill_(3);  // a dead feature
+  few.slice(1, 20, 30).fill_(0);
+  few[9].copy_(few[8]);  // the rank is lower than the count says
+  const FeatureStats a = ComputeFeatureStats(many), b = ComputeFeatureStats(few);
+  FeatureStats unknown = b;
+  unknown.count = 0;  // of a file with statistics alone
+  const double expected = FrechetDistance(a, unknown);
+  EXPECT_GT(expected, 10);
+  EXPECT_NEAR(FrechetDistance(a, b), expected, 1e-5);
+  EXPECT_NEAR(FrechetDistance(b, a), expected, 1e-5);
+  const FeatureStats equal = ComputeFeatureStats(at::ones({5, 64}));
+  EXPECT_NEAR(FrechetDistance(a, equal),
+              (a.mean - 1).square().sum().item<double>() + a.covariance.trace().item<double>(),
+              1e-9);
+}
+
 }  // namespace
 }  // namespace dd2

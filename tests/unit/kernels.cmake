@@ -13,8 +13,17 @@ dd2_library(gpu_checks SRCS gpu/kernel_checks.cc gpu/row_checks.cc $<TARGET_OBJE
 set(device_kernels ${PROJECT_SOURCE_DIR}/worker/kernels/adam.cu ${PROJECT_SOURCE_DIR}/worker/kernels/chunk_squares.cu
                    ${PROJECT_SOURCE_DIR}/worker/kernels/modulate.cu ${PROJECT_SOURCE_DIR}/worker/kernels/random.cu
                    ${PROJECT_SOURCE_DIR}/worker/kernels/score.cu ${PROJECT_SOURCE_DIR}/worker/kernels/unit_length.cu)
-set_source_files_properties(${device_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
-  "-xc++;-ffp-contract=off;-Wno-unknown-pragmas;-Wno-conversion")
+set(device_kernel_options -xc++ -ffp-contract=off -fno-math-errno -Wno-unknown-pragmas -Wno-conversion)
+# The same bits, without a call of the C library for each fmaf.
+include(CheckCXXSourceRuns)
+set(CMAKE_REQUIRED_FLAGS -mfma)
+check_cxx_source_runs("#include <cmath>
+int main(int count, char**) { return std::fma(double(count), 2.0, -2.0) == 2.0 * (count - 1) ? 0 : 1; }" DD2_CPU_HAS_FMA)
+unset(CMAKE_REQUIRED_FLAGS)
+if(DD2_CPU_HAS_FMA)
+  list(APPEND device_kernel_options -mfma)
+endif()
+set_source_files_properties(${device_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "${device_kernel_options}")
 dd2_library(test_host_device
   SRCS support/host_device.cc support/cuda_on_host/cuda_on_host.cc ${device_kernels}
   DEPS dd2_device dd2_common)

@@ -289,7 +289,12 @@ Status ExactUpdater::GatherInDomain(const at::Tensor& slice, std::int64_t first,
   const std::int64_t size = slice.numel();
   DD2_CHECK(slice.is_contiguous() && size * layout_.local_size == capacity_);
   DD2_CHECK(layout_.world_size == collectives_->world_size());
-  // In pieces of all slices at a time, so that what is sent and what arrives stays small.
+  // In pieces of all slices at a time, so that what is sent and what arrives stays small. Whole
+  // slices lie as they arrive.
+  const bool whole = size <= kGatherPiece;
+  const std::int64_t most = layout_.local_size * std::min(size, kGatherPiece);
+  const at::Tensor send_buffer = at::empty({most}, full.options());
+  const at::Tensor receive_buffer = whole ? at::Tensor() : at::empty({most}, full.options());
   for (std::int64_t begin = 0; begin < size; begin += kGatherPiece) {
     const std::int64_t end = std::min(begin + kGatherPiece, size);
     std::vector<std::int64_t> counts(static_cast<std::size_t>(layout_.world_size), 0);
@@ -300,14 +305,12 @@ Status ExactUpdater::GatherInDomain(const at::Tensor& slice, std::int64_t first,
     }
     const std::int64_t mine = counts[layout_.rank];
     // One copy per receiver: that is how the exchange takes it.
-    const at::Tensor send =
-        slice.detach().narrow(0, end - mine, mine).expand({layout_.local_size, mine}).contiguous();
+    const at::Tensor send = send_buffer.narrow(0, 0, layout_.local_size * mine);
+    send.view({layout_.local_size, mine}).copy_(slice.detach().narrow(0, end - mine, mine));
     std::vector<std::int64_t> send_counts(counts.size(), 0);
     std::fill_n(send_counts.begin() + layout_.domain_begin(), layout_.local_size, mine);
-    // Whole slices lie as they arrive.
-    const bool whole = end - begin == size;
     const at::Tensor received =
-        whole ? full.narrow(0, capacity_ - total, total) : at::empty({total}, full.options());
+        whole ? full.narrow(0, capacity_ - total, total) : receive_buffer.narrow(0, 0, total);
     DD2_TRY(AllToAll(*collectives_, send, send_counts, received, counts));
     std::int64_t at = 0;
     for (int local = 0; local < layout_.local_size && !whole; ++local) {

@@ -25,7 +25,8 @@ struct Fiber {
   bool entered = false;
   std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
   State state = State::kDone;
-  float offered = 0;  // to the other lanes
+  unsigned shuffles = 0;  // of the block that runs
+  float offered[2] = {};  // to the other lanes: by shuffles in turn
 };
 
 struct Block {
@@ -79,7 +80,10 @@ void RunBlock(unsigned threads) {
   Block& block = block_state;
   while (block.fibers.size() < threads) block.fibers.push_back(std::make_unique<Fiber>());
   const auto begin = block.fibers.begin(), end = begin + threads;
-  for (auto fiber = begin; fiber != end; ++fiber) (*fiber)->state = State::kReady;
+  for (auto fiber = begin; fiber != end; ++fiber) {
+    (*fiber)->state = State::kReady;
+    (*fiber)->shuffles = 0;
+  }
   while (std::any_of(begin, end, [](const auto& f) { return f->state != State::kDone; })) {
     bool moved = false;
     for (unsigned i = 0; i < threads; ++i) {
@@ -114,13 +118,13 @@ void RunGrid(dim3 grid, dim3 block, const std::function<void()>& thread) {
 
 void WaitForBlock() { Wait(State::kAtBlock); }
 
+// Nobody comes to the next but one before all have looked at this one: one wait is enough.
 float ShuffleXor(float value, int mask) {
   const unsigned lane = block_state.running;
-  block_state.fibers[lane]->offered = value;
+  const unsigned turn = block_state.fibers[lane]->shuffles++ % 2;
+  block_state.fibers[lane]->offered[turn] = value;
   Wait(State::kAtWarp);
-  const float other = block_state.fibers[lane ^ static_cast<unsigned>(mask)]->offered;
-  Wait(State::kAtWarp);  // everybody has looked
-  return other;
+  return block_state.fibers[lane ^ static_cast<unsigned>(mask)]->offered[turn];
 }
 
 }  // namespace cuda_on_host
