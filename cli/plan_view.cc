@@ -235,8 +235,7 @@ std::vector<std::string> AssumptionsOf(const PlanInput& in) {
     lines.push_back(
         "devices: not measured on one; passes as model.precision, model.recompute and "
         "teacher.precision say, all else (sampling, logits, score, state) in fp32, which the "
-        "matrix "
-        "units do not take");
+        "matrix units do not take");
   }
   if (in.model.kind == ModelKind::kLlamaGen) {
     lines.push_back("LlamaGen's teacher already takes codes through an MLP (method 4.3)");

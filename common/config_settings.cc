@@ -38,7 +38,7 @@ constexpr Setting<RunConfig> kRunSettings[] = {
      [](RunConfig& c) -> SettingField { return &c.teacher.top_p; }},
     {{"teacher.temperature", "", 0, 100, kBits | kAboveMin, "Divides the guided logits."},
      [](RunConfig& c) -> SettingField { return &c.teacher.temperature; }},
-    {{"teacher.precision", "", 0, 0, kBits | kLater, "fp32, or bf16: the blocks of a VAR or LlamaGen teacher compute matrix products and attention in bf16 in passes over whole sequences (csd; gts without the score cache). What it draws, its output layer and the score stay fp32."},
+    {{"teacher.precision", "", 0, 0, kBits | kLater, "fp32, or bf16: the blocks of a VAR or LlamaGen teacher compute matrix products and attention in bf16 in passes over whole sequences (teacher_check, csd, gts without the score cache). What it draws, its output layer and the score stay fp32."},
      [](RunConfig& c) -> SettingField { return &c.teacher.precision; }},
     {{"dataset.path", "", 0, 0, kPath, "Folder with the real images (IDX, gzip) that evaluation compares with."},
      [](RunConfig& c) -> SettingField { return &c.dataset.path; }},

@@ -10,7 +10,6 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <numeric>
 #include <system_error>
@@ -46,11 +45,8 @@ std::size_t TotalBytes(std::span<const Span> pieces) {
                          [](std::size_t sum, const Span& piece) { return sum + piece.size(); });
 }
 
-// A process that was killed just now still has its files while the kernel takes its memory down.
-constexpr auto kLockPatience = std::chrono::seconds(5);
-
-Status Lock(int descriptor, const fs::path& file) {
-  const auto deadline = std::chrono::steady_clock::now() + kLockPatience;
+Status Lock(int descriptor, const fs::path& file, std::chrono::milliseconds patience) {
+  const auto deadline = std::chrono::steady_clock::now() + patience;
   while (flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
     if (std::chrono::steady_clock::now() > deadline) {
       return SystemError(Code::kUnavailable, file.string() + " is used by another process");
@@ -90,7 +86,8 @@ struct MemorySnapshots::Place {
 };
 
 Result<MemorySnapshots> MemorySnapshots::Open(const fs::path& file, std::string_view identity,
-                                              std::size_t note_bytes_max, std::size_t data_bytes) {
+                                              std::size_t note_bytes_max, std::size_t data_bytes,
+                                              std::chrono::milliseconds patience) {
   static_assert(sizeof(FileHead) <= kPage && sizeof(Place) <= kPage);
   MemorySnapshots snapshots;
   snapshots.note_bytes_max_ = note_bytes_max;
@@ -99,7 +96,7 @@ Result<MemorySnapshots> MemorySnapshots::Open(const fs::path& file, std::string_
   snapshots.descriptor_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (snapshots.descriptor_ < 0)
     return SystemError(Code::kUnavailable, "cannot open " + file.string());
-  DD2_TRY(Lock(snapshots.descriptor_, file));
+  DD2_TRY(Lock(snapshots.descriptor_, file, patience));
   DD2_TRY(Reserve(snapshots.descriptor_, snapshots.size_, file));
   void* mapping = ::mmap(nullptr, snapshots.size_, PROT_READ | PROT_WRITE,
                          MAP_SHARED | MAP_POPULATE, snapshots.descriptor_, 0);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -27,9 +28,11 @@ class MemorySnapshots {
 
   // Maps `file`, of this size, with all its memory reserved and touched. What an earlier process
   // left there stays if it had the same identity and sizes. kResourceExhausted: there is not that
-  // much shared memory; kUnavailable: another process has the file, or the system refuses it.
+  // much shared memory; kUnavailable: another process still has the file after `patience`, or the
+  // system refuses it.
   static Result<MemorySnapshots> Open(const std::filesystem::path& file, std::string_view identity,
-                                      std::size_t note_bytes_max, std::size_t data_bytes);
+                                      std::size_t note_bytes_max, std::size_t data_bytes,
+                                      std::chrono::milliseconds patience);
   MemorySnapshots(MemorySnapshots&& other) noexcept;
   MemorySnapshots& operator=(MemorySnapshots&& other) noexcept;
   ~MemorySnapshots();

@@ -32,7 +32,8 @@ struct TeacherEntry {
   TeacherScore score;
 };
 
-// All of them count entries.
+// All of them count entries. A batch that was read ahead in vain (after a regrouping, before a
+// validation) is looked up twice.
 struct CacheStats {
   std::int64_t hits = 0;     // look-ups (calls of Find...) that gave what was asked for
   std::int64_t misses = 0;   // look-ups that did not

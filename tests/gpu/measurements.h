@@ -20,7 +20,7 @@ boost::json::array MeasureKernels(const Dd2DeviceApi& api, double bandwidth);
 
 // Copies of 1 GiB of training state into the host's memory, as a JSON object of milliseconds: 20
 // Adam steps alone; beside a copy into pinned memory, as a checkpoint's; that copy alone; one into
-// memory that is not pinned, as a snapshot's.
+// memory that is not pinned; one into memory that was pinned later, as a snapshot's.
 boost::json::object MeasureHostCopies(const Dd2DeviceApi& api);
 
 }  // namespace dd2

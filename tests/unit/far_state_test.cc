@@ -6,8 +6,13 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <future>
+#include <thread>
 
 #include "tests/support/thread_collectives.h"
 #include "tests/support/tiny_teacher.h"
@@ -236,6 +241,32 @@ TEST_F(FarStateTest, IsRecalledFromASnapshot) {
   ASSERT_TRUE(small) << small.error().message();
   EXPECT_EQ(small->position().step(), 1);
   EXPECT_EQ(ValuesOf(next), first);
+}
+
+// The training may change its state when that was copied, not earlier.
+TEST_F(FarStateTest, AChangeWaitsForTheCopyOfASnapshot) {
+  TrainingState state = FarState(layout_, 0, 1);
+  Fill(state, 1);
+  const Values first = ValuesOf(state);
+  StateSnapshots snapshots(folder_.path(), "run", 0, 1, CheckpointIdentity(), state);
+  const std::filesystem::path gate = folder_.path() / "held";
+  std::ofstream(gate) << "copies wait";
+  setenv("DD2_FAR_DEVICE_HELD", gate.c_str(), 1);
+  snapshots.Take(1, SmallAt(1));
+  EXPECT_TRUE(snapshots.held().empty()) << "nobody waits for it yet";
+  std::atomic<bool> open = false;
+  std::thread opener([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    open = true;
+    std::filesystem::remove(gate);
+  });
+  snapshots.BeforeChange();
+  EXPECT_TRUE(open);
+  opener.join();
+  unsetenv("DD2_FAR_DEVICE_HELD");
+  Fill(state, 2);
+  ASSERT_TRUE(snapshots.Recall(SmallAt(1).position()));
+  EXPECT_EQ(ValuesOf(state), first);
 }
 
 // The one that was being replaced is gone, and nobody is told to go on from it.

@@ -27,6 +27,7 @@ using testing::ElementsAre;
 using testing::IsEmpty;
 
 constexpr std::size_t kNote = 100;
+constexpr auto kPatience = std::chrono::milliseconds(300);
 constexpr std::size_t kData = 3 * 5000;  // of three pieces; no multiple of a page
 
 class MemorySnapshotTest : public testing::Test {
@@ -37,7 +38,7 @@ class MemorySnapshotTest : public testing::Test {
   ~MemorySnapshotTest() override { fs::remove(file_); }
 
   Result<MemorySnapshots> Open(const std::string& identity = "us") const {
-    return MemorySnapshots::Open(file_, identity, kNote, kData);
+    return MemorySnapshots::Open(file_, identity, kNote, kData, kPatience);
   }
   // Filled with `value`.
   static int Save(MemorySnapshots& snapshots, std::string_view note, std::byte value) {
@@ -126,7 +127,8 @@ TEST_F(MemorySnapshotTest, AnotherIdentityOrSizeBeginsAnew) {
     MemorySnapshots snapshots = Open().value();
     Save(snapshots, "one", std::byte{1});
   }
-  EXPECT_THAT(Notes(MemorySnapshots::Open(file_, "us", kNote, kData + 4096).value()), IsEmpty());
+  EXPECT_THAT(Notes(MemorySnapshots::Open(file_, "us", kNote, kData + 4096, kPatience).value()),
+              IsEmpty());
 }
 
 TEST_F(MemorySnapshotTest, OneProcessAtATime) {
@@ -170,7 +172,7 @@ TEST_F(MemorySnapshotTest, AKilledProcessLeavesAWholeSnapshot) {
     const pid_t child = fork();
     if (child == 0) {
       MemorySnapshots snapshots =
-          std::move(MemorySnapshots::Open(file_, "large", kNote, kLarge).value());
+          std::move(MemorySnapshots::Open(file_, "large", kNote, kLarge, kPatience).value());
       for (unsigned i = 0;; ++i) {
         const std::vector<std::byte> piece(kLarge, std::byte(i));
         const std::vector<std::span<const std::byte>> pieces{piece};
@@ -187,7 +189,8 @@ TEST_F(MemorySnapshotTest, AKilledProcessLeavesAWholeSnapshot) {
     int status = 0;
     waitpid(child, &status, 0);
     ASSERT_TRUE(WIFSIGNALED(status));
-    const MemorySnapshots snapshots = MemorySnapshots::Open(file_, "large", kNote, kLarge).value();
+    const MemorySnapshots snapshots =
+        MemorySnapshots::Open(file_, "large", kNote, kLarge, kPatience).value();
     const std::vector<MemorySnapshots::Found> found = snapshots.Verify();
     ASSERT_FALSE(found.empty());
     for (const MemorySnapshots::Found& one : found) {
@@ -204,7 +207,8 @@ class FarSnapshotTest : public MemorySnapshotTest {
  protected:
   static constexpr std::size_t kLong = 300'000, kShort = 5;
   MemorySnapshots OpenFar() const {
-    return MemorySnapshots::Open(file_, "far", kNote, (kLong + kShort) * sizeof(float)).value();
+    return MemorySnapshots::Open(file_, "far", kNote, (kLong + kShort) * sizeof(float), kPatience)
+        .value();
   }
   Result<int> Take(MemorySnapshots& snapshots, std::string_view note, float value) {
     const FarValues a(std::vector<float>(kLong, value)),

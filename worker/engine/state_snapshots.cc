@@ -14,6 +14,10 @@ namespace {
 // The small state is a few hundred bytes and the progress of the steps that are leased.
 constexpr std::size_t kNoteBytesMax = std::size_t{1} << 20;
 
+// A process that was killed just now still has its files while the kernel takes its memory down;
+// longer where the driver of a GPU gives pinned memory back first.
+constexpr auto kPatience = std::chrono::seconds(5), kDevicePatience = std::chrono::seconds(60);
+
 // In memory of ComputeDevice().
 std::vector<std::span<std::byte>> BytesOf(const TrainingState& state) {
   std::vector<std::span<std::byte>> bytes;
@@ -33,6 +37,22 @@ std::string IdentityText(const CheckpointIdentity& identity, const std::string& 
          std::to_string(local_size);
 }
 
+// Given once, at the latest when it ends.
+class CopiedSignal {
+ public:
+  explicit CopiedSignal(std::promise<void>& promise) : promise_(promise) {}
+  ~CopiedSignal() { Give(); }
+  CopiedSignal(const CopiedSignal&) = delete;
+  CopiedSignal& operator=(const CopiedSignal&) = delete;
+  void Give() {
+    if (!std::exchange(given_, true)) promise_.set_value();
+  }
+
+ private:
+  std::promise<void>& promise_;
+  bool given_ = false;
+};
+
 }  // namespace
 
 StateSnapshots::StateSnapshots(const std::filesystem::path& folder, const std::string& run_id,
@@ -44,7 +64,8 @@ StateSnapshots::StateSnapshots(const std::filesystem::path& folder, const std::s
   for (const std::span<std::byte> piece : BytesOf(state)) data_bytes += piece.size();
   Result<MemorySnapshots> memory = MemorySnapshots::Open(
       folder / ("rank-" + std::to_string(local_rank) + "-of-" + std::to_string(local_size)),
-      IdentityText(identity, run_id, local_rank, local_size), kNoteBytesMax, data_bytes);
+      IdentityText(identity, run_id, local_rank, local_size), kNoteBytesMax, data_bytes,
+      ComputeDevice().is_cpu() ? kPatience : kDevicePatience);
   if (!memory) {
     LogWarning(
         "no snapshots in memory, a domain whose workers end goes on from a peer or a "
@@ -109,15 +130,17 @@ void StateSnapshots::Take(std::uint64_t generation, proto::RankState small) {
   for (const std::span<std::byte> piece : BytesOf(state_)) taking_->pieces.push_back(piece);
   std::erase_if(held_, [&held](const Held& other) { return other.place == held.place; });
   copied_ = taking_->copied.get_future();
-  saved_ = std::async(std::launch::async, [this, &taking = *taking_] {
-    bool told = false;
-    const auto tell = [&] {
-      if (!std::exchange(told, true)) taking.copied.set_value();
-    };
-    Result<int> place = memory_->Save(taking.note, taking.pieces, CopyMemory, tell);
-    tell();  // also when it fails
-    return place;
-  });
+  const auto save = [this, &taking = *taking_]() -> Result<int> {
+    CopiedSignal copied(taking.copied);
+    try {
+      return memory_->Save(taking.note, taking.pieces, CopyMemory, [&] { copied.Give(); });
+    } catch (const std::exception& failure) {
+      return Error(Code::kInternal, failure.what());
+    }
+  };
+  // At once where the system has no thread left.
+  saved_ = std::async(std::launch::async | std::launch::deferred, save);
+  if (saved_.wait_for(std::chrono::seconds(0)) == std::future_status::deferred) saved_.wait();
 }
 
 void StateSnapshots::BeforeChange() {

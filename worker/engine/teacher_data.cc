@@ -196,7 +196,7 @@ void TeacherData::Expect(std::vector<std::uint64_t> samples) {
     keys.push_back(ScoreKey(settings_, sequences_.at(sample)));
   }
   expected_ = std::move(samples);
-  ahead_ = std::async(std::launch::async, [&cache, keys = std::move(keys)] {
+  ahead_ = std::async(std::launch::async | std::launch::deferred, [&cache, keys = std::move(keys)] {
     std::vector<Result<TeacherScore>> found;
     for (const Digest128& key : keys) found.push_back(cache.FindScore(key));
     return found;
@@ -207,22 +207,25 @@ Result<std::vector<TeacherScore>> TeacherData::Scores(const std::vector<std::uin
   if (!ahead_.valid() || expected_ != samples) Expect(samples);
   std::vector<Result<TeacherScore>> found = ahead_.get();
   const BackboneSpec& shape = teacher_.teacher->backbone().spec();
-  const auto block_size = static_cast<std::uint64_t>(spec_.block);
-  std::map<std::uint64_t, std::vector<TeacherScore>> recomputed;  // blocks
-  std::vector<TeacherScore> scores;
+  std::vector<TeacherScore> scores(samples.size());
+  std::map<std::uint64_t, std::vector<std::size_t>> missing;  // by block
   for (std::size_t i = 0; i < samples.size(); ++i) {
     if (found[i]) {
-      scores.push_back(*std::move(found[i]));
+      scores[i] = *std::move(found[i]);
     } else if (found[i].error().code() == Code::kNotFound) {
-      const std::uint64_t block = samples[i] / block_size;
-      if (!recomputed.contains(block)) {
-        DD2_TRY_ASSIGN(recomputed[block], Recompute(static_cast<int>(block)));
-      }
-      scores.push_back(recomputed[block][samples[i] % block_size]);
+      missing[samples[i] / static_cast<std::uint64_t>(spec_.block)].push_back(i);
     } else {
       return found[i].error();
     }
-    if (scores.back().tokens != shape.tokens || scores.back().width != shape.width) {
+  }
+  for (const auto& [block, places] : missing) {
+    DD2_TRY_ASSIGN(const std::vector<TeacherScore> computed, Recompute(static_cast<int>(block)));
+    for (const std::size_t i : places) {
+      scores[i] = computed[samples[i] % static_cast<std::uint64_t>(spec_.block)];
+    }
+  }
+  for (const TeacherScore& score : scores) {
+    if (score.tokens != shape.tokens || score.width != shape.width) {
       return Error(Code::kCorruption, "a stored score has another shape than the teacher");
     }
   }

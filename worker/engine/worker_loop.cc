@@ -63,7 +63,8 @@ std::string Bf16Instructions() {
 std::string NumericMode(const RunConfig& config, const std::string& word, bool bf16,
                         const std::optional<Device>& device) {
   if (device) {
-    return "cuda-" + word + " " + device->Kind() +
+    // 2: it draws noise and the teacher's tokens itself.
+    return "cuda2-" + word + " " + device->Kind() +
            " shards=" + std::to_string(config.batch.shards) + " " + TorchBuild();
   }
   return "cpu-" + word + " threads=" + std::to_string(config.threads_per_rank) +
@@ -179,7 +180,8 @@ class WorkerLoop {
     });
     steps_.trainer().OnChange([this] {
       saver_.BeforeChange();
-      snapshots_.BeforeChange();
+      // Whoever passes the exchange of a step that takes one knows that all have the one before.
+      SnapshotIsDue(state_.step + 1) ? snapshots_.Finish() : snapshots_.BeforeChange();
     });
   }
 
@@ -394,12 +396,13 @@ class WorkerLoop {
   }
 
   // After the step that is due, and at the end of a phase: what the next one begins with.
-  void SnapshotIfDue() {
+  bool SnapshotIsDue(std::int64_t step) const {
     const int every = config_.checkpoint.memory_every;
-    if (!snapshots_.works() || every == 0 || UpdatesOfStep(phase()) == 0) return;
-    if (state_.step % every == 0 || state_.step == phase().steps) {
-      snapshots_.Take(control_.generation(), SmallState());
-    }
+    if (!snapshots_.works() || every == 0 || UpdatesOfStep(phase()) == 0) return false;
+    return step % every == 0 || step == phase().steps;
+  }
+  void SnapshotIfDue() {
+    if (SnapshotIsDue(state_.step)) snapshots_.Take(control_.generation(), SmallState());
   }
 
   // At borders that the configuration sets, on request, before a stop, and when the one before was

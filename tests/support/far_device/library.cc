@@ -1,6 +1,8 @@
 // A device library for tests: libdd2_cuda.so's table over the far device (memory.h). Its kernels
 // are the GPU's sources, run on the CPU (cuda_on_host). Work is done at once; there are no groups.
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -124,6 +126,8 @@ void AddMemory(Dd2DeviceApi& api) {
   api.unpin = [](void*) { return kOk; };
   api.copy = [](void* to, const void* from, size_t bytes, Dd2Stream) {
     if (std::getenv("DD2_FAR_DEVICE_FAILS") != nullptr) return kFailed;  // a test wants it
+    const char* held = std::getenv("DD2_FAR_DEVICE_HELD");  // as long as this file is there
+    while (held != nullptr && access(held, F_OK) == 0) usleep(1000);
     std::memcpy(Near(to), Near(from), bytes);
     return kOk;
   };

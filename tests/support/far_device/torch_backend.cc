@@ -195,7 +195,9 @@ class Arguments {
 };
 
 // What CUDA refuses under "deterministic algorithms": documentation of
-// torch.use_deterministic_algorithms, LibTorch 2.11. Of NLLLoss the form for maps alone.
+// torch.use_deterministic_algorithms, PyTorch 2.11; by name alone, so some of them are refused
+// where CUDA takes them (cumsum of integers). Left out: EmbeddingBag, CTC, what is given weights or
+// a reduction.
 constexpr std::string_view kRefused[] = {
     "_adaptive_avg_pool2d_backward",
     "_adaptive_avg_pool3d_backward",
