@@ -96,9 +96,8 @@ struct Check {
 // Small networks: three cycles on the CPU before the device is taken, then there.
 class Checks {
  public:
-  explicit Checks(bool with_bf16) {
+  Checks() {
     for (const std::string_view precision : {kPrecisionFp32, kPrecisionBf16}) {
-      if (precision == kPrecisionBf16 && !with_bf16) continue;
       cpu_.emplace_back(precision, Train(RandomTeacher(kTiny), ConfigOf(kTiny, 4, precision), 1));
     }
   }
@@ -215,15 +214,13 @@ struct Options {
 };
 
 bool Run(const Device& device, const Options& options, boost::json::object& report) {
-  // The far device of the tests has no bf16.
-  const bool cuda = device.api().torch_type == static_cast<std::int32_t>(at::kCUDA);
   const auto bad = [](const Status& status) {
     if (!status) std::printf("BAD  %s\n", status.error().message().c_str());
     return !status;
   };
   if (bad(LoadTorchPart(device))) return false;
   if (options.case_folder != nullptr && bad(WriteRivalCase(options.case_folder))) return false;
-  const Checks checks(cuda);
+  const Checks checks;
   if (bad(UseTorchDevice(device))) return false;
   bool fine = true;
   boost::json::array list;
@@ -238,7 +235,6 @@ bool Run(const Device& device, const Options& options, boost::json::object& repo
   report["checks"] = std::move(list);
   boost::json::array steps;
   for (const std::string_view precision : {kPrecisionFp32, kPrecisionBf16}) {
-    if (precision == kPrecisionBf16 && !cuda) continue;
     auto measured = Measure(options.tiny ? kTiny : kD16, precision);
     if (!measured) {
       std::printf("BAD  steps in %s: %s\n", std::string(precision).c_str(),
