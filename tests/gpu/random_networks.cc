@@ -28,7 +28,7 @@ class RandomCodes final : public Tokenizer {
 
 }  // namespace
 
-TeacherBundle RandomTeacher(const Size& size) {
+TeacherBundle RandomTeacher(const Size& size, std::string_view precision) {
   TokenizerSpec tokens{
       .codes = size.codes, .channels = kChannels, .scales = VarScales::WithPhis(size.sides, kPhis)};
   ParamLayout layout;
@@ -46,6 +46,7 @@ TeacherBundle RandomTeacher(const Size& size) {
                     .kind = BackboneKind::kVar};
   spec.sides = size.sides;
   spec.path = bundle.tokenizer->path();
+  spec.mode.bf16 = precision == kPrecisionBf16;
   const ParamBuffer teacher(Teacher::Layout(spec, size.codes), false);
   InitVar(teacher, spec, 1, 2);
   bundle.teacher = std::make_unique<Teacher>(spec, size.codes, teacher);
@@ -57,6 +58,7 @@ RunConfig ConfigOf(const Size& size, int shards, std::string_view precision) {
   config.teacher.cfg_scale = 2;
   config.teacher.top_k = static_cast<int>(size.codes / 4);
   config.teacher.top_p = 0.95;
+  config.teacher.precision = precision;
   config.batch.shards = shards;
   config.model = {.head_width = static_cast<int>(size.head_width),
                   .head_depth = static_cast<int>(size.head_depth),

@@ -23,8 +23,8 @@ inline const Size kD16{16, 1024, 16, 4096, 1024, 4, 8, 4, {1, 2, 3, 4, 5, 6, 8, 
 inline const Size kTiny{2, 32, 2, 64, 32, 1, 2, 2, {1, 2, 4}};
 inline constexpr std::int64_t kChannels = 32, kClasses = 1000, kTimeFeatures = 256;
 
-// No images can be made with it.
-TeacherBundle RandomTeacher(const Size& size);
+// No images can be made with it. `precision`: TeacherConfig's.
+TeacherBundle RandomTeacher(const Size& size, std::string_view precision);
 // gts only sets the networks; one guidance and one generator update a cycle. Phases gts, csd,
 // align.
 RunConfig ConfigOf(const Size& size, int shards, std::string_view precision);

@@ -53,7 +53,7 @@ ParamBuffer Inputs(const Size& size, std::int64_t tokens) {
 
 Status WriteRivalCase(const std::filesystem::path& folder) {
   at::manual_seed(1);
-  const TeacherBundle teacher = RandomTeacher(kTiny);
+  const TeacherBundle teacher = RandomTeacher(kTiny, kPrecisionFp32);
   Spread(teacher.teacher->params(), 0.2);
   const RunConfig config = ConfigOf(kTiny, 1, kPrecisionFp32);
   const NetworkSpec spec = SpecFor(config.model, *teacher.teacher);

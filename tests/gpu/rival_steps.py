@@ -1,5 +1,5 @@
 """Times PyTorch eager and torch.compile on the updates that dd2-gpu-steps has timed, at the same sizes on the same
-device, in fp32 and with bf16 by autocast (the teacher in fp32 in both, as there). Before that: whether losses and
+device, in fp32 and with bf16 by autocast (of the teacher the blocks alone, as there). Before that: whether losses and
 gradients of small networks are those of dd2, on the CPU.
 
 usage: rival_steps.py CASE STEPS.json RIVAL.json [--device cpu] [--eager]
@@ -144,17 +144,17 @@ class Backbone(nn.Module):
 
 
 class TeacherBackbone(Backbone):
-    def __init__(self, size, path):
-        super().__init__(size, path, bf16=False)
+    def __init__(self, size, path, bf16):
+        super().__init__(size, path, bf16)
         self.head_nm, self.head = Modulation(size["width"], 2), nn.Linear(size["width"], size["codes"])
 
 
 class Teacher(nn.Module):
     """(q, labels) -> guided logits [B, n, V], those that the filter drops -inf (worker/models/filters.h)."""
 
-    def __init__(self, size, path):
+    def __init__(self, size, path, bf16):
         super().__init__()
-        self.backbone = TeacherBackbone(size, path)
+        self.backbone = TeacherBackbone(size, path, bf16)
         self.classes, self.top_k, self.top_p = size["classes"], size["top_k"], size["top_p"]
 
     def forward(self, q, labels, cfg_scale):
@@ -192,7 +192,7 @@ def check(case):
     read = {path.stem: networks.read_safetensors(path)[0] for path in case.glob("*.safetensors")}
     path = CodePath(size)
     path.load(read["tokenizer"])
-    teacher, guidance, generator = Teacher(size, path), Network(size, path, False), Network(size, path, False)
+    teacher, guidance, generator = Teacher(size, path, False), Network(size, path, False), Network(size, path, False)
     for name, module in {"teacher": teacher, "guidance": guidance, "generator": generator}.items():
         module.load_state_dict(read[name])
     teacher.requires_grad_(False)
@@ -236,7 +236,7 @@ def time_updates(size, bf16, compiled, device):
                 "generator_t_max": 0.98, "cfg_scale": size["cfg_scale"], "sid_alpha": size["sid_alpha"],
                 "clip_norm": 1.0, "beta1": 0.9, "beta2": 0.95, "ema_max": 0.9999}
     path, codebook = CodePath(size), torch.randn(size["codes"], size["channels"])
-    teacher = Teacher(size, path).requires_grad_(False)
+    teacher = Teacher(size, path, bf16).requires_grad_(False)
     guidance = steps.Trained(Network(size, path, bf16), settings, ema=False)
     generator = steps.Trained(Network(size, path, bf16), settings, ema=True)
     posterior_mean = steps.posterior_mean

@@ -98,7 +98,8 @@ class Checks {
  public:
   Checks() {
     for (const std::string_view precision : {kPrecisionFp32, kPrecisionBf16}) {
-      cpu_.emplace_back(precision, Train(RandomTeacher(kTiny), ConfigOf(kTiny, 4, precision), 1));
+      cpu_.emplace_back(precision,
+                        Train(RandomTeacher(kTiny, precision), ConfigOf(kTiny, 4, precision), 1));
     }
   }
 
@@ -107,7 +108,7 @@ class Checks {
     for (const auto& [precision, cpu] : cpu_) {
       const std::string name(precision);
       const RunConfig config = ConfigOf(kTiny, 4, precision);
-      const TeacherBundle teacher = RandomTeacher(kTiny);
+      const TeacherBundle teacher = RandomTeacher(kTiny, precision);
       const Result<Trained> one = Train(teacher, config, 1);
       // Adam's first steps have the size of the rate, whatever the gradient: one near zero may
       // point the other way.
@@ -180,7 +181,7 @@ Result<double> MedianMs(TrainingState& state, const Step& step) {
 
 // One rank, one shard: what a device does between two exchanges.
 Result<boost::json::object> Measure(const Size& size, std::string_view precision) {
-  const TeacherBundle teacher = RandomTeacher(size);
+  const TeacherBundle teacher = RandomTeacher(size, precision);
   const RunConfig config = ConfigOf(size, 1, precision);
   const std::unique_ptr<Collectives> alone = NewLocalCollectives();
   const ParamLayout layout = Network::Layout(SpecFor(config.model, *teacher.teacher));
