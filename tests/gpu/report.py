@@ -68,7 +68,7 @@ def steps_table(report):
                          f"{number(compiled, 1)} | {ratio(compiled, ours)} |")
     if rival:
         lines += ["", f"PyTorch's losses and gradients of small networks are ours but for {max(rival['apart'].values()):.0e} of "
-                  "their size. Its bf16 is autocast; the teacher is fp32 on both sides."]
+                  "their size. Its bf16 is autocast, of the teacher the blocks alone on both sides."]
         lines += [f"torch.compile in {precision}: {line['compile_error']}" for precision, line in beside.items()
                   if "compile_error" in line]
     return lines

@@ -201,7 +201,7 @@ Outcome Regress(const TeacherBundle& teacher, int ranks) {
 }
 
 TEST(SpecForTest, ATrainedNetworkComputesAsTheConfigurationSays) {
-  TeacherBundle teacher = MakeTinyTeacher(5, {1, 2});
+  TeacherBundle teacher = MakeTinyTeacher(5, {1, 3, 7});
   RunConfig config = TinyConfig();
   const PassMode plain = SpecFor(config.model, *teacher.teacher).backbone.mode;
   EXPECT_FALSE(plain.bf16);
