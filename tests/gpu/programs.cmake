@@ -19,6 +19,6 @@ if(DD2_WITH_TORCH)
   add_dependencies(dd2-gpu-steps far_device)
   add_test(NAME gpu_steps.far_device COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/gpu/steps_test.sh
     $<TARGET_FILE_DIR:dd2-gpu-steps>)
-  set_tests_properties(gpu_steps.far_device PROPERTIES LABELS "unit;torch" TIMEOUT 300
+  set_tests_properties(gpu_steps.far_device PROPERTIES LABELS "unit;torch" TIMEOUT 900
     ENVIRONMENT "DD2_DEVICE_LIBRARY=$<TARGET_FILE:far_device>;OMP_NUM_THREADS=1")
 endif()

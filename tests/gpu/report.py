@@ -40,7 +40,14 @@ def table(report):
         lines.append(f"| {name_of(line['case'])} | {number(line['ms'])} | {line['gb'] / line['ms'] * 1e3:.0f} | "
                      f"{line['share']:.0%} | {number(eager)} | {ratio(eager, line['ms'])} | {number(compiled)} | "
                      f"{ratio(compiled, line['ms'])} |")
-    return lines
+    return lines + failures(rival)
+
+
+def failures(lines):
+    """What PyTorch could not do, a line each."""
+    found = {f"* {name.removesuffix('_error')}{' in ' + line['precision'] if 'precision' in line else ''}: {text}"
+             for line in lines for name, text in line.items() if name.endswith("_error")}
+    return ["", *sorted(found)] if found else []
 
 
 # Dense matrix products without sparsity, TFLOP/s: NVIDIA's data sheets (SXM).
@@ -69,8 +76,7 @@ def steps_table(report):
     if rival:
         lines += ["", f"PyTorch's losses and gradients of small networks are ours but for {max(rival['apart'].values()):.0e} of "
                   "their size. Its bf16 is autocast, of the teacher the blocks alone on both sides."]
-        lines += [f"torch.compile in {precision}: {line['compile_error']}" for precision, line in beside.items()
-                  if "compile_error" in line]
+        lines += failures(rival["lines"])
     return lines
 
 

@@ -176,15 +176,18 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = False  # fp32 as ours
     lines = []
     for line in json.loads(report.read_text())["kernels"]:
-        found = {"eager_ms": time_case(line["case"], False), "compiled_ms": None}
-        try:
-            found["compiled_ms"] = time_case(line["case"], True)
-        except Exception as error:  # a compiler that is missing must not cost the rest of the report
-            found["compile_error"] = str(error).splitlines()[0]
+        found = {"eager_ms": None, "compiled_ms": None}
+        for compiled, name in ((False, "eager"), (True, "compiled")):
+            try:
+                found[f"{name}_ms"] = time_case(line["case"], compiled)
+            except Exception as error:  # a compiler that is missing must not cost the rest of the report
+                found[f"{name}_error"] = (str(error).splitlines() or [repr(error)])[0]
         lines.append(found)
         print(line["case"], found, file=sys.stderr, flush=True)
         torch.cuda.empty_cache()
     output.write_text(json.dumps({"torch": torch.__version__, "lines": lines}))
+    if any("eager_error" in line for line in lines):
+        sys.exit("rival: eager PyTorch did not do all kernels")
 
 
 if __name__ == "__main__":

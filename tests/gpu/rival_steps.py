@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "bench"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "bench"))
 
 import networks
 import steps
@@ -265,10 +265,8 @@ def measure(size, device, with_compile):
                 continue
             try:
                 line[mode] = time_updates(size, precision == "bf16", compiled, device)
-            except Exception as error:  # a compiler that is missing must not cost the rest of the report
-                if not compiled:
-                    raise
-                line["compile_error"] = str(error).splitlines()[0]
+            except Exception as error:  # must not cost the rest of the report
+                line[f"{mode}_error"] = (str(error).splitlines() or [repr(error)])[0]
             gc.collect()
             if device == "cuda":
                 torch.cuda.empty_cache()
@@ -291,10 +289,15 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 as ours
     torch.set_default_device(options.device)
     size = json.loads(options.steps.read_text())["size"]
+    # All modules share the compiler's cache of one code object; a frame beyond its limit would run eager in silence.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     lines = measure(size, options.device, not options.eager)
     options.output.write_text(json.dumps({"torch": torch.__version__, "apart": apart, "lines": lines}))
     if bad:
         sys.exit(f"rival_steps: not the updates of dd2: {', '.join(bad)} differ by more than {TOLERANCE}")
+    if any("eager_error" in line for line in lines):
+        sys.exit("rival_steps: eager PyTorch did not do all updates")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ TEST(DeviceUpdate, LargeSlicesInPieces) {
     const auto joined = Join(collectives, std::chrono::seconds(60));
     ASSERT_TRUE(joined);
     ExactUpdater updater(**joined, OneDomain(rank, 2), 2, 2 * slice);
-    const auto values = [&](int of) { return at::arange(slice, at::kFloat) + (of * 0.5); };
+    const auto values = [&](int of) { return at::arange(slice, at::kFloat) + (of * 4096); };
     const Result<at::Tensor> full = updater.Gather(ToDevice(values(rank)));
     ASSERT_TRUE(full);
     EXPECT_EQ(full->device(), ComputeDevice());

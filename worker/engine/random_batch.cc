@@ -33,6 +33,7 @@ at::Tensor DrawOnDevice(const RngKey& key, ShardRange range, std::int64_t draws,
   DD2_CHECK(key.phase < (1U << 16) && key.update < (1ULL << 32) && range.first >= 0 &&
             range.first + range.count <= (std::int64_t{1} << 32));
   at::Tensor out = at::empty({draws, range.count, width}, OnDevice());
+  if (out.numel() == 0) return out;
   const Dd2RandomField field{.seed = key.seed,
                              .phase = key.phase,
                              .use = static_cast<std::uint32_t>(key.use),
