@@ -38,8 +38,8 @@ constexpr double kInceptionBytes = 350e6;
 constexpr double kInceptionBatch = 25;
 constexpr double kDecodedBytes = 3.0 * 160 * 256 * 256 * kFloatBytes;
 constexpr std::int64_t kInceptionFeatures = 2048;
-constexpr std::int64_t kAdmBlock = 250;            // images of a block of statistics
-constexpr std::int64_t kFrechetMatrices = 8;       // two sets' covariances and roots
+constexpr std::int64_t kAdmBlock = 250;       // images of a block of statistics (adm_metrics.h)
+constexpr std::int64_t kFrechetMatrices = 8;  // two sets' covariances and roots
 constexpr std::int64_t kReferenceImages = 10'000;  // ADM's
 
 double D(std::int64_t value) { return static_cast<double>(value); }

@@ -51,7 +51,7 @@ class MemorySnapshots {
   // what was saved any more, `pieces` are as they were. kInvalidArgument: other sizes.
   Status Load(int place, std::span<const std::span<std::byte>> pieces,
               const CopyBytes& copy = CopyOnHost) const;
-  // All of it, for who wants the system to know that it is copied to.
+  // The whole mapping, as long as this object: for pinning it.
   std::span<std::byte> memory() const { return {memory_, size_}; }
 
  private:

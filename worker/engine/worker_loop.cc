@@ -181,7 +181,11 @@ class WorkerLoop {
     steps_.trainer().OnChange([this] {
       saver_.BeforeChange();
       // Whoever passes the exchange of a step that takes one knows that all have the one before.
-      SnapshotIsDue(state_.step + 1) ? snapshots_.Finish() : snapshots_.BeforeChange();
+      if (SnapshotIsDue(state_.step + 1)) {
+        snapshots_.Finish();
+      } else {
+        snapshots_.BeforeChange();
+      }
     });
   }
 
